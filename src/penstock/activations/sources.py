@@ -1,0 +1,216 @@
+"""Where training batches come from: a shuffle buffer over a stream, or a cache passed over many times.
+
+Both mix token by token, keep the sites of a token together, and can be stopped and continued to the bit.
+A stream here is a function that starts the activations of the training text from a given row of tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from penstock.shapes import Acts
+
+SiteActs = Mapping[str, Acts]
+
+
+class Harvest(NamedTuple):
+    """The activations of a few rows of tokens, masked positions left out."""
+
+    acts: dict[str, Tensor]
+    """For each site [tokens, d_in], the same tokens in the same order."""
+    next_row: int
+    """The row of the text that the stream goes on with."""
+
+
+Stream = Callable[[int], Iterator[Harvest]]
+"""Starts a finite stream at a row: the harvests from there to the end of the texts."""
+
+
+class ActivationSource(Protocol):
+    """An endless supply of shuffled batches."""
+
+    passes: float
+    """How often the source has gone over its activations."""
+
+    @property
+    def unique_tokens(self) -> int:
+        """Different activations handed out so far or held."""
+        ...
+
+    def next_batch(self, batch_size: int) -> dict[str, Tensor]:
+        """For each site the next activations [batch_size, d_in]."""
+        ...
+
+    def sample(self, num_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random activations [at most num_tokens, d_in] for each site, without moving on."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs to go on with the same batches."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state()`."""
+        ...
+
+
+class ActivationCache:
+    """All activations in memory; every pass over them is a new permutation."""
+
+    def __init__(self, acts: SiteActs, *, seed: int) -> None:
+        """
+        Args:
+            acts: For each site [tokens, d_in], at least one token.
+            seed: Decides the permutations; a pass's permutation depends on it and the pass's number alone.
+        """
+        self.acts = dict(acts)
+        self.num_tokens = len(next(iter(self.acts.values())))
+        self.seed = seed
+        self.served = 0
+        self._order = self._permutation(0)
+
+    @property
+    def passes(self) -> float:
+        return self.served / self.num_tokens
+
+    @property
+    def unique_tokens(self) -> int:
+        return min(self.served, self.num_tokens)
+
+    def next_batch(self, batch_size: int) -> dict[str, Tensor]:
+        picked: list[Tensor] = []
+        missing = batch_size
+        while missing:
+            at = self.served % self.num_tokens
+            if at == 0:
+                self._order = self._permutation(self.served // self.num_tokens)
+            picked.append(self._order[at : at + missing])
+            self.served += len(picked[-1])
+            missing -= len(picked[-1])
+        rows = torch.cat(picked)
+        return {site: acts[rows] for site, acts in self.acts.items()}
+
+    def sample(self, num_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randperm(self.num_tokens, generator=generator)[:num_tokens]
+        return {site: acts[rows] for site, acts in self.acts.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        return {"served": torch.tensor(self.served)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.served = int(state["served"])
+        self._order = self._permutation(self.served // self.num_tokens)
+
+    def _permutation(self, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        return torch.randperm(self.num_tokens, generator=generator)
+
+
+class ShuffleBuffer:
+    """A window over a stream: batches are drawn at random from it, and it is refilled when half empty."""
+
+    def __init__(self, stream: Stream, *, capacity: int, seed: int) -> None:
+        """
+        Args:
+            stream: Started again from row 0 whenever it ends.
+            capacity: Activations held; the mixing depth.
+            seed: Decides the order.
+        """
+        self.stream = stream
+        self.capacity = capacity
+        self.generator = torch.Generator().manual_seed(seed)
+        self.restarts = 0
+        self.next_row = 0
+        self.drawn_first_pass = 0
+        self._harvests = stream(0)
+        self._harvested_this_pass = 0
+        self._acts: dict[str, Tensor] = {}
+        self._order = torch.empty(0, dtype=torch.long)
+
+    @property
+    def passes(self) -> float:
+        return float(self.restarts + 1)
+
+    @property
+    def unique_tokens(self) -> int:
+        return self.drawn_first_pass
+
+    def next_batch(self, batch_size: int) -> dict[str, Tensor]:
+        if len(self._order) - batch_size < self.capacity // 2:
+            self._refill(max(self.capacity, batch_size))
+        picked, self._order = self._order[:batch_size], self._order[batch_size:]
+        return {site: acts[picked] for site, acts in self._acts.items()}
+
+    def sample(self, num_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if not len(self._order):
+            self._refill(self.capacity)
+        rows = self._order[torch.randperm(len(self._order), generator=generator)[:num_tokens]]
+        return {site: acts[rows] for site, acts in self._acts.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        counters = [self.restarts, self.next_row, self.drawn_first_pass, self._harvested_this_pass]
+        return {
+            "counters": torch.tensor(counters),
+            "generator": self.generator.get_state(),
+            "order": self._order,
+            **{f"acts/{site}": acts for site, acts in self._acts.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        counters = [int(number) for number in state["counters"]]
+        self.restarts, self.next_row, self.drawn_first_pass, self._harvested_this_pass = counters
+        self.generator.set_state(state["generator"])
+        self._order = state["order"]
+        self._acts = {
+            key.removeprefix("acts/"): acts for key, acts in state.items() if key.startswith("acts/")
+        }
+        self._harvests = self.stream(self.next_row)
+
+    def _refill(self, wanted: int) -> None:
+        """Bring the unused activations and fresh ones up to `wanted`, and draw a new order over all."""
+        kept = {site: [acts[self._order]] for site, acts in self._acts.items()}
+        held = len(self._order)
+        while held < wanted:
+            harvest = next(self._harvests, None)
+            if harvest is None:
+                self._start_again()
+                continue
+            for site, acts in harvest.acts.items():
+                kept.setdefault(site, []).append(acts)
+            self.next_row = harvest.next_row
+            fresh = len(next(iter(harvest.acts.values())))
+            self._harvested_this_pass += fresh
+            held += fresh
+            if not self.restarts:
+                self.drawn_first_pass += fresh
+        self._acts = {site: torch.cat(parts) for site, parts in kept.items()}
+        self._order = torch.randperm(held, generator=self.generator)
+
+    def _start_again(self) -> None:
+        if not self._harvested_this_pass:
+            raise ValueError(
+                "The text gave no activations to train on: it has no tokens that count (BOS and padding do "
+                "not). Check data.text, and that its documents are longer than one token."
+            )
+        self.restarts += 1
+        self.next_row = 0
+        self._harvested_this_pass = 0
+        self._harvests = self.stream(0)
+
+
+def measure_scale(samples: Sequence[Tensor]) -> float:
+    """The constant that gives activations unit mean squared norm: 1 / sqrt(E |x|^2).
+
+    Raises:
+        ValueError: the activations are all zero, or contain NaN or infinity.
+    """
+    squares = sum(acts.double().square().sum().item() for acts in samples)
+    mean_square = squares / sum(len(acts) for acts in samples)
+    if not 0 < mean_square < float("inf"):
+        raise ValueError(
+            f"The mean squared norm of the activations is {mean_square}; training needs a finite number above 0. "
+            "Check the site, and model.dtype (float16 overflows in many models: use bfloat16 or float32)."
+        )
+    return mean_square**-0.5

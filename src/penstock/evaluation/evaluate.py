@@ -1,0 +1,187 @@
+"""Splice reconstructions into the language model and sum up what happens, exactly and per sequence.
+
+Two passes over the held-out rows: the first finds the mean activation of every site (needed for mean
+ablation and for FVU's denominator), the second runs every candidate. Positions that do not count (BOS,
+padding) keep their own activation in every spliced run, ablations included, and a prediction counts when
+both its position and its target do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from penstock.language_models.loading import LanguageModel
+from penstock.language_models.tokens import TokenRows
+from penstock.metrics import code_terms, token_terms
+from penstock.saes import SAE
+from penstock.shapes import Acts, Latents, Logits, Mask, SequenceActs, Tokens
+
+
+class Candidate(NamedTuple):
+    """Something that reconstructs a site's activations through a code: an SAE or a control."""
+
+    name: str
+    site: str
+    d_in: int
+    encode: Callable[[Acts], Latents]
+    decode: Callable[[Latents], Acts]
+    decoder_norm: Tensor
+    """Norm of each latent's decoder row [d_sae], for the L1."""
+
+    @classmethod
+    def of(cls, name: str, site: str, sae: SAE) -> "Candidate":
+        """An SAE on raw activations."""
+        return cls(name, site, sae.d_in, sae.encode, sae.decode, sae.W_dec.norm(dim=1))
+
+
+@dataclass
+class Evaluation:
+    """The sums of one candidate."""
+
+    sums: dict[str, Float[Tensor, " sequences"]]
+    """Terms of `penstock.metrics` summed within each sequence, float64."""
+    firing: Int[Tensor, " d_sae"]
+    """Tokens on which each latent fired."""
+    l0_histogram: Int[Tensor, " values"]
+    """Tokens by the number of latents that fired on them."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, rows: TokenRows, candidates: Sequence[Candidate], *, batch_rows: int = 16
+) -> dict[str, Evaluation]:
+    """Measure every candidate on the same tokens.
+
+    Args:
+        model: The language model whose activations are replaced.
+        rows: Held-out rows with the positions that count.
+        candidates: At any of the model's sites, on raw activations.
+        batch_rows: Rows in a forward pass.
+
+    Returns:
+        For each candidate's name its sums.
+
+    Raises:
+        ValueError: a candidate's width is not its site's, or no position counts.
+    """
+    sites = tuple(dict.fromkeys(candidate.site for candidate in candidates))
+    for candidate in candidates:
+        if candidate.d_in != model.d_in(candidate.site):
+            raise ValueError(
+                f"{candidate.name} takes activations of width {candidate.d_in}, but {candidate.site} of {model.name} "
+                f"has width {model.d_in(candidate.site)}. Check that it belongs to this model and site."
+            )
+    if not rows.mask.any():
+        raise ValueError("There is nothing to evaluate on: the mask leaves no position that counts.")
+    means = _site_means(model, rows, sites, batch_rows)
+    parts: dict[str, list[Evaluation]] = {candidate.name: [] for candidate in candidates}
+    batches = list(zip(rows.tokens.split(batch_rows), rows.mask.split(batch_rows), strict=True))
+    for tokens, mask in tqdm(batches, desc="evaluating", unit="batch", disable=None):
+        batch = _Batch(model, tokens, mask, means)
+        for candidate in candidates:
+            parts[candidate.name].append(batch.measure(candidate))
+    return {name: _merged(evaluations) for name, evaluations in parts.items()}
+
+
+class _Batch:
+    """One batch's clean and ablated runs, shared by all candidates."""
+
+    def __init__(self, model: LanguageModel, tokens: Tokens, mask: Mask, means: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.tokens = tokens
+        self.mask = mask.to(model.device)
+        self.means = means
+        self.predicted = self.mask[:, :-1] & self.mask[:, 1:]
+        self.targets = tokens[:, 1:].to(model.device)
+        captured: dict[str, Tensor] = {}
+
+        def keeper(site: str) -> Callable[[SequenceActs], SequenceActs]:
+            def keep(acts: SequenceActs) -> SequenceActs:
+                captured[site] = acts.clone()
+                return acts
+
+            return keep
+
+        logits = model.logits(tokens, {site: keeper(site) for site in means})
+        self.clean = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+        self.acts = captured
+        self.ce_clean = self._cross_entropy(self.clean)
+        self.ablated = {
+            site: {
+                "ce_zero": self._ablated(site, torch.zeros_like(mean)),
+                "ce_mean": self._ablated(site, mean),
+            }
+            for site, mean in means.items()
+        }
+
+    def measure(self, candidate: Candidate) -> Evaluation:
+        """One candidate's sums over this batch."""
+        site = candidate.site
+        x = self.acts[site][self.mask].float()
+        acts = candidate.encode(x)
+        x_hat = candidate.decode(acts)
+        terms = token_terms(x, x_hat, self.means[site]) | code_terms(acts, candidate.decoder_norm)
+        sums = {name: self._by_sequence(values) for name, values in terms.items()}
+
+        spliced = torch.log_softmax(self._logits_with(site, x_hat)[:, :-1].float(), dim=-1)
+        kl = torch.nn.functional.kl_div(spliced, self.clean, log_target=True, reduction="none").sum(dim=-1)
+        sums |= self.ablated[site]
+        sums["ce_tokens"] = self.predicted.sum(dim=1).double()
+        sums["ce_clean"] = self.ce_clean
+        sums["ce_spliced"] = self._cross_entropy(spliced)
+        sums["kl"] = (kl.double() * self.predicted).sum(dim=1)
+
+        fired = acts != 0
+        histogram = torch.bincount(fired.sum(dim=1), minlength=acts.shape[1] + 1)
+        return Evaluation(
+            {name: value.cpu() for name, value in sums.items()}, fired.sum(dim=0).cpu(), histogram.cpu()
+        )
+
+    def _ablated(self, site: str, value: Tensor) -> Tensor:
+        x_hat = value.expand(int(self.mask.sum()), -1)
+        return self._cross_entropy(torch.log_softmax(self._logits_with(site, x_hat)[:, :-1].float(), dim=-1))
+
+    def _logits_with(self, site: str, x_hat: Acts) -> Logits:
+        """Logits when the positions that count get `x_hat` and the others keep what they have."""
+
+        def edit(acts: SequenceActs) -> SequenceActs:
+            replaced = acts.clone()
+            replaced[self.mask.to(acts.device)] = x_hat.to(acts.device, acts.dtype)
+            return replaced
+
+        return self.model.logits(self.tokens, {site: edit})
+
+    def _cross_entropy(self, log_probs: Tensor) -> Float[Tensor, " sequences"]:
+        losses = -log_probs.gather(-1, self.targets[..., None])[..., 0]
+        return (losses.double() * self.predicted).sum(dim=1).cpu()
+
+    def _by_sequence(self, values: Float[Tensor, " batch"]) -> Float[Tensor, " sequences"]:
+        sequence = self.mask.nonzero()[:, 0]
+        return torch.zeros(len(self.mask), dtype=torch.float64, device=values.device).index_add_(
+            0, sequence, values
+        )
+
+
+def _site_means(
+    model: LanguageModel, rows: TokenRows, sites: Sequence[str], batch_rows: int
+) -> dict[str, Float[Tensor, " d_in"]]:
+    """Mean activation [d_in] of each site over the positions that count."""
+    totals: dict[str, Tensor] = {}
+    for tokens, mask in zip(rows.tokens.split(batch_rows), rows.mask.split(batch_rows), strict=True):
+        for site, acts in model.activations(tokens, sites).items():
+            total = acts[mask.to(acts.device)].double().sum(dim=0).to(model.device)
+            totals[site] = totals.get(site, torch.zeros_like(total)) + total
+    return {site: (total / rows.mask.sum().item()).float() for site, total in totals.items()}
+
+
+def _merged(parts: Sequence[Evaluation]) -> Evaluation:
+    return Evaluation(
+        sums={name: torch.cat([part.sums[name] for part in parts]) for name in parts[0].sums},
+        firing=torch.stack([part.firing for part in parts]).sum(dim=0),
+        l0_histogram=torch.stack([part.l0_histogram for part in parts]).sum(dim=0),
+    )

@@ -1,0 +1,73 @@
+"""A record: one SAE's or control's numbers under their published names, ready for JSON."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.evaluation.evaluate import Evaluation
+from penstock.evaluation.statistics import interval, resampled_metrics
+from penstock.metrics import count_quantile, metrics_of
+
+WITH_INTERVALS = ("l0", "delta_ce", "loss_recovered", "fvu", "reconstruction_bias")
+"""The metrics that come with a 95% bootstrap interval."""
+
+DENSE = 0.1
+"""A latent that fires on more than this share of the tokens is dense."""
+
+DENSITY_EDGES = [round(-6 + 0.25 * step, 2) for step in range(25)]
+"""Edges of the density histogram, in log10 of the share of tokens."""
+
+
+def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn sums into a record.
+
+    Args:
+        evaluation: One candidate's sums.
+        weights: Bootstrap weights [resamples, sequences] from `resample_weights`.
+        about: What to say of the candidate beside its numbers; its keys come first.
+
+    Returns:
+        Floats, counts and text; null (None) where a metric is undefined.
+    """
+    total = {name: value.sum() for name, value in evaluation.sums.items()}
+    metrics = {name: _or_none(value.item()) for name, value in metrics_of(total).items()}
+    resampled = resampled_metrics(evaluation.sums, weights)
+    tokens = int(total["tokens"])
+    density = evaluation.firing.double() / tokens
+    warnings = list(about.get("warnings") or [])
+    for metric, ablation in (("loss_recovered", "zero"), ("loss_recovered_mean", "mean")):
+        if metrics[metric] is None:
+            warnings.append(
+                f"{metric} is undefined: {ablation} ablation at this site does not cost the model anything."
+            )
+    return {
+        **about,
+        "tokens_evaluated": tokens,
+        "sequences_evaluated": len(evaluation.sums["tokens"]),
+        **metrics,
+        "l0_median": count_quantile(evaluation.l0_histogram, 0.5),
+        "l0_p5": count_quantile(evaluation.l0_histogram, 0.05),
+        "l0_p95": count_quantile(evaluation.l0_histogram, 0.95),
+        "frac_alive": _or_none((evaluation.firing > 0).double().mean().item()),
+        "frac_dense": _or_none((density > DENSE).double().mean().item()),
+        "intervals": {name: interval(resampled[name]) for name in WITH_INTERVALS},
+        "density_histogram": _density_histogram(density),
+        "warnings": warnings,
+    }
+
+
+def _density_histogram(density: Tensor) -> dict[str, Any]:
+    fired = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
+    counts, _ = torch.histogram(fired, torch.tensor(DENSITY_EDGES, dtype=fired.dtype))
+    return {
+        "log10_edges": DENSITY_EDGES,
+        "counts": [int(count) for count in counts],
+        "never_fired": int((density == 0).sum()),
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

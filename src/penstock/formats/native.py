@@ -1,0 +1,71 @@
+"""penstock's own format: a folder with `cfg.json` and `sae.safetensors`.
+
+cfg.json: {"architecture", "d_in", "d_sae", "dtype", "metadata": {model, site, recipe, ...}}. The tensors have
+the names and shapes of the architecture's parameters; the SAE takes and returns raw activations.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from penstock.saes import ARCHITECTURES, SAE
+
+
+class SAEFileError(ValueError):
+    """A folder does not hold an SAE that can be loaded."""
+
+
+class SavedSAE(NamedTuple):
+    """An SAE from disk and what was noted about it."""
+
+    sae: SAE
+    metadata: dict[str, Any]
+    """Where it belongs and how it was made: `model`, `site`, `recipe`, `name`, ..."""
+
+
+def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write an SAE that works on raw activations; the folder is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = {
+        "architecture": sae.arch,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
+        "metadata": metadata,
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
+
+
+def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
+    """Read an SAE written by `save_sae`.
+
+    Raises:
+        SAEFileError: files are missing, damaged, or do not fit the architecture.
+    """
+    folder = Path(folder)
+    try:
+        cfg = json.loads((folder / "cfg.json").read_text())
+        tensors = safetensors.torch.load_file(folder / "sae.safetensors", device=device)
+    except FileNotFoundError as error:
+        raise SAEFileError(
+            f"{folder} is not an SAE: {Path(error.filename or '').name or error} is missing. Give the folder that "
+            "holds cfg.json and sae.safetensors, e.g. runs/demo/saes/NAME."
+        ) from error
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise SAEFileError(f"The SAE in {folder} is damaged: {error}. Save or copy it again.") from error
+    arch = cfg.get("architecture")
+    if arch not in ARCHITECTURES:
+        raise SAEFileError(
+            f"{folder}/cfg.json names the architecture {arch!r}; known are {', '.join(sorted(ARCHITECTURES))}."
+        )
+    sae = ARCHITECTURES[arch](cfg["d_in"], cfg["d_sae"]).to(device)
+    try:
+        sae.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise SAEFileError(f"{folder}/sae.safetensors does not fit {folder}/cfg.json: {error}") from error
+    return SavedSAE(sae.requires_grad_(False), cfg.get("metadata", {}))

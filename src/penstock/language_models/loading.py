@@ -1,0 +1,296 @@
+"""`LanguageModel`: any causal language model of Hugging Face `transformers`, to read and to edit."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from penstock.language_models.hooks import Edit, captured, spliced
+from penstock.language_models.sites import Site, find_site, named_sites
+from penstock.shapes import Logits, SequenceActs, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+"""The language model that comes with the package, under the name "embedded"."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_ALLOWED = 'a model is "embedded", a local folder, or a name on the Hugging Face Hub such as "gpt2"'
+
+# What a local folder must hold: at least one file for each.
+_FILES = {
+    "config": ("config.json",),
+    "weights": ("*.safetensors", "pytorch_model*.bin"),
+    "tokenizer": ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken"),
+}
+
+# Where the configs of different families keep the number of positions a model takes.
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+
+
+class LanguageModel:
+    """A causal language model in evaluation mode whose activations can be read and replaced by site.
+
+    Rows of tokens may be padded on the right. No attention mask is passed: in a causal model no position
+    sees what comes after it, so the padding changes nothing before it.
+    """
+
+    name: str
+    """As given to `load`."""
+    module: "PreTrainedModel"
+    """The Hugging Face model; its parameters take no gradients."""
+    tokenizer: "PreTrainedTokenizerBase"
+    """Its Hugging Face tokenizer."""
+    context: int
+    """The most positions the model takes. Where its config does not say, the tokenizer's
+    `model_max_length`, which is 10^30 in models without a limit."""
+    num_layers: int
+    vocab_size: int
+    sites: dict[str, Site]
+    """The named sites (see `penstock.language_models.sites`); any module's path works besides."""
+
+    def __init__(self, module: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+        text_config = module.config.get_text_config()
+        self.name = name
+        self.module = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.context = _context(text_config, tokenizer)
+        self.num_layers = text_config.num_hidden_layers
+        self.vocab_size = text_config.vocab_size
+        self.sites = named_sites(module.config.model_type, self.num_layers)
+        self._widths: dict[str, int] = {}
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        device_map: str | Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "LanguageModel":
+        """Load a model and its tokenizer.
+
+        Args:
+            name_or_path: "embedded" for the model in the package, a local folder, or a name on the Hub.
+            dtype: "float32", "bfloat16" or "float16".
+            device: Where the model goes: "cpu", "cuda", "cuda:1", ...; not together with `device_map`.
+            device_map: Spreads a model over several devices ("auto", or module paths to devices);
+                needs the package `accelerate`.
+            revision: Branch, tag or commit on the Hub.
+            trust_remote_code: Whether code that comes with the weights may run on this machine.
+
+        Raises:
+            FileNotFoundError: no such folder, or files are missing from it.
+            ValueError: unknown dtype, no such device, no such model, no causal language model, or weights
+                missing from the checkpoint.
+        """
+        name = str(name_or_path)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+        if device_map is not None and str(device) != "cpu":
+            raise ValueError(
+                f"device_map ({device_map!r}) places the model, so device ({device!r}) has no effect. "
+                f"Give one of them."
+            )
+        _check_device(device)
+        source = _source(name)
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        module, tokenizer = _from_pretrained(name, source, options, DTYPES[dtype], device_map)
+        return cls(module if device_map is not None else module.to(device), tokenizer, name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in: the device of the embedding."""
+        return next(self.module.get_input_embeddings().parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the model and of its activations."""
+        return self.module.dtype
+
+    @property
+    def site_names(self) -> list[str]:
+        """The named sites, layer by layer in the order in which they are computed."""
+        return list(self.sites)
+
+    def d_in(self, site: str) -> int:
+        """The width of the activation at a site.
+
+        Raises:
+            ValueError: the model has no such site.
+        """
+        if site not in self._widths:
+            token = torch.zeros(1, 1, dtype=torch.long)
+            self._widths[site] = self.activations(token, [site])[site].shape[-1]
+        return self._widths[site]
+
+    @torch.no_grad()
+    def activations(self, tokens: Tokens, sites: Sequence[str]) -> dict[str, SequenceActs]:
+        """Activations at some sites; the forward pass stops after the deepest of them.
+
+        Args:
+            tokens: Rows of token ids, on any device.
+            sites: Names or module paths.
+
+        Returns:
+            The activations by site, in the order of `sites`, each in the dtype and on the device in which
+            the model computed it.
+
+        Raises:
+            ValueError: unknown site, a site without one activation per token, or tokens that the model
+                does not take.
+        """
+        if isinstance(sites, str) or not sites:
+            raise ValueError(f"sites must list at least one site, got {sites!r}.")
+        places = self._places(sites)
+        with captured(self.module, places, _shape(tokens)) as found:
+            self._forward(tokens)
+        return {site: found[site] for site in places}
+
+    def logits(self, tokens: Tokens, edits: Mapping[str, Edit] | None = None) -> Logits:
+        """The model's logits, with the activations at some sites replaced on the way.
+
+        Gradients are recorded only where an edit returns something that needs them.
+
+        Args:
+            tokens: Rows of token ids, on any device.
+            edits: For each site a function that gets the activation [sequences, positions, d_in] and
+                returns its replacement in the same shape. What it returns is cast to the model's dtype and
+                device. It must not change its argument in place.
+
+        Returns:
+            Logits over the vocabulary for the token that follows each position.
+
+        Raises:
+            ValueError: as for `activations`, or an edit returns another shape or no floating point.
+        """
+        edits = edits or {}
+        with spliced(self.module, self._places(edits), edits, _shape(tokens)):
+            return self._forward(tokens)
+
+    def _places(self, sites: Sequence[str] | Mapping[str, Edit]) -> dict[str, Site]:
+        return {site: find_site(site, self.sites, self.module) for site in sites}
+
+    def _forward(self, tokens: Tokens) -> Logits:
+        if tokens.shape[1] > self.context:
+            raise ValueError(
+                f"The rows have {tokens.shape[1]} tokens, but {self.name!r} takes at most {self.context}. "
+                f"Tokenise with a context of {self.context} or less."
+            )
+        if tokens.numel() == 0 or not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            raise ValueError(
+                f"{self.name!r} takes token ids from 0 to {self.vocab_size - 1}, "
+                + (f"got {int(tokens.min())} to {int(tokens.max())}." if tokens.numel() else "got no tokens.")
+                + " Tokenise with the model's own tokenizer."
+            )
+        return self.module(input_ids=tokens.to(self.device), use_cache=False).logits
+
+
+def _shape(tokens: Tokens) -> tuple[int, int]:
+    return tokens.shape[0], tokens.shape[1]
+
+
+def _context(text_config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    limits = [getattr(text_config, key, None) for key in _CONTEXT_KEYS]
+    return next((int(limit) for limit in limits if limit), int(tokenizer.model_max_length))
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    # A torch built without CUDA asserts.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
+
+
+def _source(name: str) -> str:
+    """What to hand to `transformers`: a complete local folder, or a name on the Hub."""
+    folder = EMBEDDED_FOLDER if name == "embedded" else Path(name).expanduser()
+    if not folder.is_dir():
+        if name == "embedded" or name.startswith((".", "~")) or folder.is_absolute() or folder.exists():
+            raise FileNotFoundError(
+                f"No folder {str(folder)!r}, asked for as language model {name!r}; {_ALLOWED}."
+            )
+        return name
+    files = [path.name for path in folder.iterdir()]
+    missing = [
+        f"{what} ({' or '.join(patterns)})"
+        for what, patterns in _FILES.items()
+        if not any(fnmatch(file, pattern) for file in files for pattern in patterns)
+    ]
+    if missing and name == "embedded":
+        raise FileNotFoundError(
+            f"The embedded language model is not in this installation: {str(folder)!r} has no "
+            f"{', no '.join(missing)}. Reinstall penstock, train the model with tools/train_embedded_lm.py, "
+            f"or choose another; {_ALLOWED}."
+        )
+    if missing:
+        raise FileNotFoundError(
+            f"The folder of language model {name!r} has no {', no '.join(missing)}; {_ALLOWED}."
+        )
+    return str(folder)
+
+
+def _from_pretrained(
+    name: str,
+    source: str,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    device_map: str | Mapping[str, Any] | None,
+) -> tuple[Any, "PreTrainedTokenizerBase"]:
+    """Model and tokenizer from `transformers`, with what goes wrong in it told in one sentence of ours."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        _check_is_causal(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        _check_makes_tokens(tokenizer)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, device_map=device_map, output_loading_info=True, **options
+        )
+        module, report = loaded
+        _check_is_complete(report["missing_keys"])
+    # Damaged files come as plain Exception from tokenizers and as others from safetensors.
+    except Exception as error:
+        raise ValueError(f"Cannot load the language model {name!r}: {error}\n({_ALLOWED})") from error
+    return module, tokenizer
+
+
+def _check_is_causal(config: "PretrainedConfig") -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    brings_code = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    is_known = (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder and not config.is_encoder_decoder
+    )
+    if not is_known and not brings_code:
+        raise ValueError(
+            f"it is a {config.model_type!r} model, not a causal language model (one that reads from left to "
+            f"right, such as GPT-2 or Llama)."
+        )
+
+
+def _check_makes_tokens(tokenizer: "PreTrainedTokenizerBase") -> None:
+    # Where its files are missing, transformers may hand out a tokenizer without a vocabulary.
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:
+        raise ValueError(
+            "its tokenizer makes no tokens of text; the tokenizer's files are missing or damaged."
+        )
+
+
+def _check_is_complete(missing_keys: Iterable[str]) -> None:
+    missing = sorted(missing_keys)
+    if missing:
+        raise ValueError(
+            f"the checkpoint lacks {len(missing)} weights, which would be left random "
+            f"({', '.join(missing[:3])}). Is it the checkpoint of a causal language model, head included?"
+        )

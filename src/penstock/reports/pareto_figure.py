@@ -1,0 +1,248 @@
+"""The Pareto figure of a run as PNG and SVG, for papers and READMEs; needs the optional extra `plots`."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from penstock.reports import wording
+from penstock.reports.arms import COLORS, CONTROLS, SHAPES, Arm, arm_index, find_arms, is_control
+from penstock.reports.records_csv import write_records_csv
+from penstock.reports.run_data import RunData, read_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+PANELS = {
+    "loss_recovered": "Loss recovered",
+    "delta_ce": "Delta CE (nats per token)",
+    "fvu": "Fraction of variance unexplained",
+    "reconstruction_bias": "Reconstruction bias γ",
+}
+
+_MARKERS = {
+    **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D"},
+    **{"down": "v", "hexagon": "h", "star": "*"},
+}
+_DASHES = ("-", "--", ":", "-.")
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f95",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e6e3dc",
+    "xtick.color": "#4a5057",
+    "ytick.color": "#4a5057",
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    # Fixed, so that the same records always give the same bytes and the SVG can be committed.
+    "svg.hashsalt": "penstock",
+    "svg.fonttype": "path",
+}
+
+
+class PlotsNotInstalled(ImportError):
+    """matplotlib, which draws the figure, is not installed."""
+
+
+class ParetoFiles(NamedTuple):
+    """Paths of the files that `write_pareto_figure` wrote."""
+
+    png: Path
+    svg: Path
+    csv: Path
+
+
+def write_pareto_figure(run_dir: Path) -> ParetoFiles:
+    """Writes `pareto.csv`, `pareto.png` and `pareto.svg` into a run directory and returns their paths.
+
+    The CSV comes first and needs no plotting library, so it is there even if PlotsNotInstalled is raised.
+
+    Raises:
+        FileNotFoundError: no records.jsonl; names the command that makes it.
+        PlotsNotInstalled: matplotlib is missing; names the extra to install.
+    """
+    csv = write_records_csv(run_dir)
+    try:
+        import matplotlib
+        import matplotlib.style
+    except ImportError as error:
+        raise PlotsNotInstalled(
+            "pareto.png and pareto.svg are drawn by matplotlib, which is not installed: "
+            "pip install 'penstock[plots]'. report.html and pareto.csv do not need it."
+        ) from error
+    png, svg = run_dir / "pareto.png", run_dir / "pareto.svg"
+    # "default" first: a reader's own matplotlibrc must not change the figure.
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = _draw(read_run(run_dir))
+        figure.savefig(png, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return ParetoFiles(png, svg, csv)
+
+
+def _draw(run: RunData) -> "Figure":
+    """One site fills a 2 by 2 grid; several sites take a row each."""
+    from matplotlib.figure import Figure
+
+    sites = list(dict.fromkeys(str(record.get("site")) for record in run.records))
+    arms = find_arms(run.records)
+    rows, columns = (2, 2) if len(sites) == 1 else (len(sites), len(PANELS))
+    size = (7.2, 6.3) if len(sites) == 1 else (12.5, 2.7 * rows + 1.1)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.09, w_pad=0.09)  # type: ignore[union-attr]
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row, site in enumerate(sites):
+        records = [record for record in run.records if str(record.get("site")) == site]
+        panels = axes.flat if len(sites) == 1 else axes[row]
+        for ax, (metric, title) in zip(panels, PANELS.items(), strict=True):
+            if row == 0:
+                ax.set_title(title)
+            _draw_panel(ax, records, arms, metric)
+        if len(sites) > 1:
+            axes[row][0].set_ylabel(site, fontsize=7.5, parse_math=False)
+    figure.suptitle(_title(run, sites), x=0.015, ha="left", fontsize=8.5, parse_math=False)
+    handles = [_arm_handle(arm) for arm in arms]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, max(1, len(handles))))
+    return figure
+
+
+def _draw_panel(ax: "Axes", records: Sequence[dict[str, Any]], arms: Sequence[Arm], metric: str) -> None:
+    saes = [
+        record
+        for record in records
+        if not is_control(record) and record.get(metric) is not None and (record.get("l0") or 0) > 0
+    ]
+    ax.set_xlabel("L0, firing latents per token")
+    if not saes:
+        ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes, color="#5c636b")
+        return
+    for seed_records in _lines(saes, arms):
+        arm = arms[arm_index(seed_records[0], arms) or 0]
+        color = COLORS[arm.slot % len(COLORS)]
+        x, y = [r["l0"] for r in seed_records], [r[metric] for r in seed_records]
+        ax.plot(x, y, _DASHES[arm.variant % len(_DASHES)], color=color, linewidth=1, alpha=0.55)
+        ax.errorbar(
+            x,
+            y,
+            xerr=_error_bars(seed_records, "l0"),
+            yerr=_error_bars(seed_records, metric),
+            fmt=_MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+            color=color,
+            markersize=4.5,
+            markerfacecolor=color if arm.variant % 2 == 0 else "white",
+            elinewidth=1,
+        )
+    if metric == "reconstruction_bias":
+        ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+    _set_scales(ax, saes, metric)
+    _draw_levels(ax, records, metric)
+
+
+def _set_scales(ax: "Axes", saes: Sequence[dict[str, Any]], metric: str) -> None:
+    from matplotlib.axis import Axis
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    values = [record[metric] for record in saes]
+    low, high = min(values), max(values)
+    log_axes: list[Axis] = [ax.xaxis]
+    ax.set_xscale("log")
+    if metric != "reconstruction_bias" and low > 0 and high / low > 6:
+        ax.set_yscale("log")
+        log_axes.append(ax.yaxis)
+    for axis in log_axes:
+        ends = axis.get_view_interval()
+        octaves = math.log2(ends[1] / ends[0])
+        if axis is ax.xaxis and 2 <= octaves <= 8:
+            # 4, 8, 16, ...: the steps in which sparsity is usually swept.
+            axis.set_major_locator(LogLocator(base=2))
+            axis.set_minor_locator(NullLocator())
+        else:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if octaves < 7 else (1.0,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _draw_levels(ax: "Axes", records: Sequence[dict[str, Any]], metric: str) -> None:
+    """Controls without components as dashed levels, where they lie on the scale the SAEs need."""
+    low, high = ax.get_ylim()
+    middle = 0.5 * (low + high)
+    for record in records:
+        value = record.get(metric)
+        if not is_control(record) or record["arch"] == "pca" or value is None or not low <= value <= high:
+            continue
+        if metric == "reconstruction_bias" and abs(value - 1) < 1e-6:
+            continue
+        ax.axhline(value, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+        ax.annotate(
+            CONTROLS[record["arch"]],
+            # Curves of quality rise to the right: the upper left and lower right corners are free.
+            (0.01, value) if value > middle else (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -2 if value > middle else 2),
+            textcoords="offset points",
+            ha="left" if value > middle else "right",
+            va="top" if value > middle else "bottom",
+            fontsize=7.5,
+            color="#5c636b",
+        )
+    ax.set_ylim(low, high)
+
+
+def _lines(saes: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[list[dict[str, Any]]]:
+    """Records of one arm and seed together, in the order of L0; arms in their own order."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for record in sorted(saes, key=lambda record: record["l0"]):
+        groups.setdefault((arm_index(record, arms) or 0, str(record.get("seed"))), []).append(record)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _error_bars(records: Sequence[dict[str, Any]], metric: str) -> list[list[float]]:
+    """Distances below and above each point; 0 where no interval is recorded."""
+    below, above = [], []
+    for record in records:
+        low, high = (record.get("intervals") or {}).get(metric) or (record[metric], record[metric])
+        # A bootstrap interval need not hold the point itself; a bar cannot have negative length.
+        below.append(max(0.0, record[metric] - low))
+        above.append(max(0.0, high - record[metric]))
+    return [below, above]
+
+
+def _title(run: RunData, sites: Sequence[str]) -> str:
+    """Model and site, then the headline of each comparison, wrapped."""
+    import textwrap
+
+    width = 104 if len(sites) == 1 else 180
+    model = next((str(record["model"]) for record in run.records if record.get("model")), "a language model")
+    # A name may hold line breaks of any kind; the title is one line.
+    lines = [" ".join(f"Sparse autoencoders on {wording.model_words(model)}, {', '.join(sites)}".split())]
+    for comparison in wording.comparisons(run, find_arms(run.records)):
+        prefix = f"{comparison.site}: " if len(sites) > 1 else ""
+        lines += textwrap.wrap(prefix + comparison.sentence, width)
+    return "\n".join(lines)
+
+
+def _arm_handle(arm: Arm) -> "Line2D":
+    from matplotlib.lines import Line2D
+
+    color = COLORS[arm.slot % len(COLORS)]
+    return Line2D(
+        [],
+        [],
+        color=color,
+        linestyle=_DASHES[arm.variant % len(_DASHES)],
+        marker=_MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+        markerfacecolor=color if arm.variant % 2 == 0 else "white",
+        linewidth=1,
+        markersize=5,
+        label=arm.label,
+    )

@@ -1,0 +1,34 @@
+"""JumpReLU SAE: a latent passes its pre-activation unchanged above its own threshold, and nothing below.
+
+Source: Rajamanoharan et al. 2024, "Jumping Ahead", https://arxiv.org/abs/2407.14435. It is the form a Gated
+SAE takes for inference (`GatedSAE.to_jumprelu`): acts = p * 1[p > threshold], p = (x - b_dec) W_enc + b_enc,
+with threshold >= 0.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from penstock.saes.base import SAE
+from penstock.shapes import Acts, Latents
+
+
+class JumpReLUSAE(SAE):
+    """The gate of a Gated SAE, written as one threshold per latent."""
+
+    arch: ClassVar[str] = "jumprelu"
+    scaled_by_decoder_norm: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        """All zeros: a form to load or convert into."""
+        super().__init__()
+        self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.threshold = nn.Parameter(torch.zeros(d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    def encode(self, x: Acts) -> Latents:
+        pre_acts = (x - self.b_dec) @ self.W_enc + self.b_enc
+        return pre_acts * (pre_acts > self.threshold)

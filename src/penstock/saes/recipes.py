@@ -1,0 +1,51 @@
+"""Training recipes: what the penalty weighs, which norms are free, where the decoder is frozen.
+
+Sources: `paper` is Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 3.2. The two
+`norm_weighted` forms follow the authors' reply on how to combine Gated SAEs with a penalty weighted by
+decoder norms (Anthropic, Circuits Updates April 2024): unfreeze the decoder in the auxiliary task, or
+stop the gradient of the norms in the penalty, but not one without the other.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+GradientFlow = Literal["trained", "frozen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How an SAE's loss treats its decoder. Build your own, or take one of RECIPES by name."""
+
+    decoder_norm: Literal["unit", "free"]
+    """`unit`: rows are projected and renormalised at every step, the penalty is a plain L1.
+    `free`: rows have any norm, and the penalty weighs each latent by the norm of its row."""
+    auxiliary_decoder: GradientFlow
+    """Whether the auxiliary task of a Gated SAE trains W_dec and b_dec."""
+    penalty_norm: GradientFlow | None = None
+    """Whether the norms in the penalty pass a gradient into W_dec; None when decoder_norm is `unit`."""
+
+    def __post_init__(self) -> None:
+        if self.decoder_norm == "unit" and self.penalty_norm is not None:
+            raise ValueError(
+                f"penalty_norm={self.penalty_norm!r} has no effect with decoder_norm='unit': the penalty "
+                "is a plain L1 there. Leave penalty_norm out, or set decoder_norm='free'."
+            )
+        if self.decoder_norm == "free" and self.penalty_norm is None:
+            raise ValueError(
+                "decoder_norm='free' needs a penalty weighted by the norms, or the decoder grows to evade "
+                "it. Set penalty_norm to 'trained' or 'frozen' (the same as auxiliary_decoder)."
+            )
+        if self.decoder_norm == "free" and self.auxiliary_decoder != self.penalty_norm:
+            raise ValueError(
+                f"auxiliary_decoder={self.auxiliary_decoder!r} with penalty_norm={self.penalty_norm!r} is the "
+                "inconsistent mixture that the paper's authors warn against (dead latents, encoders that "
+                "shrink while the decoder grows). Give both the same value: 'trained' is the recipe "
+                "'norm_weighted', 'frozen' is 'norm_weighted_frozen'."
+            )
+
+
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(decoder_norm="unit", auxiliary_decoder="frozen"),
+    "norm_weighted": Recipe(decoder_norm="free", auxiliary_decoder="trained", penalty_norm="trained"),
+    "norm_weighted_frozen": Recipe(decoder_norm="free", auxiliary_decoder="frozen", penalty_norm="frozen"),
+}

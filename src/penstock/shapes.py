@@ -1,0 +1,23 @@
+"""Axis names and tensor aliases used in every signature of the library.
+
+batch      activations in one batch (tokens; documents are already flattened)
+d_in       width of the activation read from the language model
+d_sae      number of latents, i.e. width of the dictionary
+sequences, positions   rows of tokens and the tokens in a row
+vocab      size of the language model's vocabulary
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Acts = Float[Tensor, "batch d_in"]
+Latents = Float[Tensor, "batch d_sae"]
+Scalar = Float[Tensor, ""]
+
+PerLatent = Float[Tensor, " d_sae"]
+PerInput = Float[Tensor, " d_in"]
+
+Tokens = Int[Tensor, "sequences positions"]
+Mask = Bool[Tensor, "sequences positions"]
+SequenceActs = Float[Tensor, "sequences positions d_in"]
+Logits = Float[Tensor, "sequences positions vocab"]

@@ -1,0 +1,152 @@
+"""How many firing latents two arms need for the same quality: the paper's "half as many" as a ratio.
+
+Along an arm log L0 is close to linear in log(1 - loss recovered), so it is interpolated in these
+coordinates, for each seed on its own, and averaged over seeds. Nothing is extrapolated: the arms are
+compared over the quality that both reach.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from penstock.evaluation.statistics import LEVEL
+
+GRID = 5
+"""Qualities, evenly spaced in log(1 - loss recovered), at which the arms are compared."""
+
+Floats = np.ndarray
+
+
+class Point(NamedTuple):
+    """One SAE: its metrics on all tokens (first entry) and on every bootstrap resample (the others)."""
+
+    arch: str
+    recipe: str
+    site: str
+    d_sae: int
+    seed: int
+    l0: Floats
+    loss_recovered: Floats
+
+
+class _Arm(NamedTuple):
+    arch: str
+    recipe: str
+    d_sae: int
+
+
+def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "relu") -> list[dict[str, Any]]:
+    """Compare two architectures at every site, for every recipe and width they were trained with.
+
+    Returns:
+        For each pair of arms: site, names, `ratio` of L0 arm / baseline averaged (geometrically) over the
+        quality that both reach, its bootstrap `interval`, the `overlap` in loss recovered, and a `grid` of
+        single values. `ratio` is None with a `reason` where the arms cannot be compared.
+    """
+    by_site: dict[str, dict[_Arm, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for point in points:
+        by_site[point.site][_Arm(point.arch, point.recipe, point.d_sae)].append(point)
+    return [
+        {
+            "site": site,
+            "arm": one.arch,
+            "arm_recipe": one.recipe,
+            "arm_d_sae": one.d_sae,
+            "baseline": other.arch,
+            "baseline_recipe": other.recipe,
+            "baseline_d_sae": other.d_sae,
+            "metric": "loss_recovered",
+            **_ratio(arms[one], arms[other]),
+        }
+        for site, arms in by_site.items()
+        for one in arms
+        for other in arms
+        if one.arch == arm and other.arch == baseline
+    ]
+
+
+def _ratio(arm: list[Point], baseline: list[Point]) -> dict[str, Any]:
+    empty = {"ratio": None, "interval": None, "overlap": None, "grid": []}
+    curves = _curves(arm), _curves(baseline)
+    if min(len(curve.l0) for curves_of_arm in curves for curve in curves_of_arm) < 2:
+        return empty | {"reason": "each arm needs at least two SAEs with a defined loss recovered per seed."}
+    every = [*curves[0], *curves[1]]
+    low = max(curve.quality[:, 0].min() for curve in every)
+    high = min(curve.quality[:, 0].max() for curve in every)
+    if not low < high:
+        return empty | {
+            "reason": "the arms reach no loss recovered in common; train more values of L0 so that they overlap."
+        }
+    grid = np.linspace(low, high, GRID)
+    log_l0 = [np.mean([curve.at(grid) for curve in curves_of_arm], axis=0) for curves_of_arm in curves]
+    log_ratio = log_l0[0] - log_l0[1]
+    return {
+        "ratio": float(np.exp(log_ratio[:, 0].mean())),
+        "interval": _interval(np.exp(log_ratio.mean(axis=0))[1:]),
+        "overlap": [1 - float(np.exp(-low)), 1 - float(np.exp(-high))],
+        "grid": [
+            {
+                "value": 1 - float(np.exp(-quality)),
+                "l0_arm": float(np.exp(log_l0[0][index, 0])),
+                "l0_baseline": float(np.exp(log_l0[1][index, 0])),
+                "ratio": float(np.exp(log_ratio[index, 0])),
+                "interval": _interval(np.exp(log_ratio[index, 1:])),
+            }
+            for index, quality in enumerate(grid)
+        ],
+        "reason": None,
+    }
+
+
+class _Curve(NamedTuple):
+    """One seed of an arm, sorted by quality = -log(1 - loss recovered); [points, 1 + resamples]."""
+
+    quality: Floats
+    l0: Floats
+
+    def at(self, grid: Floats) -> Floats:
+        """log L0 at the given qualities [grid, 1 + resamples], linear between (and beyond) the points."""
+        result = np.empty((len(grid), self.quality.shape[1]))
+        for column in range(self.quality.shape[1]):
+            order = np.argsort(self.quality[:, column])
+            quality, log_l0 = self.quality[order, column], np.log(self.l0[order, column])
+            # A resample may end just short of the grid, which was laid out for all tokens: go on straight.
+            segment = np.clip(np.searchsorted(quality, grid) - 1, 0, len(quality) - 2)
+            run = np.maximum(quality[segment + 1] - quality[segment], 1e-12)
+            slope = (log_l0[segment + 1] - log_l0[segment]) / run
+            result[:, column] = log_l0[segment] + slope * (grid - quality[segment])
+        return result
+
+
+def _curves(points: list[Point]) -> list[_Curve]:
+    by_seed: dict[int, list[Point]] = defaultdict(list)
+    for point in points:
+        lost = 1 - point.loss_recovered
+        if np.isfinite(lost).all() and (lost > 0).all() and (point.l0 > 0).all():
+            by_seed[point.seed].append(point)
+    curves = []
+    for seed_points in by_seed.values():
+        ordered = sorted(seed_points, key=lambda point: point.loss_recovered[0])
+        quality = np.stack([-np.log(1 - point.loss_recovered) for point in ordered])
+        curves.append(_Curve(quality, np.stack([point.l0 for point in ordered])))
+    return curves or [_Curve(np.empty((0, 1)), np.empty((0, 1)))]
+
+
+def _interval(values: Floats) -> list[float]:
+    tail = (1 - LEVEL) / 2
+    return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
+
+
+def warnings_of(records: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the whole sweep should know beyond the single records."""
+    found = [
+        f"{c['site']}: {c['arm']} and {c['baseline']} cannot be compared: {c['reason']}"
+        for c in comparisons
+        if c["reason"]
+    ]
+    lengths = {record["tokens_trained"] for record in records if record.get("tokens_trained")}
+    if len(lengths) > 1:
+        found.append("SAEs were trained on different numbers of tokens; compare only those with the same.")
+    return found

@@ -1,0 +1,337 @@
+"""Settings of a run: frozen dataclasses that only state and check. `resolve.py` fills what is left open.
+
+Fields that are None are decided when the run starts and written back, so that the `config.json` of a run
+holds every number that was used. Sizes are in tokens unless the name says otherwise.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import cattrs
+
+from penstock.saes import RECIPES, TRAINABLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    model: str = "embedded"
+    """`embedded`, a local folder, or a name on the Hugging Face Hub."""
+    dtype: str = "float32"
+    """Precision of the language model; SAEs always train in float32."""
+    device: str = "cpu"
+    """Where the language model and the SAEs live: cpu, cuda, cuda:1, mps."""
+    device_map: str | None = None
+    """Passed to transformers to spread a large model, e.g. `auto`; SAEs stay on `device`."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only for sources you trust."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    text: str = "embedded"
+    """`embedded` (the standard library's source), a .txt/.jsonl/.parquet file or folder, or datasets:NAME."""
+    text_field: str | None = None
+    """Column of the text in .jsonl, .parquet and datasets; `text` if left open."""
+    packing: Literal["packed", "truncated"] = "packed"
+    """Documents joined with a BOS between them, or one row per document cut at `context`."""
+    context: int | None = None
+    """Tokens in a row, BOS included; the model's maximum up to 1,024 if left open."""
+    tokens: int = 20_000_000
+    """Activations to train each SAE on, all passes together."""
+    cache_tokens: int | None = None
+    """Harvest this many activations once, keep them in memory and pass over them as often as `tokens` asks.
+    None streams: every activation is fresh until the texts end."""
+    buffer_tokens: int | None = None
+    """Activations in the shuffle buffer when streaming (2^18 if left open); mixed token by token."""
+    model_batch_rows: int = 32
+    """Rows in one forward pass of the language model."""
+    shuffle_seed: int = 0
+    """Decides the order of the activations."""
+
+    def __post_init__(self) -> None:
+        _at_least("tokens", self.tokens, 1)
+        _at_least("model_batch_rows", self.model_batch_rows, 1)
+        if self.context is not None:
+            _at_least("context", self.context, 2)
+        if self.cache_tokens is not None:
+            _at_least("cache_tokens", self.cache_tokens, 1)
+            if self.buffer_tokens is not None:
+                raise ValueError(
+                    f"buffer_tokens={self.buffer_tokens} has no effect with cache_tokens="
+                    f"{self.cache_tokens}: a cache is shuffled as a whole. Leave one of them out."
+                )
+            if self.cache_tokens > self.tokens:
+                raise ValueError(
+                    f"cache_tokens={self.cache_tokens} is more than tokens={self.tokens}, so part of "
+                    "the cache would never be used. Lower cache_tokens or raise tokens."
+                )
+        if self.buffer_tokens is not None:
+            _at_least("buffer_tokens", self.buffer_tokens, 2)
+        if self.text == "embedded" and self.text_field is not None:
+            raise ValueError(
+                f"text_field={self.text_field!r} has no effect with text='embedded', which has no "
+                "columns. Leave it out, or name your own text."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    batch_size: int = 4096
+    """Activations in a step."""
+    beta2: float = 0.999
+    """Adam's second-moment decay."""
+    warmup_share: float = 0.05
+    """Share of the steps over which the learning rate rises linearly."""
+    decay_share: float = 0.2
+    """Share of the steps at the end over which it falls linearly to zero; 0 for none."""
+    sparsity_warmup_share: float = 0.05
+    """Share of the steps over which the sparsity coefficient rises linearly; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        for name, low, high in (
+            ("beta2", 0.0, 0.999999),
+            ("warmup_share", 0.0, 0.9),
+            ("decay_share", 0.0, 0.9),
+            ("sparsity_warmup_share", 0.0, 0.9),
+        ):
+            _between(f"{name}", getattr(self, name), low, high)
+        if self.warmup_share + self.decay_share > 1:
+            raise ValueError(
+                f"warmup_share={self.warmup_share} and decay_share={self.decay_share} overlap: "
+                "together they may be at most 1. Lower one of them."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplingConfig:
+    """Resampling of dead latents, after Bricken et al. 2023 with the paper's dip of the learning rate."""
+
+    unit: Literal["share", "steps", "tokens"] = "share"
+    """What the `resample_at` of the SAEs counts in: share of the run, steps, or tokens."""
+    window_tokens: int | None = None
+    """A latent that has not fired on this many tokens counts as dead; 1/16 of the run if left open."""
+    inputs: int = 819_200
+    """Activations whose loss decides which of them become new latents (fewer if the source holds fewer)."""
+    encoder_scale: float = 0.2
+    """Norm of a resampled encoder vector, relative to the mean over the living ones."""
+    lr_dip: float = 0.1
+    """Factor on the learning rate right after resampling, which then rises back along a cosine."""
+    lr_dip_steps: int | None = None
+    """Steps of that rise; 1,000, or 1/16 of the run if that is shorter."""
+
+    def __post_init__(self) -> None:
+        _at_least("inputs", self.inputs, 1)
+        if not 0 < self.lr_dip <= 1:
+            raise ValueError(f"resampling.lr_dip={self.lr_dip} is out of range: allowed is above 0, up to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig:
+    """One SAE of a run. Give exactly one of `sparsity_coef` and `target_l0`; the rest has defaults.
+
+    What is left open is decided by the recipe and by the learning-rate rule when the run starts.
+    """
+
+    arch: str
+    """`gated` or `relu`."""
+    site: str
+    """Where in the language model, e.g. `resid_post.2`."""
+    d_sae: int
+    """Number of latents."""
+    recipe: str
+    """`norm_weighted`, `norm_weighted_frozen` or `paper`."""
+    sparsity_coef: float | None = None
+    """Weight of the penalty, for activations scaled to unit mean squared norm and errors summed over d_in."""
+    target_l0: float | None = None
+    """Mean number of firing latents to reach: the coefficient is steered until it holds, then frozen."""
+    seed: int = 0
+    """Seed of the initial weights."""
+    name: str | None = None
+    """Folder of this SAE in the run."""
+    lr: float | None = None
+    """Learning rate; the rule of its arm if left open (docs/training.md)."""
+    lr_rule: str | None = None
+    """Where `lr` comes from; written when the run starts."""
+    beta1: float | None = None
+    """Adam's first-moment decay; the recipe's if left open (0 for `paper`)."""
+    grad_clip: float | None = None
+    """Largest norm of the whole gradient, 0 for none; the recipe's if left open."""
+    decoder_init_norm: float | None = None
+    """Norm of the decoder rows at the start; the recipe's if left open. `paper` allows only 1."""
+    resample_at: tuple[float, ...] | None = None
+    """When dead latents are resampled, in `unit`; empty for never; the recipe's if left open."""
+
+    def __post_init__(self) -> None:
+        _one_of("arch", self.arch, TRAINABLE)
+        _one_of("recipe", self.recipe, RECIPES)
+        _at_least("d_sae", self.d_sae, 2)
+        if (self.sparsity_coef is None) == (self.target_l0 is None):
+            given = "neither" if self.sparsity_coef is None else "both"
+            raise ValueError(
+                f"An SAE needs exactly one of sparsity_coef and target_l0, got {given}. target_l0 is the "
+                "easier one to choose: the number of latents that fire per token, e.g. 32."
+            )
+        _between("sparsity_coef", self.sparsity_coef, 1e-9, 1e6)
+        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
+            raise ValueError(
+                f"target_l0={self.target_l0} is out of range: it must lie between 0 and d_sae={self.d_sae}."
+            )
+        _between("lr", self.lr, 1e-9, 10.0)
+        _between("beta1", self.beta1, 0.0, 0.9999)
+        _between("grad_clip", self.grad_clip, 0.0, 1e9)
+        _between("decoder_init_norm", self.decoder_init_norm, 1e-6, 1e3)
+        if RECIPES[self.recipe].decoder_norm == "unit" and self.decoder_init_norm not in (None, 1.0):
+            raise ValueError(
+                f"decoder_init_norm={self.decoder_init_norm} has no effect with the recipe {self.recipe!r}, "
+                "whose decoder rows have unit norm. Leave it out, or train another recipe."
+            )
+
+    @property
+    def folder(self) -> str:
+        """The name, or one that tells this SAE from others."""
+        if self.name is not None:
+            return self.name
+        aim = f"l0_{self.target_l0:g}" if self.target_l0 is not None else f"coef_{self.sparsity_coef:g}"
+        lr = "" if self.lr is None else f"-lr_{self.lr:g}"
+        return f"{self.arch}-{self.recipe}-{self.site}-{self.d_sae}-{aim}{lr}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    eval_tokens: int = 100_000
+    """Held-out tokens to evaluate on (the paper uses more than a million)."""
+    bootstrap: int = 1000
+    """Resamples of the held-out sequences for the 95% intervals."""
+    eval_seed: int = 0
+    """Decides which held-out rows are used, and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        _at_least("eval_tokens", self.eval_tokens, 1)
+        _at_least("bootstrap", self.bootstrap, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run. `saes` share one stream of activations, one forward pass for all."""
+
+    saes: tuple[SAEConfig, ...]
+    language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint_minutes: float = 10.0
+    """Time between two checkpoints."""
+    checkpoint_steps: int | None = None
+    """Save every so many steps instead (used where the moment must be exact)."""
+    log_steps: int = 25
+    """Steps between two rows of metrics.jsonl."""
+    threads: int | None = None
+    """CPU threads; all cores if left open. Written when the run starts: a resumed run must use as many."""
+
+    def __post_init__(self) -> None:
+        if not self.saes:
+            raise ValueError("saes is empty: a run needs at least one SAE to train.")
+        names = [sae.folder for sae in self.saes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"saes lists the same SAE twice: {', '.join(twice)}. Remove one, or change its seed."
+            )
+        _at_least("log_steps", self.log_steps, 1)
+        if self.num_steps < 1:
+            raise ValueError(
+                f"tokens={self.tokens} is less than one batch of batch_size="
+                f"{self.batch_size}. Raise tokens or lower batch_size."
+            )
+        for sae in self.saes:
+            self._check_resampling(sae)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the run."""
+        return self.data.tokens // self.optim.batch_size
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites to harvest, each once, in the order of the SAEs."""
+        return tuple(dict.fromkeys(sae.site for sae in self.saes))
+
+    def resampling_steps(self, sae: SAEConfig) -> tuple[int, ...]:
+        """The steps at which an SAE's dead latents are resampled."""
+        steps_per = {"share": self.num_steps, "steps": 1, "tokens": 1 / self.optim.batch_size}
+        return tuple(round(moment * steps_per[self.resampling.unit]) for moment in sae.resample_at or ())
+
+    def _check_resampling(self, sae: SAEConfig) -> None:
+        for moment, step in zip(sae.resample_at or (), self.resampling_steps(sae), strict=True):
+            if not 0 < step < self.num_steps:
+                raise ValueError(
+                    f"resample_at={moment} ({self.unit}) is step {step}, but the run has "
+                    f"{self.num_steps} steps: it would have no effect. Choose a moment inside the run, and "
+                    "check unit (share, steps or tokens)."
+                )
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if value < low:
+        raise ValueError(f"{name}={value} is out of range: it must be at least {low}.")
+
+
+def _one_of(name: str, value: str, allowed: dict[str, Any]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known: allowed are {', '.join(sorted(allowed))}.")
+
+
+def _between(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name}={value} is out of range: allowed is {low:g} to {high:g}.")
+
+
+def config_to_json(config: RunConfig) -> str:
+    """All settings of a run as JSON, in the order of their declaration."""
+    return json.dumps(asdict(config), indent=1) + "\n"
+
+
+def config_from_json(text: str, source: str) -> RunConfig:
+    """Read back what `config_to_json` wrote.
+
+    Args:
+        text: The JSON.
+        source: Where it came from, for the error.
+
+    Raises:
+        ValueError: not JSON, an unknown or missing setting, or a value out of range; names the setting.
+    """
+    try:
+        converter = cattrs.Converter(forbid_extra_keys=True)
+        return converter.structure(json.loads(text), RunConfig)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} is not JSON: {error}.") from error
+    except cattrs.BaseValidationError as error:
+        raise ValueError(
+            f"{source} does not hold the settings of a run: {'; '.join(_explained(error))}."
+        ) from error
+
+
+def _explained(error: cattrs.BaseValidationError) -> list[str]:
+    """Every problem in the stored settings, with a suggestion for a misspelt one."""
+    problems = cattrs.transform_error(error)
+    known = [f.name for section in _SECTIONS for f in fields(section)]
+    found = []
+    for problem in problems:
+        for word in re.findall(r"extra fields found \((.*?)\)", problem):
+            close = difflib.get_close_matches(word.split(", ")[0], known, n=1)
+            problem += f" - did you mean {close[0]}?" if close else " - remove it"
+        found.append(problem)
+    return found
+
+
+_SECTIONS = (
+    RunConfig, SAEConfig, LanguageModelConfig, DataConfig, OptimConfig, ResamplingConfig, EvalConfig,
+)  # fmt: skip

@@ -1,0 +1,83 @@
+"""metrics.jsonl, the progress bar, and optional trackers: what a run shows while it trains."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from tqdm import tqdm
+
+Rows = Mapping[str, Mapping[str, float]]
+"""For each SAE of a run, what its step reported."""
+
+
+class Tracker(Protocol):
+    """Something else that wants every logged row, e.g. TensorBoard or wandb."""
+
+    def log(self, step: int, sae: str, row: Mapping[str, float]) -> None:
+        """Take one SAE's row of one step."""
+        ...
+
+
+class MetricsLog:
+    """Appends a row for each SAE to metrics.jsonl every `every` steps."""
+
+    def __init__(self, path: Path, *, every: int, last_step: int, trackers: tuple[Tracker, ...] = ()) -> None:
+        self.path = path
+        self.every = every
+        self.last_step = last_step
+        self.trackers = trackers
+        self._started = time.monotonic()
+        self._tokens = 0
+
+    def start(self, step: int) -> None:
+        """Drop the rows that an interrupted run wrote after the checkpoint of `step`."""
+        self._started = time.monotonic()
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, tokens: int, rows: Rows) -> None:
+        """Log the rows of a step if it is one to log."""
+        self._tokens = tokens
+        if step % self.every and step != self.last_step:
+            return
+        seconds = round(time.monotonic() - self._started, 2)
+        with self.path.open("a") as file:
+            for sae, row in rows.items():
+                line = {"step": step, "tokens": tokens, "seconds": seconds, "sae": sae, **row}
+                file.write(json.dumps(line) + "\n")
+                for tracker in self.trackers:
+                    tracker.log(step, sae, row)
+
+    @contextmanager
+    def progress(self, num_steps: int, step: int) -> Iterator[Callable[[Rows], None]]:
+        """A progress bar on a terminal, nothing elsewhere; yields what to call after every step."""
+        with tqdm(total=num_steps, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+
+            def show(rows: Rows) -> None:
+                bar.update()
+                if not bar.disable and bar.n % self.every == 0:
+                    bar.set_postfix_str(self._summary(rows))
+
+            yield show
+
+    def _summary(self, rows: Rows) -> str:
+        """The first SAE's terms; of several, it is the one whose name is shown."""
+        name, row = next(iter(rows.items()))
+        terms = " ".join(
+            f"{key[:5]} {row[key]:.3g}" for key in ("reconstruction", "sparsity", "auxiliary") if key in row
+        )
+        speed = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        return f"{name}: {terms} l0 {row['l0']:.3g} dead {row['dead_share']:.1%} {speed:,.0f} tok/s"
+
+
+def _step_of(line: str) -> int:
+    """The step of a row; a line that a kill cut short counts as after everything."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return 2**62

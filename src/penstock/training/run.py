@@ -1,0 +1,272 @@
+"""A training run: many SAEs on one stream of activations, in a directory that survives a kill.
+
+config.json  environment.json  metrics.jsonl  checkpoints/step_N/  saes/NAME/{cfg.json, sae.safetensors}
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.activations.harvest import Text, TrainingStream, fill_cache
+from penstock.activations.sources import ActivationSource, ShuffleBuffer, measure_scale
+from penstock.formats.native import save_sae
+from penstock.language_models.loading import LanguageModel
+from penstock.saes import SAE
+from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from penstock.training.config import RunConfig, SAEConfig
+from penstock.training.defaults import resolve_sae
+from penstock.training.interrupts import Interrupts
+from penstock.training.metrics_log import MetricsLog
+from penstock.training.schedules import Schedule
+from penstock.training.trainer import DivergenceError, SAETrainer
+
+logger = logging.getLogger(__name__)
+
+SCALE_TOKENS = 2**16
+"""Activations over which the scale of a site is measured."""
+
+DEFAULT_BUFFER_TOKENS = 2**18
+
+
+class TrainingRun:
+    """The state of a run between two steps."""
+
+    def __init__(self, config: RunConfig, folder: Path, model: LanguageModel) -> None:
+        """Prepare step 0 and write config.json with every setting decided.
+
+        Args:
+            config: What to train; open settings are decided here.
+            folder: The run's directory; made by the caller.
+            model: The language model of `config.language_model`, loaded.
+        """
+        widths = {site: model.d_in(site) for site in config.sites}
+        self.config = decide(config, model, widths)
+        self.folder = folder
+        self.model = model
+        self.step = 0
+        self.source = self._source()
+        self.sample_generator = torch.Generator().manual_seed(self.config.data.shuffle_seed + 1)
+        sample = self.source.sample(
+            SCALE_TOKENS, torch.Generator().manual_seed(self.config.data.shuffle_seed)
+        )
+        self.scales = {site: measure_scale([sample[site]]) for site in self.config.sites}
+        self.trainers = [self._trainer(sae, widths[sae.site]) for sae in self.config.saes]
+        self.seconds = {trainer.config.folder: 0.0 for trainer in self.trainers}
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = latest_checkpoint(self.folder / "checkpoints")
+        if path is None:
+            return
+        checkpoint = load_checkpoint(path)
+        self.step = checkpoint.step
+        self.source.load_state(_under("source/", checkpoint.tensors))
+        self.sample_generator.set_state(checkpoint.tensors["sample_generator"])
+        self.scales = checkpoint.numbers["scales"]
+        self.seconds = checkpoint.numbers["seconds"]
+        for trainer in self.trainers:
+            name = trainer.config.folder
+            trainer.load(_under(f"{name}/", checkpoint.tensors), checkpoint.numbers["saes"][name])
+
+    def train(self, log: MetricsLog) -> None:
+        """Run the remaining steps; checkpoint on time, on a signal, and at the end.
+
+        Raises:
+            DivergenceError: a loss became NaN or infinite; names the step, the term and the last checkpoint.
+            InterruptedError: a signal asked to stop; the state is saved.
+        """
+        log.start(self.step)
+        saved_at = time.monotonic()
+        with Interrupts() as interrupts, log.progress(self.config.num_steps, self.step) as show:
+            while self.step < self.config.num_steps:
+                rows = self._step()
+                log.write(self.step, self.step * self.config.optim.batch_size, rows)
+                show(rows)
+                if self._checkpoint_is_due(saved_at) or interrupts.pending:
+                    self.checkpoint()
+                    saved_at = time.monotonic()
+                if interrupts.pending:
+                    raise InterruptedError(
+                        f"Stopped by {interrupts.pending} at step {self.step} of {self.config.num_steps}; "
+                        f"the state is saved. Go on with: penstock train --resume {self.folder}"
+                    )
+        if latest_checkpoint(self.folder / "checkpoints") is None or self.config.checkpoint_steps is None:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Save the state of the run.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        tensors: dict[str, Tensor] = {"sample_generator": self.sample_generator.get_state()}
+        tensors |= {f"source/{key}": value for key, value in self.source.state().items()}
+        numbers: dict[str, Any] = {"scales": self.scales, "seconds": self.seconds, "saes": {}}
+        for trainer in self.trainers:
+            name = trainer.config.folder
+            tensors |= {f"{name}/{key}": value for key, value in trainer.tensors().items()}
+            numbers["saes"][name] = trainer.numbers()
+        save_checkpoint(self.folder / "checkpoints", self.step, tensors, numbers)
+
+    def save_saes(self) -> list[Path]:
+        """Write every SAE in its final form: raw activations in and out, unit-norm decoder rows."""
+        folders = []
+        for trainer in self.trainers:
+            folder = self.folder / "saes" / trainer.config.folder
+            save_sae(folded(trainer.sae, self.scales[trainer.config.site]), folder, self._metadata(trainer))
+            folders.append(folder)
+        return folders
+
+    def _step(self) -> dict[str, dict[str, float]]:
+        self._resample_where_due()
+        batch = self.source.next_batch(self.config.optim.batch_size)
+        scaled = {site: acts * self.scales[site] for site, acts in batch.items()}
+        rows = {}
+        for trainer in self.trainers:
+            started = time.perf_counter()
+            try:
+                rows[trainer.config.folder] = trainer.step(scaled[trainer.config.site], self.step)
+            except DivergenceError as error:
+                last = latest_checkpoint(self.folder / "checkpoints")
+                raise DivergenceError(f"{error} The last good checkpoint: {last or 'none yet'}.") from error
+            self.seconds[trainer.config.folder] += time.perf_counter() - started
+        self.step += 1
+        return rows
+
+    def _resample_where_due(self) -> None:
+        due = [trainer for trainer in self.trainers if self.step in trainer.schedule.dips]
+        if not due:
+            return
+        candidates = self.source.sample(self.config.resampling.inputs, self.sample_generator)
+        for trainer in due:
+            site = trainer.config.site
+            trainer.resample(candidates[site] * self.scales[site], self.sample_generator)
+
+    def _checkpoint_is_due(self, saved_at: float) -> bool:
+        if self.config.checkpoint_steps is not None:
+            return self.step % self.config.checkpoint_steps == 0
+        return time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
+
+    def _source(self) -> ActivationSource:
+        data, device = self.config.data, self.config.language_model.device
+        stream = TrainingStream(
+            text=training_text(self.config, self.model),
+            sites=self.config.sites,
+            batch_rows=data.model_batch_rows,
+            device=device,
+        )
+        if data.cache_tokens is not None:
+            logger.info(
+                "Harvesting %s activations at %s", f"{data.cache_tokens:,}", ", ".join(self.config.sites)
+            )
+            return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
+        assert data.buffer_tokens is not None
+        return ShuffleBuffer(stream, capacity=data.buffer_tokens, seed=data.shuffle_seed)
+
+    def _trainer(self, sae: SAEConfig, d_in: int) -> SAETrainer:
+        optim, resampling, steps = self.config.optim, self.config.resampling, self.config.num_steps
+        schedule = Schedule(
+            num_steps=steps,
+            warmup=round(optim.warmup_share * steps),
+            decay=round(optim.decay_share * steps),
+            sparsity_warmup=round(optim.sparsity_warmup_share * steps),
+            dips=self.config.resampling_steps(sae),
+            dip=resampling.lr_dip,
+            dip_length=resampling.lr_dip_steps or min(1000, max(1, steps // 16)),
+        )
+        return SAETrainer(
+            sae,
+            schedule,
+            d_in=d_in,
+            beta2=optim.beta2,
+            dead_window=resampling.window_tokens or max(1, self.config.data.tokens // 16),
+            encoder_scale=resampling.encoder_scale,
+            device=self.config.language_model.device,
+        )
+
+    def _metadata(self, trainer: SAETrainer) -> dict[str, Any]:
+        sae = trainer.config
+        return {
+            "name": sae.folder,
+            "model": self.config.language_model.model,
+            "revision": self.config.language_model.revision,
+            "site": sae.site,
+            "text": self.config.data.text,
+            "context": self.config.data.context,
+            "recipe": sae.recipe,
+            "seed": sae.seed,
+            "sparsity_coef": trainer.sparsity_coef,
+            "target_l0": sae.target_l0,
+            "coef_frozen_at_step": trainer.controller.frozen_at if trainer.controller else None,
+            "lr": sae.lr,
+            "lr_rule": sae.lr_rule,
+            "scale": self.scales[sae.site],
+            "steps": self.step,
+            "batch_size": self.config.optim.batch_size,
+            "tokens_trained": self.step * self.config.optim.batch_size,
+            "unique_tokens": self.source.unique_tokens,
+            "passes": self.source.passes,
+            "train_seconds": self.seconds[sae.folder],
+            "resampled": trainer.resampled,
+            "warnings": trainer.warnings(),
+        }
+
+
+def decide(config: RunConfig, model: LanguageModel, widths: Mapping[str, int]) -> RunConfig:
+    """Fill in what the settings leave open, so that the result says all that was used."""
+    data = config.data
+    context = data.context or min(model.context, 1024)
+    if context > model.context:
+        raise ValueError(
+            f"context={context} is more than the {model.context} positions of {model.name}. Lower it."
+        )
+    buffer_tokens = data.buffer_tokens
+    if data.cache_tokens is None:
+        buffer_tokens = buffer_tokens or DEFAULT_BUFFER_TOKENS
+        if buffer_tokens < config.optim.batch_size:
+            raise ValueError(
+                f"buffer_tokens={buffer_tokens} is less than batch_size={config.optim.batch_size}: a "
+                "batch must fit into the buffer. Raise one or lower the other."
+            )
+    return replace(
+        config,
+        threads=config.threads or torch.get_num_threads(),
+        data=replace(data, context=context, buffer_tokens=buffer_tokens),
+        saes=tuple(resolve_sae(sae, config, widths[sae.site]) for sae in config.saes),
+    )
+
+
+def training_text(config: RunConfig, model: LanguageModel) -> Text:
+    """The text of a run whose settings are decided, as its model reads it."""
+    data = config.data
+    assert data.context is not None
+    return Text(
+        model=model,
+        source=data.text,
+        text_field=data.text_field or "text",
+        context=data.context,
+        packing=data.packing,
+    )
+
+
+def folded(sae: SAE, scale: float) -> SAE:
+    """A copy that takes and returns raw activations and has unit-norm decoder rows."""
+    final = copy.deepcopy(sae)
+    final.fold_decoder_norm_()
+    final.fold_input_scale_(scale)
+    return final
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

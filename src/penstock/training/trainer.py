@@ -1,0 +1,216 @@
+"""Training of one SAE: a step, its schedules, and everything that must survive a restart."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.saes import RECIPES, TRAINABLE, Loss, Recipe, TrainableSAE
+from penstock.shapes import Acts
+from penstock.training.config import SAEConfig
+from penstock.training.defaults import INITIAL_COEF
+from penstock.training.resampling import DeadCounter, choose_inputs, resample_
+from penstock.training.schedules import L0Controller, Schedule
+
+STILL_IMPROVING = 0.03
+"""Relative fall of the loss over the last tenth of a run that draws a warning."""
+
+MANY_DEAD = 0.1
+"""Share of dead latents that draws a warning."""
+
+MISSED_TARGET = 0.15
+"""Relative distance of the final L0 from its target that draws a warning."""
+
+
+class DivergenceError(RuntimeError):
+    """A loss term became NaN or infinite."""
+
+
+class SAETrainer:
+    """One SAE with its optimiser, schedules, controller and dead counter."""
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        schedule: Schedule,
+        *,
+        d_in: int,
+        beta2: float,
+        dead_window: int,
+        encoder_scale: float,
+        device: str,
+    ) -> None:
+        """
+        Args:
+            config: With every open setting decided.
+            schedule: Of this SAE, its resampling steps included.
+            d_in: Width of the site.
+            beta2: Adam's second-moment decay.
+            dead_window: Tokens without firing after which a latent counts as dead.
+            encoder_scale: Norm of a resampled encoder vector relative to the living ones.
+            device: Where the SAE lives.
+        """
+        assert config.lr is not None and config.beta1 is not None and config.decoder_init_norm is not None
+        self.config = config
+        self.schedule = schedule
+        self.lr = config.lr
+        self.dead_window = dead_window
+        self.encoder_scale = encoder_scale
+        self.recipe: Recipe = RECIPES[config.recipe]
+        generator = torch.Generator().manual_seed(config.seed)
+        self.sae: TrainableSAE = TRAINABLE[config.arch](
+            d_in, config.d_sae, decoder_norm=config.decoder_init_norm, generator=generator
+        ).to(device)
+        self.optimiser = torch.optim.Adam(
+            self.sae.parameters(), lr=self.lr, betas=(config.beta1, beta2), fused=True
+        )
+        self.controller: L0Controller | None = None
+        if config.target_l0 is not None:
+            self.controller = L0Controller(
+                config.target_l0, INITIAL_COEF[config.arch], num_steps=schedule.num_steps
+            )
+        self.dead_counter = DeadCounter(config.d_sae, self.sae.W_dec.device)
+        self.resampled = 0
+        # Sum and count of the loss in the last tenth but one, and in the last tenth.
+        self.tail = [[0.0, 0], [0.0, 0]]
+
+    @property
+    def sparsity_coef(self) -> float:
+        """The coefficient before its warm-up factor."""
+        if self.controller:
+            return self.controller.coef
+        assert self.config.sparsity_coef is not None
+        return self.config.sparsity_coef
+
+    def step(self, x: Acts, step: int) -> dict[str, float]:
+        """One optimiser step on scaled activations.
+
+        Returns:
+            This step's terms, `l0`, `dead_share`, `sparsity_coef` (as applied) and `lr`.
+
+        Raises:
+            DivergenceError: a term of the loss is NaN or infinite; the SAE is left as it was.
+        """
+        coef = self.sparsity_coef * self.schedule.sparsity_factor(step)
+        lr = self.lr * self.schedule.lr_factor(step)
+        loss = self.sae.loss(x, coef, self.recipe)
+        self._check(loss, step)
+
+        self.optimiser.zero_grad()
+        loss.total.backward()
+        if self.recipe.decoder_norm == "unit":
+            project_gradient_(self.sae)
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        if self.recipe.decoder_norm == "unit":
+            unit_norm_rows_(self.sae)
+
+        l0 = (loss.acts > 0).sum().item() / len(x)
+        self.dead_counter.update(loss.acts)
+        if self.controller:
+            self.controller.update(step, l0, steering=step >= self.schedule.sparsity_warmup)
+        dead = self.dead_counter.dead(self.dead_window)
+        terms = {name: term.item() for name, term in loss.terms.items()}
+        total = loss.total.item()
+        tenth = step * 10 // self.schedule.num_steps - 8
+        if tenth >= 0:
+            self.tail[tenth][0] += total
+            self.tail[tenth][1] += 1
+        return {
+            "loss": total,
+            **terms,
+            "l0": l0,
+            "dead_share": dead.double().mean().item(),
+            "sparsity_coef": coef,
+            "lr": lr,
+        }
+
+    def resample(self, candidates: Acts, generator: torch.Generator) -> None:
+        """Replace the latents that count as dead now; `candidates` are scaled activations."""
+        dead = self.dead_counter.dead(self.dead_window)
+        if not dead.any():
+            return
+
+        def errors_of(part: Acts) -> Tensor:
+            return self.sae.loss(part, self.sparsity_coef, self.recipe).errors
+
+        chosen = choose_inputs(candidates, errors_of, int(dead.sum()), generator)
+        resample_(self.sae, dead, chosen, self.optimiser, encoder_scale=self.encoder_scale)
+        self.dead_counter.tokens_since[dead] = 0
+        self.resampled += int(dead.sum())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors a checkpoint needs."""
+        tensors = {f"sae/{name}": value for name, value in self.sae.state_dict().items()}
+        for name, parameter in self.sae.named_parameters():
+            for key, value in self.optimiser.state[parameter].items():
+                tensors[f"adam/{name}/{key}"] = value
+        tensors["tokens_since_fired"] = self.dead_counter.tokens_since
+        return tensors
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest of what a checkpoint needs, ready for JSON."""
+        controller = self.controller.state() if self.controller else None
+        return {"controller": controller, "resampled": self.resampled, "tail": self.tail}
+
+    def warnings(self) -> list[str]:
+        """What a reader of this SAE's numbers should know, at the end of its training."""
+        found = []
+        (before, before_steps), (last, last_steps) = self.tail
+        if before_steps and last_steps:
+            gain = 1 - (last / last_steps) / (before / before_steps)
+            if gain > STILL_IMPROVING:
+                found.append(
+                    f"still improving: the loss fell by {gain:.1%} over the last tenth of the run. Train on more "
+                    "tokens before comparing it."
+                )
+        dead = self.dead_counter.dead(self.dead_window).double().mean().item()
+        if dead > MANY_DEAD:
+            found.append(f"dead latents: {dead:.0%} have not fired on the last {self.dead_window:,} tokens.")
+        if self.controller and abs(self.controller.smoothed / self.controller.target_l0 - 1) > MISSED_TARGET:
+            found.append(
+                f"target missed: the mean L0 at the end is {self.controller.smoothed:.3g}, the target was "
+                f"{self.controller.target_l0:g}. A longer run gives the steering time."
+            )
+        return found
+
+    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Go on from `tensors()` and `numbers()`."""
+        self.sae.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("sae/")})
+        for name, parameter in self.sae.named_parameters():
+            prefix = f"adam/{name}/"
+            state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+            self.optimiser.state[parameter] = {
+                key: value.to(parameter.device) for key, value in state.items()
+            }
+        self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
+        if self.controller and numbers["controller"]:
+            self.controller.load_state(numbers["controller"])
+        self.resampled = int(numbers["resampled"])
+        self.tail = numbers["tail"]
+
+    def _check(self, loss: Loss, step: int) -> None:
+        for name, term in loss.terms.items():
+            if not math.isfinite(term.item()):
+                raise DivergenceError(
+                    f"The {name} loss of {self.config.folder} is {term.item()} at step {step}. Its learning rate "
+                    f"is {self.lr:g}: try a third of it (lr)."
+                )
+
+
+@torch.no_grad()
+def project_gradient_(sae: TrainableSAE) -> None:
+    """Remove from W_dec's gradient what would only change the norm of its (unit) rows."""
+    gradient = sae.W_dec.grad
+    assert gradient is not None
+    gradient -= (gradient * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
+
+
+@torch.no_grad()
+def unit_norm_rows_(sae: TrainableSAE) -> None:
+    """Bring every decoder row back to unit norm."""
+    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
