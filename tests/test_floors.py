@@ -16,6 +16,7 @@ FLOORS = [
     {"studies", "inspection"},
     {"reports"},
     {"cli"},
+    {"__main__"},
 ]
 
 EXCEPTIONS = {

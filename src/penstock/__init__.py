@@ -1,0 +1,36 @@
+"""penstock: train, evaluate, compare and inspect sparse autoencoders on language models."""
+
+from penstock.formats.native import load_sae, save_sae
+from penstock.language_models.loading import LanguageModel
+from penstock.saes import ARCHITECTURES, RECIPES, SAE, GatedSAE, JumpReLUSAE, Recipe, ReLUSAE
+from penstock.studies.sweep import run_sweep
+from penstock.training.config import (
+    DataConfig,
+    EvalConfig,
+    LanguageModelConfig,
+    OptimConfig,
+    ResamplingConfig,
+    RunConfig,
+    SAEConfig,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "RECIPES",
+    "SAE",
+    "DataConfig",
+    "EvalConfig",
+    "GatedSAE",
+    "JumpReLUSAE",
+    "LanguageModel",
+    "LanguageModelConfig",
+    "OptimConfig",
+    "ReLUSAE",
+    "Recipe",
+    "ResamplingConfig",
+    "RunConfig",
+    "SAEConfig",
+    "load_sae",
+    "run_sweep",
+    "save_sae",
+]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from penstock.training.defaults import DEFAULT_RECIPE
 from penstock.training.trackers import TRACKERS
 from penstock.training.trainer import DivergenceError
 
-Flat = tyro.conf.arg(prefix_name=False)
+Flat = tyro.conf.arg(name="")
 
 DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)
 
@@ -113,7 +114,7 @@ class Train(_Run):
             "resample_at",
         )
         settings = {name: getattr(self, name) for name in own}
-        d_sae = self.d_sae or 8 * model.d_in(site)
+        d_sae = 8 * model.d_in(site) if self.d_sae is None else self.d_sae
         recipe = self.recipe or DEFAULT_RECIPE[self.arch]
         return (SAEConfig(site=site, d_sae=d_sae, recipe=recipe, target_l0=target, **settings),)
 
@@ -168,10 +169,16 @@ class Eval:
 
     path: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """A run's directory, or the folders of SAEs (runs/demo/saes/NAME) of one language model."""
-    language_model: Annotated[LanguageModelConfig | None, Flat] = None
+    model: str | None = None
     """Another language model than the SAEs were trained on."""
+    dtype: str = "float32"
+    """Precision of the language model."""
+    device: str = "cpu"
+    """Where the language model and the SAEs live: cpu, cuda, cuda:1, mps."""
     text: str | None = None
     """Another text than the SAEs were trained on."""
+    text_field: str | None = None
+    """Column of the text in .jsonl, .parquet and datasets; as in training, or `text`."""
     eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
 
 
@@ -197,6 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed on the way, 2 settings that cannot be."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        # Read by huggingface_hub when transformers imports it: no bars in a log file.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     commands = {"sweep": Sweep, "train": Train, "eval": Eval, "report": Report, "info": Info}
     parsed: Any = tyro.extras.subcommand_cli_from_dict(
         commands,
@@ -213,6 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, CheckpointError, DivergenceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        # While training, the loop itself answers; here there was nothing to save.
+        print("error: stopped by Ctrl-C.", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -224,19 +238,7 @@ class _Usage(Exception):
 
 
 def _train(options: Train | Sweep) -> None:
-    if options.resume is not None:
-        folder = options.resume
-        _alone(options, "resume")
-        config = study.read_config(folder)
-        model = study.load_model(config)
-    else:
-        if options.out is None:
-            raise _Usage(
-                "--out is missing: give the directory that this run shall have, e.g. --out runs/first."
-            )
-        folder = options.out
-        config, model = _decided(options)
-        study.prepare(config, folder, model)
+    folder, model = _prepared(options)
     trackers = tuple(TRACKERS[name](folder) for name in options.track)
     study.train(folder, model, trackers)
     records = study.evaluate_run(folder, model)
@@ -244,45 +246,71 @@ def _train(options: Train | Sweep) -> None:
     _write_report(folder)
 
 
-def _decided(options: Train | Sweep) -> tuple[RunConfig, LanguageModel]:
-    """The settings of a new run and its model; settings that cannot be are a usage error."""
+def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
+    """The directory of a run that can be trained, and its model; settings that cannot be are a usage error."""
     try:
+        if options.resume is not None:
+            _alone(options, "--resume")
+            return options.resume, study.load_model(study.read_config(options.resume))
         if options.from_ is not None:
-            _alone(options, "from_", "out")
+            _alone(options, "--from", "--out")
+        if options.out is None:
+            raise _Usage(
+                "--out is missing: give the directory that this run shall have, e.g. --out runs/first."
+            )
+        if options.from_ is not None:
             config = study.config_from_file(options.from_)
-            return config, study.load_model(config)
-        model = study.load_language_model(options.language_model)
-        config = options.settings(model)
-    except ValueError as error:
+            model = study.load_model(config)
+        else:
+            model = study.load_language_model(options.language_model)
+            config = options.settings(model)
+        study.prepare(config, options.out, model)
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
         raise _Usage(str(error)) from error
-    return config, model
+    return options.out, model
 
 
-def _alone(options: Train | Sweep, *allowed: str) -> None:
+def _alone(options: Train | Sweep, flag: str, *allowed: str) -> None:
     """Refuse settings beside --resume or --from, where they would have no effect."""
-    blank = type(options)()
-    names = [f.name for f in dataclasses.fields(options) if f.name not in (*allowed, "track")]
-    given = [name for name in names if getattr(options, name) != getattr(blank, name)]
+    given = [name for name in _given(options, type(options)()) if name not in (flag, *allowed, "--track")]
     if given:
-        flag = "--" + allowed[0].rstrip("_")
         raise _Usage(
             f"{flag} takes every setting from the run's config.json, so {', '.join(given)} would have no effect. "
             f"Leave them out, or start a new run without {flag}."
         )
 
 
+def _given(options: Any, blank: Any, prefix: str = "--") -> list[str]:
+    """The flags of the settings in which the options differ from `blank`."""
+    found = []
+    for one in dataclasses.fields(options):
+        value, other = getattr(options, one.name), getattr(blank, one.name)
+        flag = prefix + one.name.rstrip("_").replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            found += _given(value, other, f"{flag}." if one.name == "resampling" else prefix)
+        elif value != other:
+            found.append(flag)
+    return found
+
+
 def _eval(options: Eval) -> None:
-    runs = [path for path in options.path if (path / "config.json").exists()]
-    if len(options.path) == 1 and runs:
-        if options.text is not None or options.language_model is not None:
+    if not options.path:
+        raise _Usage("There is nothing to evaluate: give a run's directory or folders of SAEs.")
+    run = options.path[0]
+    if len(options.path) == 1 and (run / "config.json").exists():
+        given = _given(options, Eval(path=options.path))
+        if given:
             raise _Usage(
-                "A run is evaluated on its own model and text; give the folders of its SAEs for others."
+                f"A run is evaluated as its config.json says, so {', '.join(given)} would have no effect. Give "
+                f"the folders of its SAEs ({run}/saes/NAME) to evaluate them in another way."
             )
-        config = study.read_config(runs[0])
-        records = study.evaluate_run(runs[0], study.load_model(config))
-        _write_report(runs[0])
+        config = study.read_config(run)
+        records = study.evaluate_run(run, study.load_model(config))
+        _write_report(run)
     else:
-        records = study.evaluate_saes(options.path, options.language_model, options.text, options.eval)
+        names = ("model", "dtype", "device", "text", "text_field")
+        settings = {name: getattr(options, name) for name in names}
+        records = study.evaluate_saes(options.path, options.eval, **settings)
     print(_table(records))
 
 

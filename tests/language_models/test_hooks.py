@@ -77,9 +77,12 @@ def test_hooks_are_gone_afterwards_also_after_errors(gpt2: LanguageModel, tokens
 
 
 def test_activations_come_in_the_order_asked_for_without_gradients(
-    gpt2: LanguageModel, tokens: Tensor
+    load_tiny: Callable[..., LanguageModel], tokens: Tensor
 ) -> None:
-    acts = gpt2.activations(tokens, ["resid_post.2", "resid_pre.0", "mlp_act.1", "resid_pre.0"])
+    model = load_tiny("gpt2")
+    model.module.requires_grad_(True)
+
+    acts = model.activations(tokens, ["resid_post.2", "resid_pre.0", "mlp_act.1", "resid_pre.0"])
 
     assert list(acts) == ["resid_post.2", "resid_pre.0", "mlp_act.1"]
     assert not any(activation.requires_grad for activation in acts.values())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.language_models import loading
+from penstock.language_models import loading, pretrained
 from penstock.language_models.loading import LanguageModel
 
 
@@ -116,7 +116,7 @@ def test_a_model_without_a_stated_context_has_its_tokenizers(gpt2: LanguageModel
 def test_the_embedded_model_is_an_ordinary_folder(
     model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "EMBEDDED_FOLDER", model_folder("llama"))
+    monkeypatch.setattr(pretrained, "EMBEDDED_FOLDER", model_folder("llama"))
 
     model = LanguageModel.load("embedded")
 
@@ -127,22 +127,22 @@ def test_the_embedded_model_is_an_ordinary_folder(
 def test_an_installation_without_the_embedded_model_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "EMBEDDED_FOLDER", tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match="embedded language model is not in this installation.*no weights"
-    ):
-        LanguageModel.load("embedded")
-
-    monkeypatch.setattr(loading, "EMBEDDED_FOLDER", tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match="No folder .*gone.*'embedded'"):
-        LanguageModel.load("embedded")
+    for folder in (tmp_path, tmp_path / "gone"):
+        monkeypatch.setattr(pretrained, "EMBEDDED_FOLDER", folder)
+        with pytest.raises(
+            FileNotFoundError, match="embedded language model is not in this installation.*no weights"
+        ):
+            LanguageModel.load("embedded")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_folder_with_a_file_missing_is_told_which(copied_model: Path, file: str) -> None:
     (copied_model / file).unlink()
 
-    with pytest.raises(FileNotFoundError, match=rf"'.*a_model' has no .*{file.split('.')[-1]}.*\"embedded\""):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"'.*a_model': the folder has no \w+ \(.*{file.split('.')[-1]}.*\"embedded\"",
+    ):
         LanguageModel.load(copied_model)
 
 
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_an_error_that_names_the_model(copied_model: Path, fil
 
 def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", "./nothing", "~/nothing"):
-        with pytest.raises(FileNotFoundError, match="No folder .*nothing.*a local folder"):
+        with pytest.raises(FileNotFoundError, match="Language model .*: no folder .*nothing.*a local folder"):
             LanguageModel.load(path)
 
 

@@ -123,6 +123,7 @@ def control_records(model: str, site: str) -> list[dict[str, Any]]:
         | identity_of(model, site, arch)
         | {
             "name": f"{arch}_{components}-{site}" if arch == "pca" else f"{arch}-{site}",
+            "d_in": None,
             "d_sae": components,
             "l0": l0,
             "ce_clean": CE_CLEAN,
@@ -159,7 +160,7 @@ def density_histogram(generator: random.Random, l0: float, alive: float) -> dict
     return {"log10_edges": edges, "counts": counts, "never_fired": D_SAE - fired}
 
 
-def metric_rows(generator: random.Random, sae: dict[str, Any], steps: int = 400) -> list[dict[str, Any]]:
+def metric_rows(generator: random.Random, sae: dict[str, Any], steps: int = 240) -> list[dict[str, Any]]:
     """A log longer than the report draws, with a resampling dip in the dead share."""
     rows = []
     for index in range(steps):

@@ -132,10 +132,10 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
     stopped.work.mkdir()
     batch_at = tool.batch_at
 
-    def stop_at_6(step: int, *args: object) -> torch.Tensor:
+    def stop_at_6(step: int, settings: tool.Settings, tokens: np.ndarray, bos: int) -> torch.Tensor:
         if step == 6:
             raise KeyboardInterrupt
-        return batch_at(step, *args)
+        return batch_at(step, settings, tokens, bos)
 
     tool.train(settings, tokens, held_out, bos=0)
     monkeypatch.setattr(tool, "batch_at", stop_at_6)

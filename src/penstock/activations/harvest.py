@@ -34,14 +34,41 @@ class Text:
         )
         return batched_rows(islice(rows, start_row, None), batch_rows)
 
+    def check(self) -> None:
+        """Look at the first rows of both splits, so that a text that will not do fails before the training.
+
+        Raises:
+            ValueError: a split has no documents, no tokens, or (held out) no two tokens in a row.
+        """
+        for split in ("train", "held_out"):
+            rows = next(self.rows(split, start_row=0, batch_rows=64), None)
+            if rows is None or not rows.mask.any():
+                raise ValueError(
+                    f"The {split} split of {self.source!r} has no tokens that count (BOS and padding do not). "
+                    "Check text, and that its documents are not empty."
+                )
+        if not (rows.mask[:, :-1] & rows.mask[:, 1:]).any():
+            raise ValueError(
+                f"The documents of {self.source!r} have one token each, so that there is nothing to predict and "
+                "no reconstruction could be evaluated. Give a text with longer documents."
+            )
+
     def held_out(self, num_tokens: int, *, seed: int) -> TokenRows:
         """Held-out rows with at least `num_tokens` positions that count, or all there are.
 
         The rows are drawn at random from the first 20 times as many, so that a few long documents at the
         start of the text do not decide the evaluation.
+
+        Raises:
+            ValueError: there is no position that counts.
         """
-        wanted = -(-num_tokens // (self.context - 1))
-        rows = list(islice(self.rows("held_out", start_row=0, batch_rows=1), 20 * wanted))
+        rows: list[TokenRows] = []
+        pool = 0
+        for row in self.rows("held_out", start_row=0, batch_rows=1):
+            rows.append(row)
+            pool += int(row.mask.sum())
+            if pool >= 20 * num_tokens:
+                break
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         chosen: list[int] = []
         counted = 0

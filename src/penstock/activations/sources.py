@@ -5,7 +5,7 @@ A stream here is a function that starts the activations of the training text fro
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,15 +28,18 @@ Stream = Callable[[int], Iterator[Harvest]]
 """Starts a finite stream at a row: the harvests from there to the end of the texts."""
 
 
+@runtime_checkable
 class ActivationSource(Protocol):
     """An endless supply of shuffled batches."""
 
-    passes: float
-    """How often the source has gone over its activations."""
+    @property
+    def passes(self) -> float:
+        """How often the source has gone over its activations."""
+        ...
 
     @property
     def unique_tokens(self) -> int:
-        """Different activations handed out so far or held."""
+        """Different activations handed out so far."""
         ...
 
     def next_batch(self, batch_size: int) -> dict[str, Tensor]:
@@ -111,6 +114,8 @@ class ActivationCache:
 class ShuffleBuffer:
     """A window over a stream: batches are drawn at random from it, and it is refilled when half empty."""
 
+    _COUNTERS = ("served", "restarts", "next_row", "harvested_first_pass", "_harvested_this_pass")
+
     def __init__(self, stream: Stream, *, capacity: int, seed: int) -> None:
         """
         Args:
@@ -121,9 +126,10 @@ class ShuffleBuffer:
         self.stream = stream
         self.capacity = capacity
         self.generator = torch.Generator().manual_seed(seed)
+        self.served = 0
         self.restarts = 0
         self.next_row = 0
-        self.drawn_first_pass = 0
+        self.harvested_first_pass = 0
         self._harvests = stream(0)
         self._harvested_this_pass = 0
         self._acts: dict[str, Tensor] = {}
@@ -131,16 +137,19 @@ class ShuffleBuffer:
 
     @property
     def passes(self) -> float:
-        return float(self.restarts + 1)
+        # Until the text has ended once, its length is not known, and nothing was handed out twice.
+        return max(1.0, self.served / self.harvested_first_pass) if self.restarts else 1.0
 
     @property
     def unique_tokens(self) -> int:
-        return self.drawn_first_pass
+        return min(self.served, self.harvested_first_pass)
 
     def next_batch(self, batch_size: int) -> dict[str, Tensor]:
-        if len(self._order) - batch_size < self.capacity // 2:
-            self._refill(max(self.capacity, batch_size))
+        wanted = max(self.capacity, batch_size)
+        if len(self._order) < wanted and len(self._order) - batch_size < self.capacity // 2:
+            self._refill(wanted)
         picked, self._order = self._order[:batch_size], self._order[batch_size:]
+        self.served += batch_size
         return {site: acts[picked] for site, acts in self._acts.items()}
 
     def sample(self, num_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -150,21 +159,23 @@ class ShuffleBuffer:
         return {site: acts[rows] for site, acts in self._acts.items()}
 
     def state(self) -> dict[str, Tensor]:
-        counters = [self.restarts, self.next_row, self.drawn_first_pass, self._harvested_this_pass]
         return {
-            "counters": torch.tensor(counters),
+            "counters": torch.tensor([getattr(self, name) for name in self._COUNTERS]),
             "generator": self.generator.get_state(),
             "order": self._order,
             **{f"acts/{site}": acts for site, acts in self._acts.items()},
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        counters = [int(number) for number in state["counters"]]
-        self.restarts, self.next_row, self.drawn_first_pass, self._harvested_this_pass = counters
+        for name, number in zip(self._COUNTERS, state["counters"].tolist(), strict=True):
+            setattr(self, name, number)
         self.generator.set_state(state["generator"])
         self._order = state["order"]
+        stored = {key.removeprefix("acts/"): acts for key, acts in state.items() if key.startswith("acts/")}
+        # A checkpoint comes back on the CPU; what was harvested before shows where the rest will be.
         self._acts = {
-            key.removeprefix("acts/"): acts for key, acts in state.items() if key.startswith("acts/")
+            site: acts.to(self._acts[site].device) if site in self._acts else acts
+            for site, acts in stored.items()
         }
         self._harvests = self.stream(self.next_row)
 
@@ -184,7 +195,7 @@ class ShuffleBuffer:
             self._harvested_this_pass += fresh
             held += fresh
             if not self.restarts:
-                self.drawn_first_pass += fresh
+                self.harvested_first_pass += fresh
         self._acts = {site: torch.cat(parts) for site, parts in kept.items()}
         self._order = torch.randperm(held, generator=self.generator)
 

@@ -6,6 +6,8 @@ padding) keep their own activation in every spliced run, ablations included, and
 both its position and its target do.
 """
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,7 +37,9 @@ class Candidate(NamedTuple):
 
     @classmethod
     def of(cls, name: str, site: str, sae: SAE) -> "Candidate":
-        """An SAE on raw activations."""
+        """An SAE on raw activations; it is evaluated in float32, whatever its dtype."""
+        if sae.W_dec.dtype != torch.float32:
+            sae = copy.deepcopy(sae).float()
         return cls(name, site, sae.d_in, sae.encode, sae.decode, sae.W_dec.norm(dim=1))
 
 
@@ -67,17 +71,26 @@ def evaluate(
         For each candidate's name its sums.
 
     Raises:
-        ValueError: a candidate's width is not its site's, or no position counts.
+        ValueError: a candidate's width is not its site's, two have the same name, or no prediction counts.
     """
     sites = tuple(dict.fromkeys(candidate.site for candidate in candidates))
+    twice = [name for name, count in Counter(candidate.name for candidate in candidates).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"Results are kept by name, but more than one candidate is called {', '.join(twice)}. Rename one."
+        )
     for candidate in candidates:
         if candidate.d_in != model.d_in(candidate.site):
             raise ValueError(
-                f"{candidate.name} takes activations of width {candidate.d_in}, but {candidate.site} of {model.name} "
-                f"has width {model.d_in(candidate.site)}. Check that it belongs to this model and site."
+                f"{candidate.name} takes activations of width {candidate.d_in}, but {candidate.site} of "
+                f"{model.name} has width {model.d_in(candidate.site)}. Check that it belongs to this model "
+                "and site."
             )
-    if not rows.mask.any():
-        raise ValueError("There is nothing to evaluate on: the mask leaves no position that counts.")
+    if not (rows.mask[:, :-1] & rows.mask[:, 1:]).any():
+        raise ValueError(
+            "There is nothing to evaluate on: the mask leaves no two neighbouring positions that count, "
+            "hence no prediction. Evaluate on documents of two tokens or more."
+        )
     means = _site_means(model, rows, sites, batch_rows)
     parts: dict[str, list[Evaluation]] = {candidate.name: [] for candidate in candidates}
     batches = list(zip(rows.tokens.split(batch_rows), rows.mask.split(batch_rows), strict=True))
@@ -170,13 +183,13 @@ class _Batch:
 def _site_means(
     model: LanguageModel, rows: TokenRows, sites: Sequence[str], batch_rows: int
 ) -> dict[str, Float[Tensor, " d_in"]]:
-    """Mean activation [d_in] of each site over the positions that count."""
+    """Mean activation of each site over the positions that count, float64."""
     totals: dict[str, Tensor] = {}
     for tokens, mask in zip(rows.tokens.split(batch_rows), rows.mask.split(batch_rows), strict=True):
         for site, acts in model.activations(tokens, sites).items():
             total = acts[mask.to(acts.device)].double().sum(dim=0).to(model.device)
             totals[site] = totals.get(site, torch.zeros_like(total)) + total
-    return {site: (total / rows.mask.sum().item()).float() for site, total in totals.items()}
+    return {site: total / rows.mask.sum().item() for site, total in totals.items()}
 
 
 def _merged(parts: Sequence[Evaluation]) -> Evaluation:

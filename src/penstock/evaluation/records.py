@@ -38,8 +38,10 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any])
     tokens = int(total["tokens"])
     density = evaluation.firing.double() / tokens
     warnings = list(about.get("warnings") or [])
+    if metrics["mse"] is None or metrics["delta_ce"] is None:
+        warnings.append("Some reconstructions or losses are not finite; metrics made of them are undefined.")
     for metric, ablation in (("loss_recovered", "zero"), ("loss_recovered_mean", "mean")):
-        if metrics[metric] is None:
+        if metrics[metric] is None and metrics["delta_ce"] is not None:
             warnings.append(
                 f"{metric} is undefined: {ablation} ablation at this site does not cost the model anything."
             )

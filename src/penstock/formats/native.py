@@ -38,34 +38,42 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any]) -> None:
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
     safetensors.torch.save_file(tensors, folder / "sae.safetensors")
-    (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
+    (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
 
 
 def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
-    """Read an SAE written by `save_sae`.
+    """Read an SAE written by `save_sae`, in the dtype it was saved in.
 
     Raises:
         SAEFileError: files are missing, damaged, or do not fit the architecture.
     """
     folder = Path(folder)
-    try:
-        cfg = json.loads((folder / "cfg.json").read_text())
-        tensors = safetensors.torch.load_file(folder / "sae.safetensors", device=device)
-    except FileNotFoundError as error:
+    missing = [name for name in ("cfg.json", "sae.safetensors") if not (folder / name).is_file()]
+    if missing:
         raise SAEFileError(
-            f"{folder} is not an SAE: {Path(error.filename or '').name or error} is missing. Give the folder that "
+            f"{folder} is not an SAE: {' and '.join(missing)} missing. Give the folder that "
             "holds cfg.json and sae.safetensors, e.g. runs/demo/saes/NAME."
-        ) from error
-    except (json.JSONDecodeError, SafetensorError) as error:
+        )
+    try:
+        cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(folder / "sae.safetensors", device=device)
+    except (ValueError, SafetensorError) as error:
         raise SAEFileError(f"The SAE in {folder} is damaged: {error}. Save or copy it again.") from error
-    arch = cfg.get("architecture")
+    try:
+        arch, d_in, d_sae = cfg["architecture"], cfg["d_in"], cfg["d_sae"]
+    except (KeyError, TypeError) as error:
+        raise SAEFileError(
+            f"{folder}/cfg.json must be an object with architecture, d_in and d_sae. Save the SAE again."
+        ) from error
     if arch not in ARCHITECTURES:
         raise SAEFileError(
-            f"{folder}/cfg.json names the architecture {arch!r}; known are {', '.join(sorted(ARCHITECTURES))}."
+            f"{folder}/cfg.json names the architecture {arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
         )
-    sae = ARCHITECTURES[arch](cfg["d_in"], cfg["d_sae"]).to(device)
+    sae = ARCHITECTURES[arch](d_in, d_sae)
     try:
-        sae.load_state_dict(tensors)
+        # Assigned, so that the SAE has the dtype of the file. Cloned, because the tensors are views of the
+        # file itself, which a later save to the same folder would cut from under them.
+        sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise SAEFileError(f"{folder}/sae.safetensors does not fit {folder}/cfg.json: {error}") from error
     return SavedSAE(sae.requires_grad_(False), cfg.get("metadata", {}))

@@ -1,32 +1,18 @@
 """`LanguageModel`: any causal language model of Hugging Face `transformers`, to read and to edit."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from penstock.language_models.hooks import Edit, captured, spliced
+from penstock.language_models.pretrained import load_pretrained
 from penstock.language_models.sites import Site, find_site, named_sites
 from penstock.shapes import Logits, SequenceActs, Tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-"""The language model that comes with the package, under the name "embedded"."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_ALLOWED = 'a model is "embedded", a local folder, or a name on the Hugging Face Hub such as "gpt2"'
-
-# What a local folder must hold: at least one file for each.
-_FILES = {
-    "config": ("config.json",),
-    "weights": ("*.safetensors", "pytorch_model*.bin"),
-    "tokenizer": ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken"),
-}
 
 # Where the configs of different families keep the number of positions a model takes.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
@@ -92,18 +78,15 @@ class LanguageModel:
                 missing from the checkpoint.
         """
         name = str(name_or_path)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
-        if device_map is not None and str(device) != "cpu":
-            raise ValueError(
-                f"device_map ({device_map!r}) places the model, so device ({device!r}) has no effect. "
-                f"Give one of them."
-            )
-        _check_device(device)
-        source = _source(name)
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        module, tokenizer = _from_pretrained(name, source, options, DTYPES[dtype], device_map)
-        return cls(module if device_map is not None else module.to(device), tokenizer, name)
+        module, tokenizer = load_pretrained(
+            name,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(module, tokenizer, name)
 
     @property
     def device(self) -> torch.device:
@@ -200,97 +183,3 @@ def _shape(tokens: Tokens) -> tuple[int, int]:
 def _context(text_config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
     limits = [getattr(text_config, key, None) for key in _CONTEXT_KEYS]
     return next((int(limit) for limit in limits if limit), int(tokenizer.model_max_length))
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    # A torch built without CUDA asserts.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
-
-
-def _source(name: str) -> str:
-    """What to hand to `transformers`: a complete local folder, or a name on the Hub."""
-    folder = EMBEDDED_FOLDER if name == "embedded" else Path(name).expanduser()
-    if not folder.is_dir():
-        if name == "embedded" or name.startswith((".", "~")) or folder.is_absolute() or folder.exists():
-            raise FileNotFoundError(
-                f"No folder {str(folder)!r}, asked for as language model {name!r}; {_ALLOWED}."
-            )
-        return name
-    files = [path.name for path in folder.iterdir()]
-    missing = [
-        f"{what} ({' or '.join(patterns)})"
-        for what, patterns in _FILES.items()
-        if not any(fnmatch(file, pattern) for file in files for pattern in patterns)
-    ]
-    if missing and name == "embedded":
-        raise FileNotFoundError(
-            f"The embedded language model is not in this installation: {str(folder)!r} has no "
-            f"{', no '.join(missing)}. Reinstall penstock, train the model with tools/train_embedded_lm.py, "
-            f"or choose another; {_ALLOWED}."
-        )
-    if missing:
-        raise FileNotFoundError(
-            f"The folder of language model {name!r} has no {', no '.join(missing)}; {_ALLOWED}."
-        )
-    return str(folder)
-
-
-def _from_pretrained(
-    name: str,
-    source: str,
-    options: dict[str, Any],
-    dtype: torch.dtype,
-    device_map: str | Mapping[str, Any] | None,
-) -> tuple[Any, "PreTrainedTokenizerBase"]:
-    """Model and tokenizer from `transformers`, with what goes wrong in it told in one sentence of ours."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        _check_is_causal(config)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        _check_makes_tokens(tokenizer)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, device_map=device_map, output_loading_info=True, **options
-        )
-        module, report = loaded
-        _check_is_complete(report["missing_keys"])
-    # Damaged files come as plain Exception from tokenizers and as others from safetensors.
-    except Exception as error:
-        raise ValueError(f"Cannot load the language model {name!r}: {error}\n({_ALLOWED})") from error
-    return module, tokenizer
-
-
-def _check_is_causal(config: "PretrainedConfig") -> None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    brings_code = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
-    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    is_known = (
-        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder and not config.is_encoder_decoder
-    )
-    if not is_known and not brings_code:
-        raise ValueError(
-            f"it is a {config.model_type!r} model, not a causal language model (one that reads from left to "
-            f"right, such as GPT-2 or Llama)."
-        )
-
-
-def _check_makes_tokens(tokenizer: "PreTrainedTokenizerBase") -> None:
-    # Where its files are missing, transformers may hand out a tokenizer without a vocabulary.
-    if not tokenizer("text", add_special_tokens=False)["input_ids"]:
-        raise ValueError(
-            "its tokenizer makes no tokens of text; the tokenizer's files are missing or damaged."
-        )
-
-
-def _check_is_complete(missing_keys: Iterable[str]) -> None:
-    missing = sorted(missing_keys)
-    if missing:
-        raise ValueError(
-            f"the checkpoint lacks {len(missing)} weights, which would be left random "
-            f"({', '.join(missing[:3])}). Is it the checkpoint of a causal language model, head included?"
-        )

@@ -22,6 +22,9 @@ PANELS = {
     "reconstruction_bias": "Reconstruction bias γ",
 }
 
+MAX_SENTENCES = 3
+"""Comparisons that are worded above the figure."""
+
 _MARKERS = {
     **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D"},
     **{"down": "v", "hexagon": "h", "star": "*"},
@@ -142,10 +145,11 @@ def _draw_panel(ax: "Axes", records: Sequence[dict[str, Any]], arms: Sequence[Ar
             markerfacecolor=color if arm.variant % 2 == 0 else "white",
             elinewidth=1,
         )
+    _set_scales(ax, saes, metric)
     if metric == "reconstruction_bias":
         ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
-    _set_scales(ax, saes, metric)
-    _draw_levels(ax, records, metric)
+    else:
+        _draw_levels(ax, records, metric)
 
 
 def _set_scales(ax: "Axes", saes: Sequence[dict[str, Any]], metric: str) -> None:
@@ -162,7 +166,7 @@ def _set_scales(ax: "Axes", saes: Sequence[dict[str, Any]], metric: str) -> None
     for axis in log_axes:
         ends = axis.get_view_interval()
         octaves = math.log2(ends[1] / ends[0])
-        if axis is ax.xaxis and 2 <= octaves <= 8:
+        if axis is ax.xaxis and 2.5 <= octaves <= 8:
             # 4, 8, 16, ...: the steps in which sparsity is usually swept.
             axis.set_major_locator(LogLocator(base=2))
             axis.set_minor_locator(NullLocator())
@@ -179,8 +183,6 @@ def _draw_levels(ax: "Axes", records: Sequence[dict[str, Any]], metric: str) -> 
     for record in records:
         value = record.get(metric)
         if not is_control(record) or record["arch"] == "pca" or value is None or not low <= value <= high:
-            continue
-        if metric == "reconstruction_bias" and abs(value - 1) < 1e-6:
             continue
         ax.axhline(value, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
         ax.annotate(
@@ -218,16 +220,21 @@ def _error_bars(records: Sequence[dict[str, Any]], metric: str) -> list[list[flo
 
 
 def _title(run: RunData, sites: Sequence[str]) -> str:
-    """Model and site, then the headline of each comparison, wrapped."""
+    """Model and site, then the first comparisons in words, wrapped."""
     import textwrap
 
     width = 104 if len(sites) == 1 else 180
     model = next((str(record["model"]) for record in run.records if record.get("model")), "a language model")
     # A name may hold line breaks of any kind; the title is one line.
     lines = [" ".join(f"Sparse autoencoders on {wording.model_words(model)}, {', '.join(sites)}".split())]
-    for comparison in wording.comparisons(run, find_arms(run.records)):
+    comparisons = wording.comparisons(run, find_arms(run.records))
+    # Where there is little room, those that came to a ratio are worth more than those that did not.
+    comparisons.sort(key=lambda comparison: comparison.ratio is None)
+    for comparison in comparisons[:MAX_SENTENCES]:
         prefix = f"{comparison.site}: " if len(sites) > 1 else ""
         lines += textwrap.wrap(prefix + comparison.sentence, width)
+    if len(comparisons) > MAX_SENTENCES:
+        lines.append(f"{len(comparisons) - MAX_SENTENCES} more comparisons are in report.html.")
     return "\n".join(lines)
 
 

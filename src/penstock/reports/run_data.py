@@ -123,12 +123,9 @@ def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 def _parse(text: str, where: str, broken: list[str]) -> dict[str, Any]:
     """A JSON object with NaN and infinities as None; `broken` collects one entry for each."""
-
-    def missing(constant: str) -> None:
-        broken.append(constant)
-
     try:
-        content = json.loads(text, parse_constant=missing)
+        # append returns None, which takes the constant's place.
+        content = json.loads(text, parse_constant=broken.append)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not valid JSON ({error}). Restore it or delete it.") from error
     if not isinstance(content, dict):

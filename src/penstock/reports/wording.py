@@ -178,7 +178,7 @@ def run_card(run: RunData) -> list[tuple[str, str]]:
         ("Training time", _time_text(run, saes)),
         ("Started", _moment(env.get("started"))),
         ("Git commit", str(env.get("git_commit") or "not recorded")),
-        ("Hardware", _joined(env, ("device", "cpu", "threads", "platform"), {"threads": "{} threads"})),
+        ("Hardware", _hardware(env)),
         ("Versions", _versions(env)),
         ("Command", str(env.get("command") or "–")),
     ]
@@ -244,7 +244,11 @@ def _span(records: Iterable[dict[str, Any]], key: str) -> str:
 
 
 def _sites_text(records: Sequence[dict[str, Any]]) -> str:
-    widths = {record["site"]: record.get("d_in") for record in records if record.get("site")}
+    # Controls may come without a width of their own.
+    widths = {record["site"]: None for record in records if record.get("site")}
+    widths |= {
+        record["site"]: record["d_in"] for record in records if record.get("site") and record.get("d_in")
+    }
     return ", ".join(f"{site} (d_in {width})" if width else str(site) for site, width in widths.items())
 
 
@@ -277,9 +281,11 @@ def _moment(iso: str | None) -> str:
     return moment.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def _joined(env: dict[str, Any], keys: Sequence[str], forms: dict[str, str]) -> str:
-    parts = [forms.get(key, "{}").format(env[key]) for key in keys if env.get(key) not in (None, "")]
-    return ", ".join(parts) or "–"
+def _hardware(env: dict[str, Any]) -> str:
+    threads = env.get("threads")
+    counted = threads and f"{threads} {'thread' if threads == 1 else 'threads'}"
+    parts = [env.get("device"), env.get("cpu"), counted, env.get("platform")]
+    return ", ".join(str(part) for part in parts if part) or "–"
 
 
 def _versions(env: dict[str, Any]) -> str:

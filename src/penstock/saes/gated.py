@@ -36,7 +36,8 @@ class GatedSAE(TrainableSAE):
         super().__init__()
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
-        self.W_enc = nn.Parameter(W_dec.T.contiguous())
+        # A copy: with a width of 1 the transpose is contiguous as it is, and would share memory with W_dec.
+        self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
         self.b_gate = nn.Parameter(torch.zeros(d_sae))
         self.b_mag = nn.Parameter(torch.zeros(d_sae))
         self.r_mag = nn.Parameter(torch.zeros(d_sae))
@@ -80,7 +81,8 @@ class GatedSAE(TrainableSAE):
 
     def _paths(self, x: Acts) -> tuple[Latents, Latents]:
         """The code, and ReLU(pi_gate) which the penalty and the auxiliary task act on."""
-        shared = (x - self.b_dec) @ self.W_enc
+        # (x - b_dec) W_enc, written so that the gradient of b_dec costs no product of the batch's size.
+        shared = x @ self.W_enc - self.b_dec @ self.W_enc
         gate_acts = torch.relu(shared + self.b_gate)
         magnitude = torch.relu(shared * self.r_mag.exp() + self.b_mag)
         return (gate_acts > 0) * magnitude, gate_acts

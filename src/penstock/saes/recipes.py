@@ -37,8 +37,8 @@ class Recipe:
             )
         if self.decoder_norm == "free" and self.auxiliary_decoder != self.penalty_norm:
             raise ValueError(
-                f"auxiliary_decoder={self.auxiliary_decoder!r} with penalty_norm={self.penalty_norm!r} is the "
-                "inconsistent mixture that the paper's authors warn against (dead latents, encoders that "
+                f"auxiliary_decoder={self.auxiliary_decoder!r} with penalty_norm={self.penalty_norm!r} is "
+                "the inconsistent mixture that the paper's authors warn against (dead latents, encoders that "
                 "shrink while the decoder grows). Give both the same value: 'trained' is the recipe "
                 "'norm_weighted', 'frozen' is 'norm_weighted_frozen'."
             )

@@ -28,13 +28,15 @@ class ReLUSAE(TrainableSAE):
         super().__init__()
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
-        self.W_enc = nn.Parameter(W_dec.T.contiguous())
+        # A copy: with a width of 1 the transpose is contiguous as it is, and would share memory with W_dec.
+        self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(W_dec)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     def encode(self, x: Acts) -> Latents:
-        return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+        # (x - b_dec) W_enc, written so that the gradient of b_dec costs no product of the batch's size.
+        return torch.relu(x @ self.W_enc + (self.b_enc - self.b_dec @ self.W_enc))
 
     def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
         """Squared error plus the L1 norm of the code (section 2.2)."""

@@ -77,7 +77,7 @@ def _ratio(arm: list[Point], baseline: list[Point]) -> dict[str, Any]:
     high = min(curve.quality[:, 0].max() for curve in every)
     if not low < high:
         return empty | {
-            "reason": "the arms reach no loss recovered in common; train more values of L0 so that they overlap."
+            "reason": "the arms reach no loss recovered in common; train more values of L0, so that they do."
         }
     grid = np.linspace(low, high, GRID)
     log_l0 = [np.mean([curve.at(grid) for curve in curves_of_arm], axis=0) for curves_of_arm in curves]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.metrics import metrics_of
 from penstock.studies.comparison import Point, compare, warnings_of
 from penstock.studies.controls import controls
+from penstock.training.checkpoint import write_whole
 from penstock.training.config import (
     EvalConfig,
     LanguageModelConfig,
@@ -64,21 +65,46 @@ def load_model(config: RunConfig) -> LanguageModel:
     return load_language_model(config.language_model)
 
 
+def run_sweep(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
+    """Train the SAEs of `config`, evaluate them and the controls, and compare the arms.
+
+    Args:
+        config: What to train and on what.
+        folder: A new directory for the run.
+
+    Returns:
+        One record for each SAE and control (docs/records.md); the same as in records.jsonl.
+    """
+    model = load_model(config)
+    prepare(config, folder, model)
+    train(folder, model)
+    return evaluate_run(folder, model)
+
+
 def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
     """Make the run's directory with config.json (every setting decided) and environment.json.
 
     Raises:
         FileExistsError: the directory already holds a run.
-        ValueError: the settings do not fit the model.
+        OSError: the directory cannot be made or written to.
+        ValueError: the settings do not fit the model, or the text has nothing to train or evaluate on.
     """
     if (folder / "config.json").exists():
         raise FileExistsError(
             f"{folder} already holds a run. Continue it with --resume {folder}, or choose another --out."
         )
     decided = decide(config, model, {site: model.d_in(site) for site in config.sites})
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config_to_json(decided))
-    (folder / "environment.json").write_text(json.dumps(_environment(decided), indent=1) + "\n")
+    training_text(decided, model).check()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "environment.json", json.dumps(_environment(decided), indent=1) + "\n")
+        # Last, because it is what makes the folder a run.
+        write_whole(folder / "config.json", config_to_json(decided))
+    except OSError as error:
+        raise OSError(
+            f"The run's directory {folder} cannot be written: {error.strerror or error}. Make room, or choose an "
+            "--out below a folder that you may write to."
+        ) from error
     return decided
 
 
@@ -99,60 +125,105 @@ def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
     """Evaluate the SAEs and controls of a trained run; writes records.jsonl and comparison.json."""
     config = read_config(folder)
     saes = [folder / "saes" / sae.folder for sae in config.saes]
-    candidates, about = load_candidates(saes, device=config.language_model.device)
+    candidates, about, _ = load_candidates(saes, device=config.language_model.device)
     for candidate in _controls_of(config, model):
         candidates.append(candidate)
         about[candidate.name] = _about_control(candidate, config)
     records, points = measure(training_text(config, model), config.eval, candidates, about)
-    _write_lines(folder / "records.jsonl", records)
+    write_whole(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     comparisons = compare(points)
     summary = {"comparisons": comparisons, "warnings": warnings_of(records, comparisons)}
-    (folder / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(folder / "comparison.json", json.dumps(summary, indent=1) + "\n")
     return records
 
 
-def load_candidates(
-    folders: Sequence[Path], *, device: str
-) -> tuple[list[Candidate], dict[str, Mapping[str, Any]]]:
-    """SAEs from disk as candidates, and for each candidate's name what its record says of it."""
-    candidates, about = [], {}
+class LoadedSAEs(NamedTuple):
+    """SAEs from disk, ready to be evaluated."""
+
+    candidates: list[Candidate]
+    about: dict[str, Mapping[str, Any]]
+    """For each candidate's name what its record says of it."""
+    metadata: list[dict[str, Any]]
+    """What was saved with each."""
+
+
+def load_candidates(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
+    """Read SAEs; one whose name is taken already goes by its folder.
+
+    Raises:
+        ValueError: a folder holds no SAE, or one that does not say its site.
+    """
+    loaded = LoadedSAEs([], {}, [])
     for folder in folders:
         sae, metadata = load_sae(folder, device=device)
-        name = metadata["name"]
-        candidates.append(Candidate.of(name, metadata["site"], sae))
-        about[name] = _about_sae(sae.arch, sae.d_in, sae.d_sae, metadata)
-    return candidates, about
+        if "site" not in metadata:
+            raise ValueError(
+                f"{folder}/cfg.json does not say where the SAE belongs: add its site to `metadata`, e.g. "
+                '"site": "resid_post.2".'
+            )
+        name = metadata.get("name", folder.name)
+        name = str(folder) if name in loaded.about else name
+        loaded.candidates.append(Candidate.of(name, metadata["site"], sae))
+        loaded.about[name] = _about_sae(sae.arch, sae.d_in, sae.d_sae, {**metadata, "name": name})
+        loaded.metadata.append(metadata)
+    return loaded
 
 
 def evaluate_saes(
     folders: Sequence[Path],
-    language_model: LanguageModelConfig | None,
-    text: str | None,
     settings: EvalConfig,
+    *,
+    model: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    text: str | None = None,
+    text_field: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Records of saved SAEs on their own language model and text, or on others.
+    """Records of saved SAEs.
+
+    Args:
+        folders: Of SAEs that share a language model.
+        settings: How many tokens, how many resamples.
+        model: Another language model than theirs.
+        dtype: Its precision.
+        device: Where it and the SAEs go.
+        text: Another text than theirs.
+        text_field: Its column.
 
     Raises:
-        ValueError: the SAEs belong to different models, or do not fit this one.
+        ValueError: the SAEs belong to different models or texts, or do not fit this model.
     """
-    device = language_model.device if language_model else "cpu"
-    candidates, about = load_candidates(folders, device=device)
-    metadata = load_sae(folders[0]).metadata
-    names = sorted({str(one["model"]) for one in about.values()})
-    if language_model is None:
-        if len(names) > 1:
-            raise ValueError(
-                f"The SAEs belong to different models: {', '.join(names)}. Evaluate one model at a time."
-            )
-        language_model = LanguageModelConfig(model=names[0], revision=metadata["revision"])
-    own = Text(
-        model=load_language_model(language_model),
-        source=text or metadata["text"],
-        text_field="text",
-        context=metadata["context"],
-        packing="packed",
+    candidates, about, metadata = load_candidates(folders, device=device)
+    own = LanguageModel.load(
+        model or _common(metadata, "model"),
+        dtype=dtype,
+        device=device,
+        revision=None if model else _common(metadata, "revision", None),
     )
-    return measure(own, settings, candidates, about)[0]
+    read = Text(
+        model=own,
+        source=text or _common(metadata, "text"),
+        text_field=text_field or (None if text else _common(metadata, "text_field", None)) or "text",
+        context=min(_common(metadata, "context", 1024), own.context),
+        packing=_common(metadata, "packing", "packed"),
+    )
+    return measure(read, settings, candidates, about)[0]
+
+
+_NEEDED = object()
+
+
+def _common(metadata: Sequence[Mapping[str, Any]], key: str, default: Any = _NEEDED) -> Any:
+    """What all SAEs have noted under a key, or the default where they have not."""
+    values = list(dict.fromkeys(one.get(key, default) for one in metadata))
+    if len(values) > 1:
+        raise ValueError(
+            f"The SAEs differ in their {key}: {', '.join(map(str, values))}. Evaluate those that share one "
+            f"together, or name one for all (--{key})."
+        )
+    if values[0] is _NEEDED:
+        raise ValueError(f"The SAEs do not say which {key} they were trained on: name one with --{key}.")
+    return values[0]
 
 
 def measure(
@@ -202,7 +273,9 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def config_from_file(path: Path) -> RunConfig:
-    """The settings in a config.json; raises as `read_config`."""
+    """The settings in a config.json, or in that of a run's directory; raises as `read_config`."""
+    if path.is_dir():
+        path = path / "config.json"
     if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist, so there is no run to read. Start one with penstock train or sweep --out DIR."
@@ -251,6 +324,7 @@ def _about_control(candidate: Candidate, config: RunConfig) -> dict[str, Any]:
         "arch": candidate.name.split("-")[0].split("_")[0],
         "model": config.language_model.model,
         "site": candidate.site,
+        "d_in": candidate.d_in,
         "d_sae": len(candidate.decoder_norm),
     }
 
@@ -270,7 +344,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         **versions(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
+        "threads": config.threads,
         "device": config.language_model.device,
         "git_commit": _git_commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -294,8 +368,4 @@ def _git_commit() -> str | None:
         result = subprocess.run(asked, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return result.stdout.strip() or None
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -39,13 +39,14 @@ def save_checkpoint(
     final = folder / f"step_{step:08d}"
     partial = folder / f".partial_{step:08d}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_by_a_kill in folder.glob(".partial_*"):
+            shutil.rmtree(left_by_a_kill)
         partial.mkdir(parents=True)
         # A view would be saved with the whole storage behind it.
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         data = safetensors.torch.save(own)
         write_synced(partial / "state.safetensors", data)
-        summary = {"step": step, "sha256": hashlib.sha256(data).hexdigest(), "numbers": dict(numbers)}
+        summary = {"step": step, "sha256": _digest(data, step, numbers), "numbers": dict(numbers)}
         write_synced(partial / "state.json", json.dumps(summary, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -72,13 +73,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         summary = json.loads((path / "state.json").read_text())
         data = (path / "state.safetensors").read_bytes()
-        if hashlib.sha256(data).hexdigest() != summary["sha256"]:
+        if _digest(data, summary["step"], summary["numbers"]) != summary["sha256"]:
             raise ValueError("its checksum does not match")
         return Checkpoint(summary["step"], safetensors.torch.load(data), summary["numbers"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         older = [other for other in _checkpoints(path.parent) if other < path]
-        remedy = f"Remove that folder to continue from {older[-1].name}" if older else "No older one is left"
-        raise CheckpointError(f"The checkpoint {path} is damaged: {error}. {remedy}.") from error
+        remains = f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
+        raise CheckpointError(
+            f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}."
+        ) from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -93,6 +96,21 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name first, so that a full disk or a kill never leaves half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write_synced(partial, text.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _digest(data: bytes, step: int, numbers: Mapping[str, Any]) -> str:
+    """A checksum over all of a checkpoint; JSON gives back the very floats that it was given."""
+    return hashlib.sha256(data + json.dumps([step, dict(numbers)]).encode()).hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Settings of a run: frozen dataclasses that only state and check. `resolve.py` fills what is left open.
+"""Settings of a run: frozen dataclasses that only state and check. `defaults.py` fills what is left open.
 
 Fields that are None are decided when the run starts and written back, so that the `config.json` of a run
 holds every number that was used. Sizes are in tokens unless the name says otherwise.
@@ -6,13 +6,17 @@ holds every number that was used. Sizes are in tokens unless the name says other
 
 import difflib
 import json
-import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import cattrs
+import cattrs.v
 
 from penstock.saes import RECIPES, TRAINABLE
+
+MAX_SEED = 2**31 - 1
+"""Leaves room to derive other seeds from a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +60,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least("tokens", self.tokens, 1)
         _at_least("model_batch_rows", self.model_batch_rows, 1)
-        if self.context is not None:
-            _at_least("context", self.context, 2)
+        _at_least("context", self.context, 2)
+        _at_least("cache_tokens", self.cache_tokens, 1)
+        _at_least("buffer_tokens", self.buffer_tokens, 2)
+        _between("shuffle_seed", self.shuffle_seed, 0, MAX_SEED)
         if self.cache_tokens is not None:
-            _at_least("cache_tokens", self.cache_tokens, 1)
             if self.buffer_tokens is not None:
                 raise ValueError(
                     f"buffer_tokens={self.buffer_tokens} has no effect with cache_tokens="
@@ -70,12 +75,10 @@ class DataConfig:
                     f"cache_tokens={self.cache_tokens} is more than tokens={self.tokens}, so part of "
                     "the cache would never be used. Lower cache_tokens or raise tokens."
                 )
-        if self.buffer_tokens is not None:
-            _at_least("buffer_tokens", self.buffer_tokens, 2)
-        if self.text == "embedded" and self.text_field is not None:
+        if self.text_field is not None and (self.text == "embedded" or self.text.lower().endswith(".txt")):
             raise ValueError(
-                f"text_field={self.text_field!r} has no effect with text='embedded', which has no "
-                "columns. Leave it out, or name your own text."
+                f"text_field={self.text_field!r} has no effect with text={self.text!r}, which has no "
+                "columns. Leave it out, or name a text that has some (.jsonl, .parquet, datasets:NAME)."
             )
 
 
@@ -126,7 +129,10 @@ class ResamplingConfig:
     """Steps of that rise; 1,000, or 1/16 of the run if that is shorter."""
 
     def __post_init__(self) -> None:
-        _at_least("inputs", self.inputs, 1)
+        _at_least("resampling.inputs", self.inputs, 1)
+        _at_least("resampling.window_tokens", self.window_tokens, 1)
+        _at_least("resampling.lr_dip_steps", self.lr_dip_steps, 1)
+        _between("resampling.encoder_scale", self.encoder_scale, 1e-6, 1e3)
         if not 0 < self.lr_dip <= 1:
             raise ValueError(f"resampling.lr_dip={self.lr_dip} is out of range: allowed is above 0, up to 1.")
 
@@ -171,6 +177,7 @@ class SAEConfig:
         _one_of("arch", self.arch, TRAINABLE)
         _one_of("recipe", self.recipe, RECIPES)
         _at_least("d_sae", self.d_sae, 2)
+        _between("seed", self.seed, 0, MAX_SEED)
         if (self.sparsity_coef is None) == (self.target_l0 is None):
             given = "neither" if self.sparsity_coef is None else "both"
             raise ValueError(
@@ -214,6 +221,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _at_least("eval_tokens", self.eval_tokens, 1)
         _at_least("bootstrap", self.bootstrap, 10)
+        _between("eval_seed", self.eval_seed, 0, MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,10 +253,13 @@ class RunConfig:
                 f"saes lists the same SAE twice: {', '.join(twice)}. Remove one, or change its seed."
             )
         _at_least("log_steps", self.log_steps, 1)
+        _at_least("checkpoint_steps", self.checkpoint_steps, 1)
+        _between("checkpoint_minutes", self.checkpoint_minutes, 0, 1e6)
+        _at_least("threads", self.threads, 1)
         if self.num_steps < 1:
             raise ValueError(
-                f"tokens={self.tokens} is less than one batch of batch_size="
-                f"{self.batch_size}. Raise tokens or lower batch_size."
+                f"tokens={self.data.tokens} is less than one batch of batch_size="
+                f"{self.optim.batch_size}. Raise tokens or lower batch_size."
             )
         for sae in self.saes:
             self._check_resampling(sae)
@@ -272,14 +283,14 @@ class RunConfig:
         for moment, step in zip(sae.resample_at or (), self.resampling_steps(sae), strict=True):
             if not 0 < step < self.num_steps:
                 raise ValueError(
-                    f"resample_at={moment} ({self.unit}) is step {step}, but the run has "
+                    f"resample_at={moment:g} ({self.resampling.unit}) is step {step}, but the run has "
                     f"{self.num_steps} steps: it would have no effect. Choose a moment inside the run, and "
-                    "check unit (share, steps or tokens)."
+                    "check resampling.unit (share, steps or tokens)."
                 )
 
 
-def _at_least(name: str, value: float, low: float) -> None:
-    if value < low:
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
         raise ValueError(f"{name}={value} is out of range: it must be at least {low}.")
 
 
@@ -288,7 +299,7 @@ def _one_of(name: str, value: str, allowed: dict[str, Any]) -> None:
         raise ValueError(f"{name}={value!r} is not known: allowed are {', '.join(sorted(allowed))}.")
 
 
-def _between(name: str, value: float | None, low: float, high: float) -> None:
+def _between(name: str, value: float | int | None, low: float | int, high: float | int) -> None:
     if value is not None and not low <= value <= high:
         raise ValueError(f"{name}={value} is out of range: allowed is {low:g} to {high:g}.")
 
@@ -309,29 +320,48 @@ def config_from_json(text: str, source: str) -> RunConfig:
         ValueError: not JSON, an unknown or missing setting, or a value out of range; names the setting.
     """
     try:
-        converter = cattrs.Converter(forbid_extra_keys=True)
-        return converter.structure(json.loads(text), RunConfig)
+        stored = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{source} is not JSON: {error}.") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{source} does not hold the settings of a run: it is no JSON object.")
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    # By itself cattrs converts: "false" would become True, and 10.7 steps 10.
+    for kind, accepted in _JSON_TYPES.items():
+        converter.register_structure_hook(kind, _exactly(accepted))
+    try:
+        return converter.structure(stored, RunConfig)
     except cattrs.BaseValidationError as error:
+        problems = cattrs.transform_error(error, format_exception=_explained)
         raise ValueError(
-            f"{source} does not hold the settings of a run: {'; '.join(_explained(error))}."
+            f"{source} does not hold the settings of a run: {'; '.join(problems)} ($ is the whole file)."
         ) from error
 
 
-def _explained(error: cattrs.BaseValidationError) -> list[str]:
-    """Every problem in the stored settings, with a suggestion for a misspelt one."""
-    problems = cattrs.transform_error(error)
-    known = [f.name for section in _SECTIONS for f in fields(section)]
-    found = []
-    for problem in problems:
-        for word in re.findall(r"extra fields found \((.*?)\)", problem):
-            close = difflib.get_close_matches(word.split(", ")[0], known, n=1)
-            problem += f" - did you mean {close[0]}?" if close else " - remove it"
-        found.append(problem)
-    return found
+_JSON_TYPES: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+"""Which types of JSON values may stand for a setting's type."""
 
 
-_SECTIONS = (
-    RunConfig, SAEConfig, LanguageModelConfig, DataConfig, OptimConfig, ResamplingConfig, EvalConfig,
-)  # fmt: skip
+def _exactly(accepted: tuple[type, ...]) -> Callable[[Any, type], Any]:
+    def structure(value: Any, wanted: type) -> Any:
+        if type(value) not in accepted:
+            raise ValueError(f"{value!r} is not of type {wanted.__name__}")
+        return wanted(value)
+
+    return structure
+
+
+def _explained(error: BaseException, wanted: Any) -> str:
+    """A problem in the stored settings, with a suggestion for a misspelt one."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = [f.name for f in fields(error.cl)]
+        return "; ".join(_unknown_key(key, known) for key in sorted(error.extra_fields))
+    if isinstance(error, ValueError):
+        return str(error).rstrip(".")
+    return cattrs.v.format_exception(error, wanted)
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"remove it (known here: {', '.join(known)})"
+    return f"there is no setting {key}: {remedy}"

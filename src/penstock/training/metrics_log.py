@@ -5,14 +5,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
+
+from penstock.training.checkpoint import write_whole
 
 Rows = Mapping[str, Mapping[str, float]]
 """For each SAE of a run, what its step reported."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Something else that wants every logged row, e.g. TensorBoard or wandb."""
 
@@ -30,6 +33,8 @@ class MetricsLog:
         self.last_step = last_step
         self.trackers = trackers
         self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._tokens_before = 0
         self._tokens = 0
 
     def start(self, step: int) -> None:
@@ -38,20 +43,35 @@ class MetricsLog:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        write_whole(self.path, "".join(line + "\n" for line in kept))
+        if kept:
+            last = json.loads(kept[-1])
+            self._seconds_before = last["seconds"]
+            self._tokens_before = last["tokens"]
 
     def write(self, step: int, tokens: int, rows: Rows) -> None:
-        """Log the rows of a step if it is one to log."""
+        """Log the rows of a step if it is one to log.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
         self._tokens = tokens
         if step % self.every and step != self.last_step:
             return
-        seconds = round(time.monotonic() - self._started, 2)
-        with self.path.open("a") as file:
-            for sae, row in rows.items():
-                line = {"step": step, "tokens": tokens, "seconds": seconds, "sae": sae, **row}
-                file.write(json.dumps(line) + "\n")
-                for tracker in self.trackers:
-                    tracker.log(step, sae, row)
+        seconds = round(self._seconds_before + time.monotonic() - self._started, 2)
+        about = {"step": step, "tokens": tokens, "seconds": seconds}
+        lines = [json.dumps({**about, "sae": sae, **row}) + "\n" for sae, row in rows.items()]
+        try:
+            with self.path.open("a") as file:
+                file.writelines(lines)
+        except OSError as error:
+            raise OSError(
+                f"{self.path} could not be written: {error.strerror or error}. Make room or give write permission, "
+                "then continue with --resume."
+            ) from error
+        for sae, row in rows.items():
+            for tracker in self.trackers:
+                tracker.log(step, sae, row)
 
     @contextmanager
     def progress(self, num_steps: int, step: int) -> Iterator[Callable[[Rows], None]]:
@@ -71,7 +91,7 @@ class MetricsLog:
         terms = " ".join(
             f"{key[:5]} {row[key]:.3g}" for key in ("reconstruction", "sparsity", "auxiliary") if key in row
         )
-        speed = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        speed = (self._tokens - self._tokens_before) / max(time.monotonic() - self._started, 1e-9)
         return f"{name}: {terms} l0 {row['l0']:.3g} dead {row['dead_share']:.1%} {speed:,.0f} tok/s"
 
 

@@ -22,7 +22,7 @@ def choose_inputs(
     count: int,
     generator: torch.Generator,
     chunk: int = 4096,
-) -> Acts:
+) -> Float[Tensor, "chosen d_in"]:
     """Pick `count` inputs with probability proportional to their squared loss.
 
     Args:

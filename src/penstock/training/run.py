@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from penstock.activations.harvest import Text, TrainingStream, fill_cache
@@ -39,7 +40,7 @@ class TrainingRun:
     """The state of a run between two steps."""
 
     def __init__(self, config: RunConfig, folder: Path, model: LanguageModel) -> None:
-        """Prepare step 0 and write config.json with every setting decided.
+        """Prepare step 0.
 
         Args:
             config: What to train; open settings are decided here.
@@ -51,11 +52,9 @@ class TrainingRun:
         self.folder = folder
         self.model = model
         self.step = 0
+        self.saved_step: int | None = None
         self.source = self._source()
-        self.sample_generator = torch.Generator().manual_seed(self.config.data.shuffle_seed + 1)
-        sample = self.source.sample(
-            SCALE_TOKENS, torch.Generator().manual_seed(self.config.data.shuffle_seed)
-        )
+        sample = self.source.sample(SCALE_TOKENS, _generator(self.config.data.shuffle_seed, 0))
         self.scales = {site: measure_scale([sample[site]]) for site in self.config.sites}
         self.trainers = [self._trainer(sae, widths[sae.site]) for sae in self.config.saes]
         self.seconds = {trainer.config.folder: 0.0 for trainer in self.trainers}
@@ -70,9 +69,8 @@ class TrainingRun:
         if path is None:
             return
         checkpoint = load_checkpoint(path)
-        self.step = checkpoint.step
+        self.step = self.saved_step = checkpoint.step
         self.source.load_state(_under("source/", checkpoint.tensors))
-        self.sample_generator.set_state(checkpoint.tensors["sample_generator"])
         self.scales = checkpoint.numbers["scales"]
         self.seconds = checkpoint.numbers["seconds"]
         for trainer in self.trainers:
@@ -101,7 +99,7 @@ class TrainingRun:
                         f"Stopped by {interrupts.pending} at step {self.step} of {self.config.num_steps}; "
                         f"the state is saved. Go on with: penstock train --resume {self.folder}"
                     )
-        if latest_checkpoint(self.folder / "checkpoints") is None or self.config.checkpoint_steps is None:
+        if self.saved_step != self.step:
             self.checkpoint()
 
     def checkpoint(self) -> None:
@@ -110,21 +108,32 @@ class TrainingRun:
         Raises:
             CheckpointError: it cannot be written.
         """
-        tensors: dict[str, Tensor] = {"sample_generator": self.sample_generator.get_state()}
-        tensors |= {f"source/{key}": value for key, value in self.source.state().items()}
+        tensors = {f"source/{key}": value for key, value in self.source.state().items()}
         numbers: dict[str, Any] = {"scales": self.scales, "seconds": self.seconds, "saes": {}}
         for trainer in self.trainers:
             name = trainer.config.folder
             tensors |= {f"{name}/{key}": value for key, value in trainer.tensors().items()}
             numbers["saes"][name] = trainer.numbers()
         save_checkpoint(self.folder / "checkpoints", self.step, tensors, numbers)
+        self.saved_step = self.step
 
     def save_saes(self) -> list[Path]:
-        """Write every SAE in its final form: raw activations in and out, unit-norm decoder rows."""
+        """Write every SAE in its final form: raw activations in and out, unit-norm decoder rows.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
         folders = []
         for trainer in self.trainers:
             folder = self.folder / "saes" / trainer.config.folder
-            save_sae(folded(trainer.sae, self.scales[trainer.config.site]), folder, self._metadata(trainer))
+            final = folded(trainer.sae, self.scales[trainer.config.site])
+            try:
+                save_sae(final, folder, self._metadata(trainer))
+            except (OSError, SafetensorError) as error:
+                raise OSError(
+                    f"The SAE could not be written to {folder}: {error}. Its training is saved: make room or give "
+                    f"write permission, then go on with: penstock train --resume {self.folder}"
+                ) from error
             folders.append(folder)
         return folders
 
@@ -148,10 +157,12 @@ class TrainingRun:
         due = [trainer for trainer in self.trainers if self.step in trainer.schedule.dips]
         if not due:
             return
-        candidates = self.source.sample(self.config.resampling.inputs, self.sample_generator)
+        inputs, seed = self.config.resampling.inputs, self.config.data.shuffle_seed
+        candidates = self.source.sample(inputs, _generator(seed, self.step))
         for trainer in due:
             site = trainer.config.site
-            trainer.resample(candidates[site] * self.scales[site], self.sample_generator)
+            # A generator of its own: what an SAE draws must not depend on which others are in the run.
+            trainer.resample(candidates[site] * self.scales[site], _generator(trainer.config.seed, self.step))
 
     def _checkpoint_is_due(self, saved_at: float) -> bool:
         if self.config.checkpoint_steps is not None:
@@ -203,6 +214,8 @@ class TrainingRun:
             "revision": self.config.language_model.revision,
             "site": sae.site,
             "text": self.config.data.text,
+            "text_field": self.config.data.text_field,
+            "packing": self.config.data.packing,
             "context": self.config.data.context,
             "recipe": sae.recipe,
             "seed": sae.seed,
@@ -266,6 +279,11 @@ def folded(sae: SAE, scale: float) -> SAE:
     final.fold_decoder_norm_()
     final.fold_input_scale_(scale)
     return final
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """Randomness that depends on nothing but these two, so that no checkpoint has to carry it."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,8 +40,9 @@ class L0Controller:
     """Steers the sparsity coefficient until the mean L0 holds a target, then freezes it.
 
     An integral controller on log(L0 / target): L0 falls roughly as a power of the coefficient, so in logs
-    the loop is linear. It is frozen once the smoothed L0 has stayed within `TOLERANCE` of the target for
-    `hold_steps` in the window after `freeze_from`.
+    the loop is linear. It begins after the first tenth of the run, when the dictionary's first fall in L0
+    (from half of all latents) is over, and it is frozen once the smoothed L0 has stayed within `TOLERANCE` of the target for
+    `hold_steps`, at the earliest after 7 tenths of the run: until then L0 still drifts as the SAE learns.
     """
 
     TOLERANCE = 0.03
@@ -58,18 +59,19 @@ class L0Controller:
         self.coef = initial_coef
         self.gain = 10.0 / num_steps
         self.smoothing = min(1.0, 50 / num_steps)
-        self.freeze_from = num_steps // 2
+        self.steer_from = num_steps // 10
+        self.freeze_from = num_steps * 7 // 10
         self.hold_steps = max(1, num_steps // 100)
         self.smoothed = float("nan")
         self.held = 0
         self.frozen_at: int | None = None
 
-    def update(self, step: int, l0: float, *, steering: bool) -> None:
-        """Take in one batch's mean L0; `steering` is False while a warm-up still rules the coefficient."""
+    def update(self, step: int, l0: float) -> None:
+        """Take in the mean L0 of the batch of `step`."""
         if math.isnan(self.smoothed):
             self.smoothed = l0
         self.smoothed += self.smoothing * (l0 - self.smoothed)
-        if self.frozen_at is not None or not steering:
+        if self.frozen_at is not None or step < self.steer_from:
             return
         distance = math.log(max(self.smoothed, 1e-3) / self.target_l0)
         self.coef *= math.exp(self.gain * max(-1.0, min(1.0, distance)))

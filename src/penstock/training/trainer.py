@@ -112,7 +112,7 @@ class SAETrainer:
         l0 = (loss.acts > 0).sum().item() / len(x)
         self.dead_counter.update(loss.acts)
         if self.controller:
-            self.controller.update(step, l0, steering=step >= self.schedule.sparsity_warmup)
+            self.controller.update(step, l0)
         dead = self.dead_counter.dead(self.dead_window)
         terms = {name: term.item() for name, term in loss.terms.items()}
         total = loss.total.item()

@@ -58,7 +58,7 @@ function logScale(low, high, pixels, spacing, doubling) {
   if (doubling) {
     const powers = [];
     for (let power = Math.ceil(Math.log2(low)); 2 ** power <= high; power++) powers.push(2 ** power);
-    if (powers.length >= 2 && powers.length <= room) {
+    if (powers.length >= 3 && powers.length <= room) {
       return scale(low, high, pixels, powers.map((value) => ({ value, label: String(value) })), Math.log10);
     }
   }

@@ -85,8 +85,9 @@ function drawControls(box, plot, panel, controls, points) {
       if (plot.y.has(value) && plot.x.has(record.l0)) {
         interactive(drawMark(plot.svg, null, plot.x.map(record.l0), plot.y.map(value), 4), index, plot, panel);
       } else outside.push(`PCA of ${number(record.l0)} at ${number(value)}`);
-    } else if (!plot.y.has(value)) outside.push(`${name.toLowerCase()} at ${number(value)}`);
-    else if (!(bias && Math.abs(value - 1) < 1e-6)) lines.push({ value, label: `${name} ${number(value)}` });
+    } else if (bias) continue;
+    else if (!plot.y.has(value)) outside.push(`${name.toLowerCase()} at ${number(value)}`);
+    else lines.push({ value, label: `${name} ${number(value)}` });
   }
   const taken = measuredAt(plot, panel, [...points, ...controls.filter((index) => !levelOnly(data.records[index]))]);
   for (const line of lines) {

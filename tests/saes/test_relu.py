@@ -1,0 +1,77 @@
+"""The baseline SAE against its equations."""
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.saes import RECIPES, ReLUSAE
+
+
+def relu_2x2() -> ReLUSAE:
+    sae = ReLUSAE(2, 2)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
+        sae.b_enc.copy_(torch.tensor([-0.5, 0.25]))
+        sae.W_dec.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        sae.b_dec.copy_(torch.tensor([1.0, -1.0]))
+    return sae
+
+
+def test_code_and_reconstruction_by_hand() -> None:
+    # x - b_dec = (2, 1): pre-activations 2 - 0.5 = 1.5 and 4 - 1 + 0.25 = 3.25.
+    # x - b_dec = (0, 1): -0.5 and -0.75, so nothing fires and the reconstruction is b_dec.
+    x = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    sae = relu_2x2()
+    assert sae.encode(x).tolist() == [[1.5, 3.25], [0.0, 0.0]]
+    assert sae(x).tolist() == [[1 + 4.5, -1 + 6 + 3.25], [1.0, -1.0]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "penalty"),
+    [
+        ("paper", 1.5 + 3.25),
+        ("norm_weighted", 1.5 * 5 + 3.25 * 1),
+        ("norm_weighted_frozen", 1.5 * 5 + 3.25 * 1),
+    ],
+)
+def test_loss_by_hand(recipe: str, penalty: float) -> None:
+    # x_hat - x is (2.5, 8.25) for the first token and (0, -1) for the second; terms are means over both.
+    x = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    loss = relu_2x2().loss(x, 0.1, RECIPES[recipe])
+    errors = [2.5**2 + 8.25**2, 1.0]
+    assert loss.errors.tolist() == errors
+    assert loss.terms["reconstruction"].item() == pytest.approx(sum(errors) / 2)
+    assert loss.terms["sparsity"].item() == pytest.approx(penalty / 2)
+    assert loss.total.item() == pytest.approx(sum(errors) / 2 + 0.1 * penalty / 2)
+    assert set(loss.terms) == {"reconstruction", "sparsity"}
+
+
+def test_gradients_of_the_penalty_reach_the_decoder_only_when_its_norms_are_trained() -> None:
+    x = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    found = {}
+    for name, recipe in RECIPES.items():
+        sae = relu_2x2()
+        (gradient,) = torch.autograd.grad(
+            sae.loss(x, 1.0, recipe).terms["sparsity"], sae.W_dec, allow_unused=True
+        )
+        found[name] = gradient
+    assert found["paper"] is None
+    assert found["norm_weighted_frozen"] is None
+    # d(acts_j |d_j|) / d d_j = acts_j d_j / |d_j|, halved by the mean over two tokens.
+    expected = np.array([[1.5 * 3 / 5, 1.5 * 4 / 5], [0, 3.25]]) / 2
+    np.testing.assert_allclose(found["norm_weighted"].numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sparsity_coef", [1.0, 0.5])
+def test_the_penalty_shrinks_the_only_latent_to_one_minus_half_the_coefficient(sparsity_coef: float) -> None:
+    """Figure 2 of the paper: (1 - f)^2 + |f| is least at f = 1/2, so a true 1 is read as a half."""
+    sae, x = ReLUSAE(1, 1), torch.ones(1, 1)
+    with torch.no_grad():
+        sae.W_enc.fill_(1.0)
+        sae.W_dec.fill_(1.0)
+    optimiser = torch.optim.SGD([sae.b_enc], lr=0.1)
+    for _ in range(100):
+        optimiser.zero_grad()
+        sae.loss(x, sparsity_coef, RECIPES["paper"]).total.backward()
+        optimiser.step()
+    assert sae.encode(x).item() == pytest.approx(1 - sparsity_coef / 2, abs=1e-5)

@@ -1,0 +1,211 @@
+"""Checkpoints are whole or not there, whatever happens while they are written or afterwards."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.training.checkpoint import (
+    CheckpointError,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_whole,
+)
+
+NUMBERS = {"scales": {"resid_post.0": 0.1 + 0.2}, "saes": {"a": {"controller": None, "tail": [[0.5, 3], [0, 0]]}}}
+
+
+def tensors(value: float = 1.0, size: int = 10) -> dict[str, Tensor]:
+    return {"a/W": torch.full((size, 3), value), "a/step": torch.tensor(value), "order": torch.arange(5)[2:]}
+
+
+def save(folder: Path, step: int, value: float = 1.0) -> Path:
+    return save_checkpoint(folder, step, tensors(value), NUMBERS)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = save(tmp_path / "run" / "checkpoints", 40, value=1 / 3)
+    assert path.name == "step_00000040"
+    found = load_checkpoint(path)
+    assert found.step == 40
+    assert found.numbers == NUMBERS
+    assert found.tensors.keys() == tensors().keys()
+    for name, value in tensors(1 / 3).items():
+        assert torch.equal(found.tensors[name], value)
+        assert found.tensors[name].dtype == value.dtype
+
+
+def test_a_view_is_saved_without_the_storage_behind_it(tmp_path: Path) -> None:
+    whole = torch.zeros(100_000)
+    path = save_checkpoint(tmp_path, 1, {"part": whole[:10]}, {})
+    assert (path / "state.safetensors").stat().st_size < 1000
+
+
+def test_the_newest_is_the_latest_and_the_last_two_stay(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    for step in (5, 90, 100, 1000):
+        assert latest_checkpoint(tmp_path) != (path := save(tmp_path, step))
+        assert latest_checkpoint(tmp_path) == path
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000100", "step_00001000"]
+
+
+def test_what_a_kill_left_half_written_is_not_a_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
+    good = save(tmp_path, 1)
+    half = tmp_path / ".partial_00000002"
+    half.mkdir()
+    (half / "state.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(tmp_path) == good
+    save(tmp_path, 3)
+    assert not half.exists()
+
+
+def test_a_step_saved_again_replaces_itself(tmp_path: Path) -> None:
+    save(tmp_path, 1, value=1.0)
+    assert torch.equal(load_checkpoint(save(tmp_path, 1, value=2.0)).tensors["a/step"], torch.tensor(2.0))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def flip_number(path: Path) -> None:
+    text = path.read_text()
+    assert "0.30000000000000004" in text
+    path.write_text(text.replace("0.30000000000000004", "0.30000000000000014"))
+
+
+def flip_step(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 7', '"step": 8'))
+
+
+def no_object(path: Path) -> None:
+    path.write_text("[]")
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
+    ("state.safetensors", cut),
+    ("state.safetensors", flip_byte),
+    ("state.safetensors", Path.unlink),
+    ("state.json", cut),
+    ("state.json", flip_number),
+    ("state.json", flip_step),
+    ("state.json", no_object),
+    ("state.json", Path.unlink),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_damage_is_found_and_the_error_names_the_folder_and_the_remedy(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    save(tmp_path, 3)
+    path = save(tmp_path, 7)
+    damage(path / name)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"The checkpoint {path} is damaged: ")
+    assert str(caught.value).endswith("Remove that folder to continue from step_00000003.")
+
+
+def test_without_an_older_checkpoint_the_remedy_is_to_start_again(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    (path / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="Remove that folder to train from the start"):
+        load_checkpoint(path)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("succeeding", range(4))
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, succeeding: int
+) -> None:
+    good = save(tmp_path, 1)
+    before = files_of(tmp_path)
+    calls = 0
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > succeeding:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    # Two files and then the folder are synced: from the fourth call on, nothing is in the way.
+    if succeeding == 3:
+        save(tmp_path, 2)
+        return
+    with pytest.raises(CheckpointError) as caught:
+        save(tmp_path, 2)
+    message = str(caught.value)
+    assert f"step 2 could not be written to {tmp_path}: No space left on device." in message
+    assert "Make room or give write permission, then continue with --resume." in message
+    remaining = files_of(tmp_path)
+    assert {name: remaining[name] for name in before} == before
+    if succeeding < 2:
+        assert remaining == before
+        assert f"The last good one is {good}." in message
+    monkeypatch.undo()
+    assert load_checkpoint(save(tmp_path, 2)).step == 2
+
+
+def test_a_disk_that_is_really_full_leaves_the_last_checkpoint_and_takes_the_next_once_there_is_room(
+    small_disk: Path,
+) -> None:
+    folder = small_disk / "checkpoints"
+    good = save_checkpoint(folder, 1, tensors(1.0, size=4000), NUMBERS)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 440_000)
+    with pytest.raises(CheckpointError, match="No space left on device.*The last good one is .*step_00000001"):
+        save_checkpoint(folder, 2, tensors(2.0, size=4000), NUMBERS)
+    assert latest_checkpoint(folder) == good
+    assert torch.equal(load_checkpoint(good).tensors["a/step"], torch.tensor(1.0))
+    assert [path.name for path in folder.iterdir()] == [good.name]
+    ballast.unlink()
+    assert load_checkpoint(save_checkpoint(folder, 2, tensors(2.0, size=4000), NUMBERS)).step == 2
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="Not a directory. There is none before it. Make room or give"):
+        save(tmp_path / "file" / "checkpoints", 1)
+
+
+def test_a_whole_file_replaces_the_old_one_or_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "records.jsonl"
+    write_whole(path, "old\n")
+    write_whole(path, "new\n")
+    assert path.read_text() == "new\n"
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "newer\n")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("records.jsonl", "new\n")]
+
+
+def test_the_state_is_readable_json(tmp_path: Path) -> None:
+    stored = json.loads((save(tmp_path, 3) / "state.json").read_text())
+    assert stored["step"] == 3
+    assert stored["numbers"] == NUMBERS

@@ -1,0 +1,353 @@
+"""Whole runs on a tiny model: many SAEs on one stream, what is saved, and how a run ends and goes on."""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from penstock.formats.native import load_sae
+from penstock.language_models.loading import LanguageModel
+from penstock.training.checkpoint import CheckpointError, latest_checkpoint
+from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
+from penstock.training.metrics_log import MetricsLog, Rows
+from penstock.training.run import TrainingRun, decide
+from penstock.training.trainer import DivergenceError
+
+MakeRun = Callable[..., RunConfig]
+
+
+class Hooked(MetricsLog):
+    """A log that calls something at one step."""
+
+    hook: tuple[int, Callable[[], object]] = (-1, lambda: None)
+
+    def write(self, step: int, tokens: int, rows: Rows) -> None:
+        super().write(step, tokens, rows)
+        if step == self.hook[0]:
+            self.hook[1]()
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    model: LanguageModel,
+    *,
+    at: int = -1,
+    then: Callable[[], object] = lambda: None,
+) -> TrainingRun:
+    """Start or resume a run in `folder` and train it to its end; calls `then` after step `at`."""
+    folder.mkdir(exist_ok=True)
+    run = TrainingRun(config, folder, model)
+    run.resume()
+    log = Hooked(folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps)
+    log.hook = (at, then)
+    run.train(log)
+    run.save_saes()
+    return run
+
+
+def results(folder: Path) -> dict[str, object]:
+    """All that a run's SAEs are, to the bit, but for the time they took."""
+    found: dict[str, object] = {}
+    for path in sorted((folder / "saes").iterdir()):
+        found[path.name] = (path / "sae.safetensors").read_bytes()
+        cfg = json.loads((path / "cfg.json").read_text())
+        del cfg["metadata"]["train_seconds"]
+        found[path.name + "/cfg"] = cfg
+    return found
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+class Crash(Exception):
+    """Something that no code expects."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["buffer", "cache"])
+def uninterrupted(
+    request: pytest.FixtureRequest,
+    tiny_run: MakeRun,
+    tiny_lm: LanguageModel,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[RunConfig, Path]:
+    """A run of 60 steps that nothing disturbed, in both ways of feeding it."""
+    config = tiny_run(cached=request.param)
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    train(config, folder, tiny_lm)
+    return config, folder
+
+
+def same_as(folder: Path, other: tuple[RunConfig, Path]) -> bool:
+    return results(folder) == results(other[1]) and logged(folder) == logged(other[1])
+
+
+def test_in_the_tiny_run_all_that_a_checkpoint_carries_matters(uninterrupted: tuple[RunConfig, Path]) -> None:
+    _, folder = uninterrupted
+    gated = results(folder)["gated-paper-resid_post.0-48-l0_4-seed0/cfg"]
+    assert isinstance(gated, dict)
+    assert gated["metadata"]["resampled"] > 3
+    assert gated["metadata"]["sparsity_coef"] != 0.3
+
+
+@pytest.mark.parametrize("stop", [3, 20, 33, 59])
+def test_a_run_that_crashed_goes_on_to_the_same_bits(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path, stop: int
+) -> None:
+    config, _ = uninterrupted
+    with pytest.raises(Crash):
+        train(config, tmp_path / "run", tiny_lm, at=stop, then=crash)
+    assert not (tmp_path / "run" / "saes").exists()
+    train(config, tmp_path / "run", tiny_lm)
+    assert same_as(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_state_of_that_very_step(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path, number: signal.Signals
+) -> None:
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+    with pytest.raises(InterruptedError) as caught:
+        train(config, folder, tiny_lm, at=27, then=lambda: signal.raise_signal(number))
+    assert str(caught.value) == (
+        f"Stopped by {number.name} at step 27 of 60; the state is saved. Go on with: "
+        f"penstock train --resume {folder}"
+    )
+    latest = latest_checkpoint(folder / "checkpoints")
+    assert latest is not None
+    assert latest.name == "step_00000027"
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_a_finished_run_resumes_to_itself(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    config = replace(uninterrupted[0], checkpoint_steps=25)
+    folder = tmp_path / "run"
+    train(config, folder, tiny_lm)
+    latest = latest_checkpoint(folder / "checkpoints")
+    assert latest is not None
+    assert latest.name == "step_00000060"
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_a_disk_that_fills_up_during_the_run_loses_nothing(
+    uninterrupted: tuple[RunConfig, Path],
+    tiny_lm: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="step 40 could not .* No space left .* step_00000020. Make room"):
+        train(config, folder, tiny_lm, at=30, then=lambda: monkeypatch.setattr(os, "fsync", full))
+    monkeypatch.undo()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000020"]
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_a_disk_that_is_really_full_loses_nothing(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, small_disk: Path
+) -> None:
+    config, _ = uninterrupted
+    ballast = small_disk / "ballast"
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+
+    with pytest.raises((CheckpointError, OSError), match="could not be written.*No space left.*Make room"):
+        train(config, small_disk / "run", tiny_lm, at=30, then=fill)
+    ballast.unlink()
+    assert latest_checkpoint(small_disk / "run" / "checkpoints") is not None
+    train(config, small_disk / "run", tiny_lm)
+    assert same_as(small_disk / "run", uninterrupted)
+
+
+def test_saes_that_find_no_room_are_saved_by_resuming(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "saes").write_text("in the way")
+    with pytest.raises(OSError, match="could not be written to .*Its training is saved: make room or give"):
+        train(config, folder, tiny_lm)
+    (folder / "saes").unlink()
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_a_damaged_checkpoint_stops_the_resume_and_removing_it_goes_on_from_the_one_before(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(config, folder, tiny_lm, at=45, then=crash)
+    damaged = folder / "checkpoints" / "step_00000040"
+    (damaged / "state.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="step_00000040 is damaged.*continue from step_00000020"):
+        train(config, folder, tiny_lm)
+    for path in (*damaged.iterdir(),):
+        path.unlink()
+    damaged.rmdir()
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_many_saes_on_one_stream_have_the_weights_that_each_gets_alone(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    saes = (
+        SAEConfig(
+            arch="gated", site="resid_post.0", d_sae=48, recipe="paper", sparsity_coef=2.0, resample_at=(0.3, 0.6)
+        ),
+        SAEConfig(
+            arch="relu", site="resid_post.0", d_sae=48, recipe="paper", sparsity_coef=2.0, resample_at=(0.3,)
+        ),
+        SAEConfig(
+            arch="gated", site="resid_post.1", d_sae=32, recipe="paper", target_l0=2.0, resample_at=(0.6,), seed=1
+        ),
+        SAEConfig(arch="relu", site="resid_post.1", d_sae=40, recipe="norm_weighted", sparsity_coef=0.6),
+    )
+    together = train(tiny_run(*saes), tmp_path / "together", tiny_lm)
+    assert all(trainer.resampled > 0 for trainer in together.trainers[:3])
+    for number, sae in enumerate(saes):
+        alone = train(tiny_run(sae), tmp_path / f"alone{number}", tiny_lm)
+        expected = alone.trainers[0].tensors()
+        for name, value in together.trainers[number].tensors().items():
+            assert torch.equal(value, expected[name]), (sae.folder, name)
+
+
+def test_a_saved_sae_on_raw_activations_is_the_trained_one_on_scaled_ones(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    run = train(tiny_run(cached=True), tmp_path / "run", tiny_lm)
+    for trainer in run.trainers:
+        scale = run.scales[trainer.config.site]
+        raw = run.source.sample(200, torch.Generator())[trainer.config.site]
+        saved, metadata = load_sae(tmp_path / "run" / "saes" / trainer.config.folder)
+        assert metadata["scale"] == scale
+        assert not 0.9 < scale < 1.1
+        torch.testing.assert_close(saved(raw), trainer.sae(raw * scale) / scale, rtol=1e-4, atol=1e-5)
+        norms = trainer.sae.W_dec.norm(dim=1)
+        code = trainer.sae.encode(raw * scale) * norms / scale
+        torch.testing.assert_close(saved.encode(raw), code, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(saved.W_dec.norm(dim=1), torch.ones(trainer.sae.d_sae))
+
+
+def test_the_scale_gives_each_site_unit_mean_squared_norm(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    run = TrainingRun(tiny_run(cached=True), tmp_path, tiny_lm)
+    acts = run.source.sample(10**6, torch.Generator())
+    for site in ("resid_post.0", "resid_post.1"):
+        assert (acts[site] * run.scales[site]).square().sum(dim=1).mean() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_saved_sae_says_how_it_was_made(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path, corpus: Path
+) -> None:
+    run = train(tiny_run(cached=True), tmp_path / "run", tiny_lm)
+    metadata = load_sae(tmp_path / "run" / "saes" / run.trainers[0].config.folder).metadata
+    assert metadata["model"] == tiny_lm.name
+    assert (metadata["text"], metadata["context"], metadata["packing"]) == (str(corpus), 32, "packed")
+    assert (metadata["steps"], metadata["batch_size"], metadata["tokens_trained"]) == (60, 64, 3840)
+    assert (metadata["unique_tokens"], metadata["passes"]) == (1500, 3840 / 1500)
+    assert (metadata["recipe"], metadata["target_l0"], metadata["lr"]) == ("paper", 4.0, run.trainers[0].lr)
+    assert metadata["sparsity_coef"] == run.trainers[0].sparsity_coef
+    assert metadata["train_seconds"] > 0
+    assert isinstance(metadata["warnings"], list)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_divergence_names_the_step_the_term_the_sae_and_the_last_checkpoint(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path, bad: float
+) -> None:
+    config = tiny_run(cached=True)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run = TrainingRun(config, folder, tiny_lm)
+    log = Hooked(folder / "metrics.jsonl", every=5, last_step=60)
+    acts = run.source.sample(1, torch.Generator())
+    assert set(acts) == {"resid_post.0", "resid_post.1"}
+    next_batch = run.source.next_batch
+
+    def poisoned(batch_size: int) -> dict[str, torch.Tensor]:
+        batch = next_batch(batch_size)
+        batch["resid_post.1"][0] = bad
+        return batch
+
+    log.hook = (31, lambda: setattr(run.source, "next_batch", poisoned))
+    with pytest.raises(DivergenceError) as caught:
+        run.train(log)
+    message = str(caught.value)
+    assert "The reconstruction loss of relu-norm_weighted-resid_post.1-32-coef_0.6-seed0 is" in message
+    assert "at step 31" in message
+    assert message.endswith(f"The last good checkpoint: {folder / 'checkpoints' / 'step_00000020'}.")
+    assert all(torch.isfinite(value).all() for value in run.trainers[1].tensors().values())
+
+
+def test_a_site_that_the_model_lacks_lists_those_it_has(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    sae = SAEConfig(arch="relu", site="resid_pots.0", d_sae=8, recipe="paper", target_l0=2.0)
+    with pytest.raises(ValueError, match=r"(?s)resid_pots\.0.*resid_post"):
+        TrainingRun(tiny_run(sae), tmp_path, tiny_lm)
+
+
+def test_settings_that_do_not_fit_the_model_or_each_other_are_refused(
+    tiny_run: MakeRun, tiny_lm: LanguageModel
+) -> None:
+    config = tiny_run()
+    widths = dict.fromkeys(config.sites, 16)
+    long = replace(config, data=replace(config.data, context=33))
+    with pytest.raises(ValueError, match="context=33 is more than the 32 positions of .*Lower it"):
+        decide(long, tiny_lm, widths)
+    small = replace(config, data=replace(config.data, buffer_tokens=63))
+    with pytest.raises(ValueError, match="buffer_tokens=63 is less than batch_size=64.*Raise one or lower"):
+        decide(small, tiny_lm, widths)
+
+
+def test_what_is_left_open_is_decided_once_and_for_all(tiny_run: MakeRun, tiny_lm: LanguageModel) -> None:
+    config = tiny_run(data=DataConfig(text="x.jsonl"), threads=None, resampling=ResamplingConfig())
+    decided = decide(config, tiny_lm, dict.fromkeys(config.sites, 16))
+    assert decided.data.context == 32
+    assert decided.data.buffer_tokens == 2**18
+    assert decided.threads == torch.get_num_threads()
+    assert all(sae.lr is not None and sae.name is not None for sae in decided.saes)
+    assert decide(decided, tiny_lm, dict.fromkeys(config.sites, 16)) == decided
+
+
+def test_saes_at_the_same_step_of_resampling_see_an_lr_dip(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(tiny_run(log_steps=1), folder, tiny_lm)
+    rates = [row["lr"] for row in logged(folder) if row["sae"].startswith("gated")]
+    # Resampling before step 18 (from 0), which is the row of step 19; back to full after 60 // 16 steps.
+    assert rates[18] == pytest.approx(0.1 * rates[17])
+    assert rates[21] == pytest.approx(rates[17])
