@@ -122,17 +122,21 @@ def tiny_run(tiny_lm_folder: Path, corpus: Path) -> Callable[..., RunConfig]:
         data = {"cache_tokens": 1500} if cached else {"buffer_tokens": 512}
         both = (
             SAEConfig(
-                arch="gated", site="resid_post.0", d_sae=48, recipe="paper", target_l0=4.0, resample_at=(0.3, 0.6)
+                arch="gated",
+                site="resid_post.0",
+                d_sae=48,
+                recipe="paper",
+                target_l0=1.0,
+                lr=0.03,
+                resample_at=(0.3, 0.6),
             ),
-            SAEConfig(
-                arch="relu", site="resid_post.1", d_sae=32, recipe="norm_weighted", sparsity_coef=0.6
-            ),
+            SAEConfig(arch="relu", site="resid_post.1", d_sae=32, recipe="norm_weighted", sparsity_coef=0.6),
         )
         settings: dict[str, Any] = {
             "language_model": LanguageModelConfig(model=str(tiny_lm_folder)),
             "data": DataConfig(text=str(corpus), context=32, tokens=64 * steps, model_batch_rows=8, **data),
             "optim": OptimConfig(batch_size=64),
-            "resampling": ResamplingConfig(inputs=300, window_tokens=320),
+            "resampling": ResamplingConfig(inputs=300, window_tokens=64),
             "eval": EvalConfig(eval_tokens=300, bootstrap=20),
             "checkpoint_steps": 20,
             "log_steps": 5,

@@ -71,6 +71,7 @@ def train_one(acts: Activations, sae: SAEConfig, options: argparse.Namespace) ->
         return row | {"diverged": str(error)}
     seconds = round(time.perf_counter() - started, 2)
     row["coef"] = trainer.sparsity_coef
+    row["train_l0"] = trainer.controller.smoothed if trainer.controller else None
     quality = measure(trainer.sae.encode, trainer.sae.decode, acts.held_out * scale)
     return row | quality._asdict() | {"train_seconds": seconds}
 

@@ -30,6 +30,7 @@ from penstock.training.defaults import DEFAULT_RECIPE
 from penstock.training.trackers import TRACKERS
 from penstock.training.trainer import DivergenceError
 
+RecipeName = Literal["paper_clipped", "paper", "norm_weighted", "norm_weighted_frozen"]
 Flat = tyro.conf.arg(name="")
 
 DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)
@@ -81,7 +82,7 @@ class Train(_Run):
     """Where in the language model; the residual stream in the middle if left open. See `penstock info`."""
     d_sae: int | None = None
     """Number of latents; 8 times the site's width if left open."""
-    recipe: Literal["norm_weighted", "norm_weighted_frozen", "paper"] | None = None
+    recipe: RecipeName | None = None
     """Training recipe; the arm's default if left open (docs/training.md)."""
     target_l0: float | None = None
     """Firing latents per token to steer to; 32 if neither this nor --sparsity-coef is given."""
@@ -129,7 +130,7 @@ class Sweep(_Run):
     """Sites; the residual stream in the middle if left open. See `penstock info --model NAME`."""
     d_sae: tuple[int, ...] = ()
     """Numbers of latents; 8 times the site's width if left open."""
-    recipes: tuple[Literal["norm_weighted", "norm_weighted_frozen", "paper"], ...] = ()
+    recipes: tuple[RecipeName, ...] = ()
     """Training recipes; each arm's default if left open (docs/training.md)."""
     target_l0: tuple[float, ...] = ()
     """Firing latents per token to steer to; 8 16 32 64 if neither this nor --sparsity-coef is given."""

@@ -49,9 +49,7 @@ def test_the_activations_are_the_models_at_the_positions_that_count(tiny_lm: Lan
     acts = masked_acts(tiny_lm, TokenRows(tokens, mask), SITES, "cpu")
     whole = tiny_lm.activations(tokens, SITES)
     for site in SITES:
-        expected = torch.stack(
-            [whole[site][0, 1], whole[site][0, 2], whole[site][0, 3], whole[site][1, 1]]
-        )
+        expected = torch.stack([whole[site][0, 1], whole[site][0, 2], whole[site][0, 3], whole[site][1, 1]])
         assert torch.equal(acts[site], expected)
 
 
@@ -121,7 +119,9 @@ def test_a_fair_text_passes_the_check(text: MakeText) -> None:
 
 
 def test_documents_of_one_token_fail_before_the_training(text: MakeText, tmp_path: Path) -> None:
-    path = write_corpus(tmp_path / "single.jsonl", list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    path = write_corpus(
+        tmp_path / "single.jsonl", list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    )
     with pytest.raises(ValueError, match="one token each.*nothing to predict.*longer documents"):
         text(path).check()
 

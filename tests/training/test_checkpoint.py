@@ -19,7 +19,10 @@ from penstock.training.checkpoint import (
     write_whole,
 )
 
-NUMBERS = {"scales": {"resid_post.0": 0.1 + 0.2}, "saes": {"a": {"controller": None, "tail": [[0.5, 3], [0, 0]]}}}
+NUMBERS = {
+    "scales": {"resid_post.0": 0.1 + 0.2},
+    "saes": {"a": {"controller": None, "tail": [[0.5, 3], [0, 0]]}},
+}
 
 
 def tensors(value: float = 1.0, size: int = 10) -> dict[str, Tensor]:
@@ -173,7 +176,9 @@ def test_a_disk_that_is_really_full_leaves_the_last_checkpoint_and_takes_the_nex
     good = save_checkpoint(folder, 1, tensors(1.0, size=4000), NUMBERS)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 440_000)
-    with pytest.raises(CheckpointError, match="No space left on device.*The last good one is .*step_00000001"):
+    with pytest.raises(
+        CheckpointError, match="No space left on device.*The last good one is .*step_00000001"
+    ):
         save_checkpoint(folder, 2, tensors(2.0, size=4000), NUMBERS)
     assert latest_checkpoint(folder) == good
     assert torch.equal(load_checkpoint(good).tensors["a/step"], torch.tensor(1.0))

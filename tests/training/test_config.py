@@ -47,7 +47,12 @@ def everything_set() -> RunConfig:
             sae(arch="relu", recipe="norm_weighted", target_l0=None, sparsity_coef=0.1 + 0.2),
         ),
         language_model=LanguageModelConfig(
-            model="gpt2", dtype="bfloat16", device="cuda", device_map="auto", revision="x", trust_remote_code=True
+            model="gpt2",
+            dtype="bfloat16",
+            device="cuda",
+            device_map="auto",
+            revision="x",
+            trust_remote_code=True,
         ),
         data=DataConfig(
             text="a.jsonl",
@@ -259,9 +264,15 @@ def test_a_run_without_saes_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("unit", "moments", "steps"),
-    [("share", (0.125, 0.5), (12, 50)), ("steps", (3.0, 99.0), (3, 99)), ("tokens", (8192.0, 40000.0), (2, 10))],
+    [
+        ("share", (0.125, 0.5), (12, 50)),
+        ("steps", (3.0, 99.0), (3, 99)),
+        ("tokens", (8192.0, 40000.0), (2, 10)),
+    ],
 )
-def test_resampling_moments_become_steps(unit: Any, moments: tuple[float, ...], steps: tuple[int, ...]) -> None:
+def test_resampling_moments_become_steps(
+    unit: Any, moments: tuple[float, ...], steps: tuple[int, ...]
+) -> None:
     one = sae(resample_at=moments)
     assert run(saes=(one,), resampling=ResamplingConfig(unit=unit)).resampling_steps(one) == steps
 
@@ -292,7 +303,10 @@ def test_what_an_sae_leaves_open_is_the_recipes_and_what_it_sets_stays(recipe: s
     decided = resolve_sae(open_sae, run(), d_in=16)
     defaults = RECIPE_DEFAULTS[recipe]
     assert (decided.beta1, decided.grad_clip) == (defaults.beta1, defaults.grad_clip)
-    assert (decided.decoder_init_norm, decided.resample_at) == (defaults.decoder_init_norm, defaults.resample_at)
+    assert (decided.decoder_init_norm, decided.resample_at) == (
+        defaults.decoder_init_norm,
+        defaults.resample_at,
+    )
     assert decided.name == open_sae.folder
     assert decided.lr is not None
     assert decided.lr_rule not in (None, "given")

@@ -84,7 +84,9 @@ def test_a_log_that_cannot_be_written_is_an_error_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="metrics.jsonl could not be written: Not a directory. Make room or give"):
+    with pytest.raises(
+        OSError, match="metrics.jsonl could not be written: Not a directory. Make room or give"
+    ):
         log_of(tmp_path / "file" / "metrics.jsonl").write(10, 640, {"a": row()})
 
     def full(*_: Any, **__: Any) -> None:

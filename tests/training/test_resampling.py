@@ -39,7 +39,9 @@ def test_no_input_is_chosen_twice_while_others_have_a_loss() -> None:
 
 def test_more_latents_than_inputs_share_the_inputs() -> None:
     losses = torch.tensor([5.0, 0.0, 1.0])
-    chosen = choose_inputs(numbered(3), lambda x: losses[x[:, 0].long()], 50, torch.Generator().manual_seed(0))
+    chosen = choose_inputs(
+        numbered(3), lambda x: losses[x[:, 0].long()], 50, torch.Generator().manual_seed(0)
+    )
     assert len(chosen) == 50
     assert set(chosen[:, 0].tolist()) == {0, 2}
 

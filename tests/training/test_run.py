@@ -97,7 +97,7 @@ def same_as(folder: Path, other: tuple[RunConfig, Path]) -> bool:
 
 def test_in_the_tiny_run_all_that_a_checkpoint_carries_matters(uninterrupted: tuple[RunConfig, Path]) -> None:
     _, folder = uninterrupted
-    gated = results(folder)["gated-paper-resid_post.0-48-l0_4-seed0/cfg"]
+    gated = results(folder)["gated-paper-resid_post.0-48-l0_1-lr_0.03-seed0/cfg"]
     assert isinstance(gated, dict)
     assert gated["metadata"]["resampled"] > 3
     assert gated["metadata"]["sparsity_coef"] != 0.3
@@ -159,7 +159,9 @@ def test_a_disk_that_fills_up_during_the_run_loses_nothing(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="step 40 could not .* No space left .* step_00000020. Make room"):
+    with pytest.raises(
+        CheckpointError, match="step 40 could not .* No space left .*step_00000020. Make room"
+    ):
         train(config, folder, tiny_lm, at=30, then=lambda: monkeypatch.setattr(os, "fsync", full))
     monkeypatch.undo()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000020"]
@@ -221,16 +223,11 @@ def test_a_damaged_checkpoint_stops_the_resume_and_removing_it_goes_on_from_the_
 def test_many_saes_on_one_stream_have_the_weights_that_each_gets_alone(
     tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
 ) -> None:
+    shared: dict[str, Any] = {"d_sae": 48, "recipe": "paper", "target_l0": 1.0, "lr": 0.03}
     saes = (
-        SAEConfig(
-            arch="gated", site="resid_post.0", d_sae=48, recipe="paper", sparsity_coef=2.0, resample_at=(0.3, 0.6)
-        ),
-        SAEConfig(
-            arch="relu", site="resid_post.0", d_sae=48, recipe="paper", sparsity_coef=2.0, resample_at=(0.3,)
-        ),
-        SAEConfig(
-            arch="gated", site="resid_post.1", d_sae=32, recipe="paper", target_l0=2.0, resample_at=(0.6,), seed=1
-        ),
+        SAEConfig(arch="gated", site="resid_post.0", resample_at=(0.3, 0.6), **shared),
+        SAEConfig(arch="relu", site="resid_post.0", resample_at=(0.6,), **shared),
+        SAEConfig(arch="gated", site="resid_post.1", resample_at=(0.6,), seed=1, **shared),
         SAEConfig(arch="relu", site="resid_post.1", d_sae=40, recipe="norm_weighted", sparsity_coef=0.6),
     )
     together = train(tiny_run(*saes), tmp_path / "together", tiny_lm)
@@ -277,7 +274,7 @@ def test_a_saved_sae_says_how_it_was_made(
     assert (metadata["text"], metadata["context"], metadata["packing"]) == (str(corpus), 32, "packed")
     assert (metadata["steps"], metadata["batch_size"], metadata["tokens_trained"]) == (60, 64, 3840)
     assert (metadata["unique_tokens"], metadata["passes"]) == (1500, 3840 / 1500)
-    assert (metadata["recipe"], metadata["target_l0"], metadata["lr"]) == ("paper", 4.0, run.trainers[0].lr)
+    assert (metadata["recipe"], metadata["target_l0"], metadata["lr"]) == ("paper", 1.0, run.trainers[0].lr)
     assert metadata["sparsity_coef"] == run.trainers[0].sparsity_coef
     assert metadata["train_seconds"] > 0
     assert isinstance(metadata["warnings"], list)

@@ -38,9 +38,7 @@ def test_without_warm_up_and_decay_the_learning_rate_is_constant() -> None:
         (38, 1.0),
     ],
 )
-def test_after_resampling_the_learning_rate_dips_and_returns_along_a_cosine(
-    step: int, factor: float
-) -> None:
+def test_after_resampling_the_learning_rate_dips_and_returns_along_a_cosine(step: int, factor: float) -> None:
     assert schedule(dips=(30,)).lr_factor(step) == pytest.approx(factor)
 
 

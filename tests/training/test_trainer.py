@@ -20,7 +20,9 @@ ADAM_EPS = 1e-8
 RECIPES = ("paper", "norm_weighted", "norm_weighted_frozen")
 
 
-def make_trainer(arch: str = "gated", recipe: str = "paper", num_steps: int = 40, **changes: Any) -> SAETrainer:
+def make_trainer(
+    arch: str = "gated", recipe: str = "paper", num_steps: int = 40, **changes: Any
+) -> SAETrainer:
     settings: dict[str, Any] = {
         "lr": 0.01,
         "beta1": BETA1,

@@ -265,11 +265,12 @@ def _evaluation_text(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _time_text(run: RunData, saes: Sequence[dict[str, Any]]) -> str:
-    # All SAEs of a run train on one stream, so the run took as long as its last SAE.
     logged = [row["seconds"] for row in run.metrics if row.get("seconds") is not None]
-    recorded = [record["train_seconds"] for record in saes if record.get("train_seconds") is not None]
-    seconds = max(recorded or logged, default=None)
-    return "–" if seconds is None else f"{duration(seconds)} wall-clock"
+    own = [record["train_seconds"] for record in saes if record.get("train_seconds") is not None]
+    parts = [f"{duration(max(logged))} for all SAEs together"] if logged else []
+    if own:
+        parts.append(f"{duration(min(own))} to {duration(max(own))} of it for each")
+    return "; ".join(parts) or "–"
 
 
 def _moment(iso: str | None) -> str:

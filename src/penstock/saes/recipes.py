@@ -1,6 +1,7 @@
 """Training recipes: what the penalty weighs, which norms are free, where the decoder is frozen.
 
-Sources: `paper` is Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 3.2. The two
+Sources: `paper` is Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 3.2; `paper_clipped` is
+the same loss, trained with clipped gradients instead of resampling (training/defaults.py). The two
 `norm_weighted` forms follow the authors' reply on how to combine Gated SAEs with a penalty weighted by
 decoder norms (Anthropic, Circuits Updates April 2024): unfreeze the decoder in the auxiliary task, or
 stop the gradient of the norms in the penalty, but not one without the other.
@@ -46,6 +47,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(decoder_norm="unit", auxiliary_decoder="frozen"),
+    "paper_clipped": Recipe(decoder_norm="unit", auxiliary_decoder="frozen"),
     "norm_weighted": Recipe(decoder_norm="free", auxiliary_decoder="trained", penalty_norm="trained"),
     "norm_weighted_frozen": Recipe(decoder_norm="free", auxiliary_decoder="frozen", penalty_norm="frozen"),
 }

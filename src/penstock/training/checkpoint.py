@@ -78,7 +78,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(summary["step"], safetensors.torch.load(data), summary["numbers"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         older = [other for other in _checkpoints(path.parent) if other < path]
-        remains = f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
+        remains = (
+            f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
+        )
         raise CheckpointError(
             f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}."
         ) from error

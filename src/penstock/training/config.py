@@ -150,8 +150,8 @@ class SAEConfig:
     """Where in the language model, e.g. `resid_post.2`."""
     d_sae: int
     """Number of latents."""
-    recipe: str
-    """`norm_weighted`, `norm_weighted_frozen` or `paper`."""
+    recipe: str = "paper_clipped"
+    """`paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (docs/training.md)."""
     sparsity_coef: float | None = None
     """Weight of the penalty, for activations scaled to unit mean squared norm and errors summed over d_in."""
     target_l0: float | None = None
@@ -165,7 +165,7 @@ class SAEConfig:
     lr_rule: str | None = None
     """Where `lr` comes from; written when the run starts."""
     beta1: float | None = None
-    """Adam's first-moment decay; the recipe's if left open (0 for `paper`)."""
+    """Adam's first-moment decay; the recipe's if left open."""
     grad_clip: float | None = None
     """Largest norm of the whole gradient, 0 for none; the recipe's if left open."""
     decoder_init_norm: float | None = None

@@ -42,7 +42,8 @@ class L0Controller:
     An integral controller on log(L0 / target): L0 falls roughly as a power of the coefficient, so in logs
     the loop is linear. It begins after the first tenth of the run, when the dictionary's first fall in L0
     (from half of all latents) is over, and it is frozen once the smoothed L0 has stayed within `TOLERANCE` of the target for
-    `hold_steps`, at the earliest after 7 tenths of the run: until then L0 still drifts as the SAE learns.
+    `hold_steps`, at the earliest after 9 tenths of the run: until then L0 still moves, as the SAE learns and
+    again as the learning rate falls.
     """
 
     TOLERANCE = 0.03
@@ -57,10 +58,10 @@ class L0Controller:
         """
         self.target_l0 = target_l0
         self.coef = initial_coef
-        self.gain = 10.0 / num_steps
-        self.smoothing = min(1.0, 50 / num_steps)
+        self.gain = 20.0 / num_steps
+        self.smoothing = min(1.0, 100 / num_steps)
         self.steer_from = num_steps // 10
-        self.freeze_from = num_steps * 7 // 10
+        self.freeze_from = num_steps * 9 // 10
         self.hold_steps = max(1, num_steps // 100)
         self.smoothed = float("nan")
         self.held = 0
