@@ -39,9 +39,7 @@ def random_sae() -> Callable[..., SAE]:
     Half of a Gated SAE's latents would have a negative threshold b_mag - exp(r_mag) b_gate.
     """
 
-    def make(
-        arch: str, d_in: int = 6, d_sae: int = 10, *, dtype: torch.dtype = torch.float64, seed: int = 0
-    ) -> SAE:
+    def make(arch: str, d_in: int = 6, d_sae: int = 10, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> SAE:
         generator = torch.Generator().manual_seed(seed)
         sae = ARCHITECTURES[arch](d_in, d_sae).double()
         with torch.no_grad():

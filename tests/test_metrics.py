@@ -31,9 +31,7 @@ def of_sums(**sums: float | Tensor) -> dict[str, Tensor]:
     return metrics_of({name: given.get(name, torch.ones((), dtype=torch.float64)) for name in names})
 
 
-def reconstruction_metrics(
-    x: Tensor, x_hat: Tensor, batches: Sequence[Tensor] | None = None
-) -> dict[str, float]:
+def reconstruction_metrics(x: Tensor, x_hat: Tensor, batches: Sequence[Tensor] | None = None) -> dict[str, float]:
     """Metrics of a reconstruction, summed over batches of the given token indices."""
     batches = [torch.arange(len(x))] if batches is None else batches
     mean = x.double().mean(dim=0)
@@ -95,9 +93,7 @@ def test_a_constant_error_is_not_forgiven(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 299])
-def test_batches_of_any_size_in_any_order_give_the_same_metrics(
-    x: Tensor, x_hat: Tensor, batch_size: int
-) -> None:
+def test_batches_of_any_size_in_any_order_give_the_same_metrics(x: Tensor, x_hat: Tensor, batch_size: int) -> None:
     # The first hundred tokens are reconstructed much worse, so that a mean of per-batch ratios would show.
     x_hat[:100] *= 0.1
     whole = reconstruction_metrics(x, x_hat)
@@ -114,9 +110,7 @@ def test_sums_of_shards_merge_into_the_sums_of_all(x: Tensor, x_hat: Tensor) -> 
     mean = x.mean(dim=0)
     shards = [summed([token_terms(x[part], x_hat[part], mean)]) for part in (slice(0, 90), slice(90, 300))]
     merged = {name: shards[0][name] + shards[1][name] for name in shards[0]}
-    assert of_sums(**merged)["fvu"].item() == pytest.approx(
-        reconstruction_metrics(x, x_hat)["fvu"], rel=1e-12
-    )
+    assert of_sums(**merged)["fvu"].item() == pytest.approx(reconstruction_metrics(x, x_hat)["fvu"], rel=1e-12)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.8, 1.0, 1.5])
@@ -147,9 +141,7 @@ def test_a_zero_vector_counts_as_orthogonal_to_everything(x: Tensor) -> None:
     assert reconstruction_metrics(x, x_hat)["cosine"] == pytest.approx(0.75, rel=1e-12)
 
 
-def test_bfloat16_activations_give_the_metrics_of_float32_within_their_precision(
-    x: Tensor, x_hat: Tensor
-) -> None:
+def test_bfloat16_activations_give_the_metrics_of_float32_within_their_precision(x: Tensor, x_hat: Tensor) -> None:
     exact = reconstruction_metrics(x, x_hat)
     rounded = reconstruction_metrics(x.bfloat16(), x_hat.bfloat16())
     for name in ("fvu", "cosine", "reconstruction_bias", "mse"):

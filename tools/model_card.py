@@ -60,8 +60,7 @@ class ModelCard:
         """The card in Markdown."""
         held_out = self.splits["held_out"]
         losses = [
-            [name, f"{nats / held_out.tokens:.4f}", f"{nats / held_out.bytes:.4f}"]
-            for name, nats in self.nats.items()
+            [name, f"{nats / held_out.tokens:.4f}", f"{nats / held_out.bytes:.4f}"] for name, nats in self.nats.items()
         ]
         splits = [[name, f"{s.files:,}", f"{s.bytes:,}", f"{s.tokens:,}"] for name, s in self.splits.items()]
         return TEMPLATE.format(

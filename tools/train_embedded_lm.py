@@ -115,9 +115,7 @@ def rows_of(tokens: np.ndarray, context: int, offset: int, bos: int) -> Tensor:
     return torch.cat([torch.full((len(body), 1), bos), body], dim=1)
 
 
-def loss_of(
-    model: LlamaForCausalLM, rows: Tensor, reduction: str = "mean", ignore_index: int = -100
-) -> Tensor:
+def loss_of(model: LlamaForCausalLM, rows: Tensor, reduction: str = "mean", ignore_index: int = -100) -> Tensor:
     logits = model(rows, use_cache=False).logits[:, :-1].float()
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), rows[:, 1:].flatten(), reduction=reduction, ignore_index=ignore_index

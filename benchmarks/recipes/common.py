@@ -88,9 +88,7 @@ def batches(train: Tensor, *, batch_size: int, steps: int, seed: int, scale: flo
 
 
 @torch.no_grad()
-def measure(
-    encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], held_out: Tensor
-) -> Quality:
+def measure(encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], held_out: Tensor) -> Quality:
     """Quality of an SAE on held-out activations, from sums over all rows in float64.
 
     l0 = mean number of latents with f > 0;

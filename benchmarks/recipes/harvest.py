@@ -7,16 +7,15 @@ import argparse
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
 from penstock.activations.harvest import Text, TrainingStream, fill_cache, masked_acts
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
-from safetensors.torch import save_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--site", default="resid_post.2")
     parser.add_argument("--text", default="embedded")

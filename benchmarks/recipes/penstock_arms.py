@@ -3,7 +3,8 @@
     python penstock_arms.py --activations acts.safetensors --arch gated --recipe norm_weighted \
         --lr 3e-3 1e-2 --coef 0.15 0.3 --steps 5000 --batch-size 1024 --d-sae 1024 --out results.jsonl
 
-Every combination of --lr, --coef (or --target-l0) and --seed is one run and one line of --out. Activations are scaled to unit
+Every combination of --lr, --coef (or --target-l0) and --seed is
+ one run and one line of --out. Activations are scaled to unit
 mean squared norm. What is left out takes penstock's default for the recipe, and `--lr rule` penstock's rule.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from common import Activations, append_line, batches, load_activations, measure, scale_to
+
 from penstock.saes import TRAINABLE
 from penstock.training.config import DataConfig, OptimConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
@@ -29,6 +31,7 @@ def train_one(acts: Activations, sae: SAEConfig, options: argparse.Namespace) ->
         warmup_share=options.warmup_share,
         decay_share=options.decay_share,
         sparsity_warmup_share=options.sparsity_warmup_share,
+        beta2=options.beta2,
     )
     config = RunConfig(saes=(sae,), optim=optim, data=DataConfig(tokens=options.steps * options.batch_size))
     d_in = acts.train.shape[1]
@@ -43,9 +46,7 @@ def train_one(acts: Activations, sae: SAEConfig, options: argparse.Namespace) ->
         decided, schedule, d_in=d_in, beta2=optim.beta2, dead_window=10**9, encoder_scale=0.2, device="cpu"
     )
     scale = scale_to(acts.train, 1.0)
-    stream = batches(
-        acts.train, batch_size=options.batch_size, steps=options.steps, seed=sae.seed, scale=scale
-    )
+    stream = batches(acts.train, batch_size=options.batch_size, steps=options.steps, seed=sae.seed, scale=scale)
     started = time.perf_counter()
     row: dict[str, object] = {
         "arm": f"penstock-{sae.arch}",
@@ -59,6 +60,7 @@ def train_one(acts: Activations, sae: SAEConfig, options: argparse.Namespace) ->
         "d_in": d_in,
         "d_sae": sae.d_sae,
         "beta1": decided.beta1,
+        "beta2": optim.beta2,
         "grad_clip": decided.grad_clip,
         "decoder_init_norm": decided.decoder_init_norm,
         "warmup_share": optim.warmup_share,
@@ -77,9 +79,7 @@ def train_one(acts: Activations, sae: SAEConfig, options: argparse.Namespace) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--activations", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arch", choices=sorted(TRAINABLE), required=True)
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--d-sae", type=int, default=1024)
     parser.add_argument("--beta1", type=float)
+    parser.add_argument("--beta2", type=float, default=0.999)
     parser.add_argument("--grad-clip", type=float)
     parser.add_argument("--decoder-init-norm", type=float)
     parser.add_argument("--warmup-share", type=float, default=0.05)

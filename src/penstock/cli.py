@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -205,9 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed on the way, 2 settings that cannot be."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
-        # Read by huggingface_hub when transformers imports it: no bars in a log file.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     commands = {"sweep": Sweep, "train": Train, "eval": Eval, "report": Report, "info": Info}
     parsed: Any = tyro.extras.subcommand_cli_from_dict(
         commands,
@@ -256,9 +252,7 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
         if options.from_ is not None:
             _alone(options, "--from", "--out")
         if options.out is None:
-            raise _Usage(
-                "--out is missing: give the directory that this run shall have, e.g. --out runs/first."
-            )
+            raise _Usage("--out is missing: give the directory that this run shall have, e.g. --out runs/first.")
         if options.from_ is not None:
             config = study.config_from_file(options.from_)
             model = study.load_model(config)
@@ -331,9 +325,7 @@ def _write_report(run: Path) -> None:
 def _info(options: Info) -> None:
     if options.model is not None:
         model = LanguageModel.load(options.model)
-        print(
-            f"{options.model}: {model.num_layers} layers, context {model.context}, vocabulary {model.vocab_size}"
-        )
+        print(f"{options.model}: {model.num_layers} layers, context {model.context}, vocabulary {model.vocab_size}")
         for site in model.site_names:
             print(f"  {site:<16} d_in {model.d_in(site)}")
         print("  and the .input or .output of any module, e.g. model.layers.0.mlp.output")
@@ -365,9 +357,7 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
     columns = ("name", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias", "frac_alive")
     rows = [columns, *(tuple(_cell(record[column]) for column in columns) for record in records)]
     widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-    )
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _cell(value: object) -> str:

@@ -105,9 +105,7 @@ def test_held_out_takes_all_there_is_where_there_is_less(text: MakeText) -> None
     assert int(rows.mask.sum()) == sum(len(d.text) for d in documents(read.source, split="held_out"))
 
 
-def test_held_out_reaches_its_size_with_documents_much_shorter_than_a_row(
-    text: MakeText, tmp_path: Path
-) -> None:
+def test_held_out_reaches_its_size_with_documents_much_shorter_than_a_row(text: MakeText, tmp_path: Path) -> None:
     short = write_corpus(tmp_path / "short.jsonl", distinct(length=3, count=2000))
     rows = text(short, context=32, packing="truncated").held_out(300, seed=0)
     assert int(rows.mask.sum()) == 300
@@ -119,17 +117,13 @@ def test_a_fair_text_passes_the_check(text: MakeText) -> None:
 
 
 def test_documents_of_one_token_fail_before_the_training(text: MakeText, tmp_path: Path) -> None:
-    path = write_corpus(
-        tmp_path / "single.jsonl", list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    )
+    path = write_corpus(tmp_path / "single.jsonl", list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     with pytest.raises(ValueError, match="one token each.*nothing to predict.*longer documents"):
         text(path).check()
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_a_split_without_documents_fails_before_the_training(
-    text: MakeText, tmp_path: Path, split: str
-) -> None:
+def test_a_split_without_documents_fails_before_the_training(text: MakeText, tmp_path: Path, split: str) -> None:
     all_texts = write_corpus(tmp_path / "all.jsonl", distinct(length=30, count=60))
     other = "held_out" if split == "train" else "train"
     only = [document.text for document in documents(all_texts, split=other)]

@@ -114,9 +114,7 @@ def test_the_order_follows_the_seed_alone(make: Callable[..., ActivationSource])
 
 @both
 @pytest.mark.parametrize("before", [0, 1, 5, 12, 13, 24, 31])
-def test_a_saved_source_goes_on_with_the_same_batches(
-    make: Callable[[], ActivationSource], before: int
-) -> None:
+def test_a_saved_source_goes_on_with_the_same_batches(make: Callable[[], ActivationSource], before: int) -> None:
     source = make()
     source.sample(10, torch.Generator())
     drawn(source, before, 25)

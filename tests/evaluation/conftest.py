@@ -13,14 +13,14 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 PAD, BOS, FIRST = 0, 1, 2
 VOCAB = 24
 D_IN = 12
 
 
-def tiny_llama() -> "LlamaForCausalLM":
+def tiny_llama() -> "PreTrainedModel":
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -43,7 +43,7 @@ def tiny_llama() -> "LlamaForCausalLM":
     return module
 
 
-def language_model(module: "LlamaForCausalLM") -> LanguageModel:
+def language_model(module: "PreTrainedModel") -> LanguageModel:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -60,7 +60,7 @@ def lm() -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def lm_bfloat16() -> LanguageModel:
-    return language_model(tiny_llama().to(torch.bfloat16))
+    return language_model(tiny_llama().bfloat16())
 
 
 @pytest.fixture(scope="session")

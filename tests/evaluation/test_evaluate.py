@@ -59,9 +59,7 @@ def test_zero_recovers_nothing_of_zero_ablation(lm: LanguageModel, rows: TokenRo
     assert found["ce_spliced"] == found["ce_zero"] > found["ce_clean"]
 
 
-def test_the_mean_recovers_nothing_of_mean_ablation(
-    lm: LanguageModel, rows: TokenRows, counted: Tensor
-) -> None:
+def test_the_mean_recovers_nothing_of_mean_ablation(lm: LanguageModel, rows: TokenRows, counted: Tensor) -> None:
     mean = counted.double().mean(dim=0).float()
     found = metrics(evaluate(lm, rows, [replacing("mean", lambda x: mean.expand_as(x))])["mean"])
     assert found["loss_recovered_mean"] == pytest.approx(0, abs=1e-9)
@@ -109,7 +107,7 @@ def test_losses_and_divergence_are_those_of_a_loop_over_tokens(
             # A prediction counts when its position and its target do.
             if not (rows.mask[sequence, position] and rows.mask[sequence, position + 1]):
                 continue
-            target = rows.tokens[sequence, position + 1].item()
+            target = int(rows.tokens[sequence, position + 1])
             logs = {name: log_softmax(logits[sequence, position]) for name, logits in runs.items()}
             for name in runs:
                 expected[name][sequence] -= logs[name][target]
@@ -247,15 +245,12 @@ def test_a_model_in_bfloat16_gives_the_metrics_of_float32_within_its_precision(
     lm: LanguageModel, lm_bfloat16: LanguageModel, rows: TokenRows
 ) -> None:
     exact, rounded = (
-        metrics(evaluate(model, rows, [replacing("damaged", damage)])["damaged"])
-        for model in (lm, lm_bfloat16)
+        metrics(evaluate(model, rows, [replacing("damaged", damage)])["damaged"]) for model in (lm, lm_bfloat16)
     )
     assert rounded == pytest.approx(exact, rel=0.05)
 
 
-def test_the_dtype_an_sae_is_stored_in_does_not_matter(
-    lm: LanguageModel, rows: TokenRows, random_sae: MakeSAE
-) -> None:
+def test_the_dtype_an_sae_is_stored_in_does_not_matter(lm: LanguageModel, rows: TokenRows, random_sae: MakeSAE) -> None:
     sae = random_sae("gated", 12, 20, dtype=torch.bfloat16)
     same = random_sae("gated", 12, 20, dtype=torch.bfloat16).double()
     candidates = [Candidate.of("bfloat16", SITE, sae), Candidate.of("float64", SITE, same)]
@@ -271,13 +266,9 @@ def test_evaluating_changes_neither_the_model_nor_the_tokens(lm: LanguageModel, 
     assert torch.equal(rows.tokens, tokens)
 
 
-def test_an_sae_of_another_width_is_refused_by_name(
-    lm: LanguageModel, rows: TokenRows, random_sae: MakeSAE
-) -> None:
+def test_an_sae_of_another_width_is_refused_by_name(lm: LanguageModel, rows: TokenRows, random_sae: MakeSAE) -> None:
     candidate = Candidate.of("wide", SITE, random_sae("relu", 13, 20, dtype=torch.float32))
-    with pytest.raises(
-        ValueError, match=r"wide takes .* width 13, but resid_post\.0 of tiny-llama has width 12"
-    ):
+    with pytest.raises(ValueError, match=r"wide takes .* width 13, but resid_post\.0 of tiny-llama has width 12"):
         evaluate(lm, rows, [candidate])
 
 

@@ -118,14 +118,15 @@ def test_the_density_histogram_holds_every_latent_once(fake_evaluation: MakeEval
 
 def test_warnings_of_the_training_are_kept(fake_evaluation: MakeEvaluation) -> None:
     about = {"name": "one", "warnings": ["dead latents: 12%"]}
-    assert record(fake_evaluation(), about)["warnings"] == ["dead latents: 12%"]
+    evaluation = fake_evaluation()
+    assert record(evaluation, about)["warnings"] == ["dead latents: 12%"]
+    found = record(changed(evaluation, ce_zero=evaluation.sums["ce_clean"]), about)["warnings"]
+    assert found[0] == "dead latents: 12%" and len(found) == 2
     assert about["warnings"] == ["dead latents: 12%"]
     assert record(fake_evaluation(), {"warnings": None})["warnings"] == []
 
 
-@pytest.mark.parametrize(
-    ("ablation", "metric"), [("ce_zero", "loss_recovered"), ("ce_mean", "loss_recovered_mean")]
-)
+@pytest.mark.parametrize(("ablation", "metric"), [("ce_zero", "loss_recovered"), ("ce_mean", "loss_recovered_mean")])
 def test_an_ablation_that_costs_nothing_is_named_in_the_warnings(
     fake_evaluation: MakeEvaluation, ablation: str, metric: str
 ) -> None:

@@ -144,11 +144,7 @@ def build_tokenizer(*, bos: bool, pad: bool) -> "PreTrainedTokenizerFast":
     vocab = {character: id for id, character in enumerate(["<pad>", "<s>", "<unk>", *CHARACTERS])}
     tokenizer = Tokenizer(models.BPE(vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = (
-        {"unk_token": "<unk>"}
-        | ({"bos_token": "<s>"} if bos else {})
-        | ({"pad_token": "<pad>"} if pad else {})
-    )
+    special = {"unk_token": "<unk>"} | ({"bos_token": "<s>"} if bos else {}) | ({"pad_token": "<pad>"} if pad else {})
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
 
 

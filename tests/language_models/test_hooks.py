@@ -88,9 +88,7 @@ def test_activations_come_in_the_order_asked_for_without_gradients(
     assert not any(activation.requires_grad for activation in acts.values())
 
 
-def test_the_flattened_mlp_of_opt_keeps_rows_apart(
-    load_tiny: Callable[..., LanguageModel], tokens: Tensor
-) -> None:
+def test_the_flattened_mlp_of_opt_keeps_rows_apart(load_tiny: Callable[..., LanguageModel], tokens: Tensor) -> None:
     model = load_tiny("opt")
 
     both = model.activations(tokens, ["mlp_act.1"])["mlp_act.1"]

@@ -124,14 +124,10 @@ def test_the_embedded_model_is_an_ordinary_folder(
     assert model.site_names[-1] == "resid_post.2"
 
 
-def test_an_installation_without_the_embedded_model_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installation_without_the_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
         monkeypatch.setattr(pretrained, "EMBEDDED_FOLDER", folder)
-        with pytest.raises(
-            FileNotFoundError, match="embedded language model is not in this installation.*no weights"
-        ):
+        with pytest.raises(FileNotFoundError, match="embedded language model is not in this installation.*no weights"):
             LanguageModel.load("embedded")
 
 
@@ -175,9 +171,7 @@ def test_a_model_that_is_not_a_causal_language_model_is_an_error(copied_model: P
 
     getattr(transformers, config)().save_pretrained(copied_model)
 
-    with pytest.raises(
-        ValueError, match=f"it is a '{config[:-6].lower()}' model, not a causal language model"
-    ):
+    with pytest.raises(ValueError, match=f"it is a '{config[:-6].lower()}' model, not a causal language model"):
         LanguageModel.load(copied_model)
 
 
@@ -188,9 +182,7 @@ def test_weights_that_the_checkpoint_lacks_are_an_error(copied_model: Path) -> N
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, copied_model / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(
-        ValueError, match=r"lacks 1 weights.*random .model\.layers\.1\.mlp\.down_proj\.weight"
-    ):
+    with pytest.raises(ValueError, match=r"lacks 1 weights.*random .model\.layers\.1\.mlp\.down_proj\.weight"):
         LanguageModel.load(copied_model)
 
 

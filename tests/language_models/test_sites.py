@@ -30,9 +30,7 @@ def test_every_family_has_the_six_sites_in_every_layer(lm: LanguageModel) -> Non
     assert lm.site_names == [f"{kind}.{layer}" for layer in range(NUM_LAYERS) for kind in KINDS]
 
 
-def test_splicing_an_activation_back_in_reproduces_the_logits_bit_for_bit(
-    lm: LanguageModel, tokens: Tensor
-) -> None:
+def test_splicing_an_activation_back_in_reproduces_the_logits_bit_for_bit(lm: LanguageModel, tokens: Tensor) -> None:
     clean = lm.logits(tokens)
     acts = lm.activations(tokens, lm.site_names)
 
@@ -45,9 +43,7 @@ def test_the_parts_of_a_block_add_up(lm: LanguageModel, family: "Family", tokens
     acts = lm.activations(tokens, lm.site_names)
 
     for layer in range(NUM_LAYERS):
-        pre, attn, mlp, post = (
-            acts[f"{kind}.{layer}"] for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        )
+        pre, attn, mlp, post = (acts[f"{kind}.{layer}"] for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
         if family.is_sum:
             torch.testing.assert_close(pre + attn + mlp, post)
         else:
@@ -58,9 +54,7 @@ def test_the_parts_of_a_block_add_up(lm: LanguageModel, family: "Family", tokens
         assert mlp.abs().mean() > 0.01
 
 
-def test_the_residual_stream_is_what_transformers_calls_hidden_states(
-    lm: LanguageModel, tokens: Tensor
-) -> None:
+def test_the_residual_stream_is_what_transformers_calls_hidden_states(lm: LanguageModel, tokens: Tensor) -> None:
     acts = lm.activations(tokens, lm.site_names)
 
     hidden_states = lm.module(input_ids=tokens, output_hidden_states=True).hidden_states
@@ -71,9 +65,7 @@ def test_the_residual_stream_is_what_transformers_calls_hidden_states(
         assert torch.equal(acts[f"resid_post.{layer}"], hidden_states[layer + 1])
 
 
-@pytest.mark.parametrize(
-    ("read", "projection"), [("attn_z", "attn_projection"), ("mlp_act", "mlp_projection")]
-)
+@pytest.mark.parametrize(("read", "projection"), [("attn_z", "attn_projection"), ("mlp_act", "mlp_projection")])
 def test_heads_and_neurons_are_what_the_output_projections_read(
     lm: LanguageModel, family: "Family", tokens: Tensor, read: str, projection: str
 ) -> None:
@@ -138,9 +130,7 @@ def test_widths_are_those_of_the_config(lm: LanguageModel) -> None:
     }
 
 
-def test_gated_neurons_are_taken_after_the_gate(
-    load_tiny: Callable[..., LanguageModel], tokens: Tensor
-) -> None:
+def test_gated_neurons_are_taken_after_the_gate(load_tiny: Callable[..., LanguageModel], tokens: Tensor) -> None:
     model = load_tiny("llama")
     mlp = "model.layers.1.mlp"
 
@@ -151,14 +141,10 @@ def test_gated_neurons_are_taken_after_the_gate(
 
 
 def test_a_site_is_also_the_path_of_a_module(gpt2: LanguageModel, tokens: Tensor) -> None:
-    acts = gpt2.activations(
-        tokens, ["transformer.h.1.mlp.c_proj.input", "mlp_act.1", "transformer.ln_f.input"]
-    )
+    acts = gpt2.activations(tokens, ["transformer.h.1.mlp.c_proj.input", "mlp_act.1", "transformer.ln_f.input"])
 
     assert torch.equal(acts["transformer.h.1.mlp.c_proj.input"], acts["mlp_act.1"])
-    assert torch.equal(
-        acts["transformer.ln_f.input"], gpt2.activations(tokens, ["resid_post.2"])["resid_post.2"]
-    )
+    assert torch.equal(acts["transformer.ln_f.input"], gpt2.activations(tokens, ["resid_post.2"])["resid_post.2"])
     assert find_site("transformer.wte.output", gpt2.sites, gpt2.module) == Site("transformer.wte", "output")
 
 
@@ -171,12 +157,8 @@ def test_an_unknown_site_is_told_the_sites_there_are(gpt2: LanguageModel, tokens
     assert re.search(r"for example 'transformer\.h\.2\..*\.output'", str(error.value))
 
 
-@pytest.mark.parametrize(
-    "site", ["resid_post.3", "resid_post.-1", "resid_post", "transformer.h.0.mlp", ".output"]
-)
-def test_layers_out_of_range_and_paths_without_a_side_are_unknown_sites(
-    gpt2: LanguageModel, site: str
-) -> None:
+@pytest.mark.parametrize("site", ["resid_post.3", "resid_post.-1", "resid_post", "transformer.h.0.mlp", ".output"])
+def test_layers_out_of_range_and_paths_without_a_side_are_unknown_sites(gpt2: LanguageModel, site: str) -> None:
     with pytest.raises(ValueError, match="This model has no site"):
         gpt2.d_in(site)
 

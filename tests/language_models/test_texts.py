@@ -17,11 +17,7 @@ MANY = [f"Document number {number}." for number in range(300)]
 
 def texts(source: str | Path, **options: str) -> list[str]:
     """The texts of both splits together."""
-    return [
-        document.text
-        for split in ("train", "held_out")
-        for document in documents(source, split=split, **options)
-    ]
+    return [document.text for split in ("train", "held_out") for document in documents(source, split=split, **options)]
 
 
 @pytest.fixture
@@ -51,9 +47,7 @@ def test_a_jsonl_file_is_one_document_a_line(write_jsonl: Callable[..., Path]) -
     assert train[0].name in (f"{path}:1", f"{path}:2")
 
 
-def test_a_document_is_in_the_same_split_wherever_it_stands(
-    write_jsonl: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_document_is_in_the_same_split_wherever_it_stands(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     one = write_jsonl([{"text": text} for text in MANY], "one.jsonl")
     other = write_jsonl([{"body": text} for text in reversed(MANY[50:])], "other.jsonl")
 
@@ -122,13 +116,9 @@ def test_sources_that_are_not_there_are_errors_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "book.pdf").write_bytes(b"%PDF")
 
-    with pytest.raises(
-        FileNotFoundError, match=r"No text source '.*gone\.txt'.*\"embedded\", a \.txt, \.jsonl"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"No text source '.*gone\.txt'.*\"embedded\", a \.txt, \.jsonl"):
         documents(tmp_path / "gone.txt", split="train")
-    with pytest.raises(
-        FileNotFoundError, match=r"The folder '.*empty' holds no \.txt, \.jsonl, \.parquet files"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"The folder '.*empty' holds no \.txt, \.jsonl, \.parquet files"):
         documents(tmp_path / "empty", split="train")
     with pytest.raises(ValueError, match=r"its suffix is '\.pdf'"):
         documents(tmp_path / "book.pdf", split="train")
@@ -213,9 +203,7 @@ def test_a_missing_optional_package_is_named_with_how_to_install_it(
     monkeypatch.setitem(sys.modules, f"{module}.{extra}", None)
     (tmp_path / "a.parquet").touch()
 
-    with pytest.raises(
-        ImportError, match=rf"needs the package '{module}': pip install 'penstock\[{extra}\]'"
-    ):
+    with pytest.raises(ImportError, match=rf"needs the package '{module}': pip install 'penstock\[{extra}\]'"):
         texts(source if source.startswith("datasets:") else tmp_path / source)
 
 

@@ -62,14 +62,10 @@ def test_truncated_documents_have_one_row_each(tokenizer: "Tokenizer") -> None:
 
 
 @pytest.mark.parametrize("packing", ["packed", "truncated"])
-def test_one_token_documents_work_and_empty_ones_yield_nothing(
-    tokenizer: "Tokenizer", packing: Packing
-) -> None:
+def test_one_token_documents_work_and_empty_ones_yield_nothing(tokenizer: "Tokenizer", packing: Packing) -> None:
     assert as_lists(tokenise(docs("a"), tokenizer, context=3, packing=packing)) == [([1, 3, 0], [0, 1, 0])]
     assert as_lists(tokenise(docs("", ""), tokenizer, context=3, packing=packing)) == []
-    assert as_lists(tokenise(docs("", "a", ""), tokenizer, context=3, packing=packing)) == [
-        ([1, 3, 0], [0, 1, 0])
-    ]
+    assert as_lists(tokenise(docs("", "a", ""), tokenizer, context=3, packing=packing)) == [([1, 3, 0], [0, 1, 0])]
 
 
 def test_the_smallest_context_holds_one_token_a_row(tokenizer: "Tokenizer") -> None:
@@ -104,18 +100,14 @@ def test_without_a_padding_token_rows_are_padded_with_bos_and_else_with_0(
 
 
 @pytest.mark.parametrize("packing", ["packed", "truncated"])
-def test_the_mask_goes_by_position_though_the_text_holds_the_same_ids(
-    tokenizer: "Tokenizer", packing: Packing
-) -> None:
+def test_the_mask_goes_by_position_though_the_text_holds_the_same_ids(tokenizer: "Tokenizer", packing: Packing) -> None:
     rows = tokenise(docs("a<s>b<pad>"), tokenizer, context=6, packing=packing)
 
     assert as_lists(rows) == [([1, 3, 1, 4, 0, 0], [0, 1, 1, 1, 1, 0])]
 
 
 def test_packing_loses_no_token_and_counts_each_once(tokenizer: "Tokenizer") -> None:
-    texts = [
-        "".join(chr(ord("a") + (start + step) % 26) for step in range(start % 40)) for start in range(200)
-    ]
+    texts = ["".join(chr(ord("a") + (start + step) % 26) for step in range(start % 40)) for start in range(200)]
 
     rows = list(tokenise(docs(*texts), tokenizer, context=7, packing="packed"))
 

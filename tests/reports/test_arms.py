@@ -37,9 +37,7 @@ def test_every_architecture_of_a_run_has_its_own_colour_and_shape() -> None:
     assert len(set(slots)) == len(archs) == len(SHAPES) == len(COLORS) == len(DARK_COLORS)
 
 
-@pytest.mark.parametrize(
-    ("colors", "paper", "least"), [(COLORS, "#ffffff", 4.5), (DARK_COLORS, "#14171a", 6.0)]
-)
+@pytest.mark.parametrize(("colors", "paper", "least"), [(COLORS, "#ffffff", 4.5), (DARK_COLORS, "#14171a", 6.0)])
 def test_colours_stand_out_from_the_page(colors: tuple[str, ...], paper: str, least: float) -> None:
     def luminance(color: str) -> float:
         channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]

@@ -15,9 +15,7 @@ from fake_run import NASTY, write_fake_run, write_lines
 from penstock.reports import write_report
 
 BROWSER = next(
-    filter(
-        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
-    ),
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))),
     None,
 )
 
@@ -79,9 +77,7 @@ def visit(tmp_path: Path) -> Visit:
     return visit
 
 
-def test_a_desktop_page_draws_every_sae_in_every_panel_and_sorts_its_table(
-    tmp_path: Path, visit: Visit
-) -> None:
+def test_a_desktop_page_draws_every_sae_in_every_panel_and_sorts_its_table(tmp_path: Path, visit: Visit) -> None:
     records = write_fake_run(tmp_path / "run")
     saes = [record for record in records if record["seed"] is not None]
     result = visit(
@@ -164,9 +160,7 @@ def test_on_a_phone_panels_stack_and_nothing_hangs_over_the_edge(tmp_path: Path,
     site = "model.layers.12.mlp.down_proj.output"
     records = write_fake_run(tmp_path / "run", sites=(site, "resid_post.12"), seeds=(0,))
     # Labels are longest when an arm must be told apart by both its recipe and its width.
-    other = [
-        record | {"recipe": "paper", "d_sae": 131_072, "name": "x-" + record["name"]} for record in records
-    ]
+    other = [record | {"recipe": "paper", "d_sae": 131_072, "name": "x-" + record["name"]} for record in records]
     write_lines(tmp_path / "run" / "records.jsonl", [*records, *other[:4]])
     result = visit(
         tmp_path / "run",

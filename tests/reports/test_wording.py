@@ -55,8 +55,7 @@ def test_an_interval_that_holds_one_shows_no_difference(interval: list[float]) -
 def test_no_ratio_gives_the_reason() -> None:
     text = sentence(ratio=None, interval=None, overlap=None, reason="the ranges do not overlap.")
     assert text == (
-        "No ratio between the Gated SAE and the ReLU baseline at equal loss recovered: "
-        "the ranges do not overlap."
+        "No ratio between the Gated SAE and the ReLU baseline at equal loss recovered: the ranges do not overlap."
     )
 
 

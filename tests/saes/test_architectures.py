@@ -58,9 +58,7 @@ def test_forward_is_the_decoded_code(arch: str, random_sae: MakeSAE) -> None:
 
 
 @every_architecture
-def test_the_code_is_non_negative_and_has_both_zeros_and_firing_latents(
-    arch: str, random_sae: MakeSAE
-) -> None:
+def test_the_code_is_non_negative_and_has_both_zeros_and_firing_latents(arch: str, random_sae: MakeSAE) -> None:
     acts = random_sae(arch).encode(activations())
     assert (acts >= 0).all()
     assert 0.1 < (acts > 0).double().mean() < 0.9

@@ -87,9 +87,7 @@ def test_the_penalty_and_the_auxiliary_task_act_on_the_gate_and_not_on_the_code(
     assert loss.total.item() == pytest.approx(1.25 + 0.1 * 2 + 1.25)
 
 
-def equation_8(
-    sae: GatedSAE, x: Tensor, sparsity_coef: float, recipe: Recipe
-) -> tuple[Tensor, dict[str, Tensor]]:
+def equation_8(sae: GatedSAE, x: Tensor, sparsity_coef: float, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss token by token with column vectors, two encoders and copies in place of stopped gradients."""
     W_gate = sae.W_enc.T
     W_mag = torch.stack([row * torch.exp(r) for row, r in zip(W_gate, sae.r_mag, strict=True)])
@@ -134,9 +132,7 @@ def test_each_term_trains_exactly_the_parameters_of_the_papers_table(
     loss = gated.loss(x, 0.3, RECIPES[recipe])
     parameters = dict(gated.named_parameters())
     gradients = torch.autograd.grad(loss.terms[term], list(parameters.values()), allow_unused=True)
-    trained = {
-        name for name, g in zip(parameters, gradients, strict=True) if g is not None and (g != 0).any()
-    }
+    trained = {name for name, g in zip(parameters, gradients, strict=True) if g is not None and (g != 0).any()}
     assert trained == GRADIENTS[recipe, term]
 
 
@@ -161,9 +157,7 @@ def test_b_dec_learns_from_the_reconstruction_through_encoder_and_decoder(gated:
 
     with torch.no_grad():
         acts, error = gated.encode(x), gated(x) - x
-        through_encoder = -(
-            (2 * error @ gated.W_dec.T * (acts > 0) * gated.r_mag.exp()) @ gated.W_enc.T
-        ).mean(dim=0)
+        through_encoder = -((2 * error @ gated.W_dec.T * (acts > 0) * gated.r_mag.exp()) @ gated.W_enc.T).mean(dim=0)
         through_decoder = (2 * error).mean(dim=0)
     torch.testing.assert_close(found, through_encoder + through_decoder)
 

@@ -37,8 +37,7 @@ def test_unfreezing_the_auxiliary_decoder_of_the_paper_is_allowed_as_its_ablatio
 
 def test_the_named_recipes_are_the_consistent_ones() -> None:
     settings = {
-        name: (recipe.decoder_norm, recipe.auxiliary_decoder, recipe.penalty_norm)
-        for name, recipe in RECIPES.items()
+        name: (recipe.decoder_norm, recipe.auxiliary_decoder, recipe.penalty_norm) for name, recipe in RECIPES.items()
     }
     assert settings == {
         "paper": ("unit", "frozen", None),

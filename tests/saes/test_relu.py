@@ -51,9 +51,7 @@ def test_gradients_of_the_penalty_reach_the_decoder_only_when_its_norms_are_trai
     found = {}
     for name, recipe in RECIPES.items():
         sae = relu_2x2()
-        (gradient,) = torch.autograd.grad(
-            sae.loss(x, 1.0, recipe).terms["sparsity"], sae.W_dec, allow_unused=True
-        )
+        (gradient,) = torch.autograd.grad(sae.loss(x, 1.0, recipe).terms["sparsity"], sae.W_dec, allow_unused=True)
         found[name] = gradient
     assert found["paper"] is None
     assert found["norm_weighted_frozen"] is None

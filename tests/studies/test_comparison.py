@@ -22,9 +22,7 @@ def point(arch: str, l0: float, quality: float, *, spread: np.ndarray | float = 
     """An SAE whose L0 varies over resamples by the factors in `spread`."""
     factors = np.concatenate([[1.0], np.broadcast_to(spread, RESAMPLES)])
     defaults = {"recipe": "paper", "site": "resid_post.2", "d_sae": 1024, "seed": 0}
-    return Point(
-        arch=arch, l0=l0 * factors, loss_recovered=np.full(RESAMPLES + 1, quality), **(defaults | about)
-    )
+    return Point(arch=arch, l0=l0 * factors, loss_recovered=np.full(RESAMPLES + 1, quality), **(defaults | about))
 
 
 def arm(arch: str, l0s: list[float], *, factor: float = 1.0, **about: Any) -> list[Point]:
@@ -96,10 +94,7 @@ def test_on_any_curves_the_interpolation_is_linear_between_neighbouring_points()
 def noisy(points: list[Point], seed: int, *, sigma: float = 0.05) -> list[Point]:
     generator = np.random.default_rng(seed)
     factors = [np.exp(sigma * generator.normal(size=RESAMPLES)) for _ in points]
-    return [
-        p._replace(l0=p.l0 * np.concatenate([[1.0], factor]))
-        for p, factor in zip(points, factors, strict=True)
-    ]
+    return [p._replace(l0=p.l0 * np.concatenate([[1.0], factor])) for p, factor in zip(points, factors, strict=True)]
 
 
 def test_the_interval_holds_the_ratio_and_widens_with_the_spread_of_the_resamples() -> None:
@@ -122,9 +117,7 @@ def test_what_varies_in_both_arms_together_does_not_widen_the_interval() -> None
 def test_a_resample_whose_range_ends_short_of_the_grid_is_continued_straight() -> None:
     # In every resample all of Gated's loss recovered is a little lower, as on another set of sequences.
     shifted = [
-        p._replace(
-            loss_recovered=np.concatenate([p.loss_recovered[:1], 1 - 1.1 * (1 - p.loss_recovered[1:])])
-        )
+        p._replace(loss_recovered=np.concatenate([p.loss_recovered[:1], 1 - 1.1 * (1 - p.loss_recovered[1:])]))
         for p in GATED
     ]
     found = only(shifted + RELU)

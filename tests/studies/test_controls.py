@@ -77,9 +77,7 @@ def test_pca_with_all_components_is_the_identity(acts: Tensor, x: Tensor) -> Non
 
 
 def test_more_components_explain_more_of_the_training_activations(acts: Tensor) -> None:
-    errors = [
-        (reconstruct(named(acts, f"pca_{k}", (k,)), acts) - acts).square().sum().item() for k in range(1, 7)
-    ]
+    errors = [(reconstruct(named(acts, f"pca_{k}", (k,)), acts) - acts).square().sum().item() for k in range(1, 7)]
     assert errors == sorted(errors, reverse=True)
     variances = np.linalg.eigvalsh(np.cov(acts.numpy().T))
     assert errors[1] == pytest.approx(399 * variances[:4].sum(), rel=1e-3)

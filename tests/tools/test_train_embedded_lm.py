@@ -79,9 +79,7 @@ def row_by_row_nats(folder: Path) -> tuple[float, int]:
 def test_a_model_that_does_not_beat_the_5_gram_is_refused_and_nothing_is_shipped(
     settings: tool.Settings,
 ) -> None:
-    with pytest.raises(
-        RuntimeError, match="does not beat that of 5-gram model.*Nothing was written to --out"
-    ):
+    with pytest.raises(RuntimeError, match="does not beat that of 5-gram model.*Nothing was written to --out"):
         tool.main(settings)
     assert not settings.out.exists()
     assert "5-gram model" in (settings.work / "release" / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -161,15 +159,11 @@ def test_a_finished_training_is_not_trained_again_and_fewer_tokens_are_refused(
         tool.train(dataclasses.replace(settings, tokens=1000), tokens, held_out, bos=0)
 
 
-def test_token_arrays_of_another_library_are_refused(
-    settings: tool.Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_arrays_of_another_library_are_refused(settings: tool.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.work.mkdir()
     tokenizer = tool.train_tokenizer(settings)
     tool.tokens_of("held_out", tokenizer, settings.work)
-    monkeypatch.setattr(
-        tool, "stdlib_documents", lambda split: [*tiny_library(split), Document("new.py", "pass")]
-    )
+    monkeypatch.setattr(tool, "stdlib_documents", lambda split: [*tiny_library(split), Document("new.py", "pass")])
     with pytest.raises(ValueError, match="holds 7 files of .* 8 files of .* delete --work"):
         tool.tokens_of("held_out", tokenizer, settings.work)
 

@@ -18,8 +18,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     except FileNotFoundError:
         pytest.skip("There is no mount command; un-skip on a machine that has one and where we are root.")
     if mounted.returncode != 0:
-        pytest.skip(
-            f"Cannot mount a small file system ({mounted.stderr.strip()}); un-skip where we are root."
-        )
+        pytest.skip(f"Cannot mount a small file system ({mounted.stderr.strip()}); un-skip where we are root.")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

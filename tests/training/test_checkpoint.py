@@ -176,9 +176,7 @@ def test_a_disk_that_is_really_full_leaves_the_last_checkpoint_and_takes_the_nex
     good = save_checkpoint(folder, 1, tensors(1.0, size=4000), NUMBERS)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 440_000)
-    with pytest.raises(
-        CheckpointError, match="No space left on device.*The last good one is .*step_00000001"
-    ):
+    with pytest.raises(CheckpointError, match="No space left on device.*The last good one is .*step_00000001"):
         save_checkpoint(folder, 2, tensors(2.0, size=4000), NUMBERS)
     assert latest_checkpoint(folder) == good
     assert torch.equal(load_checkpoint(good).tensors["a/step"], torch.tensor(1.0))
@@ -193,9 +191,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_the_remedy(tmp_path: P
         save(tmp_path / "file" / "checkpoints", 1)
 
 
-def test_a_whole_file_replaces_the_old_one_or_leaves_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_file_replaces_the_old_one_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "records.jsonl"
     write_whole(path, "old\n")
     write_whole(path, "new\n")

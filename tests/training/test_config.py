@@ -64,9 +64,7 @@ def everything_set() -> RunConfig:
             model_batch_rows=3,
             shuffle_seed=9,
         ),
-        optim=OptimConfig(
-            batch_size=100, beta2=0.99, warmup_share=0.1, decay_share=0.3, sparsity_warmup_share=0.2
-        ),
+        optim=OptimConfig(batch_size=100, beta2=0.99, warmup_share=0.1, decay_share=0.3, sparsity_warmup_share=0.2),
         resampling=ResamplingConfig(
             unit="steps", window_tokens=500, inputs=77, encoder_scale=0.3, lr_dip=0.2, lr_dip_steps=5
         ),
@@ -88,7 +86,7 @@ def test_settings_come_back_from_json_as_they_were(config: RunConfig) -> None:
 def test_everything_set_leaves_no_default() -> None:
     """Keeps the round trip above honest when a setting is added."""
     mine, default = everything_set(), run(data=DataConfig())
-    sections = [(mine.saes[0], sae()), (mine, default), *zip(vars(mine).values(), vars(default).values())]
+    sections = [(mine.saes[0], sae()), (mine, default), *zip(vars(mine).values(), vars(default).values(), strict=True)]
     for section, blank in sections:
         if not hasattr(section, "__dataclass_fields__"):
             continue
@@ -123,9 +121,7 @@ def stored(change: Callable[[dict[str, Any]], Any]) -> str:
         (lambda s: s.update(saes=[]), "saes is empty"),
     ],
 )
-def test_a_stored_setting_that_cannot_be_is_named(
-    change: Callable[[dict[str, Any]], Any], expected: str
-) -> None:
+def test_a_stored_setting_that_cannot_be_is_named(change: Callable[[dict[str, Any]], Any], expected: str) -> None:
     with pytest.raises(ValueError) as caught:
         config_from_json(stored(change), "runs/a/config.json")
     assert str(caught.value).startswith("runs/a/config.json does not hold the settings of a run: ")
@@ -194,9 +190,7 @@ OUT_OF_RANGE: list[tuple[Callable[[], object], str]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), OUT_OF_RANGE, ids=[text for _, text in OUT_OF_RANGE])
-def test_a_value_out_of_range_is_named_with_what_is_allowed(
-    make: Callable[[], object], expected: str
-) -> None:
+def test_a_value_out_of_range_is_named_with_what_is_allowed(make: Callable[[], object], expected: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert expected in str(caught.value)
@@ -270,9 +264,7 @@ def test_a_run_without_saes_is_refused() -> None:
         ("tokens", (8192.0, 40000.0), (2, 10)),
     ],
 )
-def test_resampling_moments_become_steps(
-    unit: Any, moments: tuple[float, ...], steps: tuple[int, ...]
-) -> None:
+def test_resampling_moments_become_steps(unit: Any, moments: tuple[float, ...], steps: tuple[int, ...]) -> None:
     one = sae(resample_at=moments)
     assert run(saes=(one,), resampling=ResamplingConfig(unit=unit)).resampling_steps(one) == steps
 

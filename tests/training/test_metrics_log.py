@@ -84,9 +84,7 @@ def test_a_log_that_cannot_be_written_is_an_error_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OSError, match="metrics.jsonl could not be written: Not a directory. Make room or give"
-    ):
+    with pytest.raises(OSError, match="metrics.jsonl could not be written: Not a directory. Make room or give"):
         log_of(tmp_path / "file" / "metrics.jsonl").write(10, 640, {"a": row()})
 
     def full(*_: Any, **__: Any) -> None:
@@ -110,9 +108,7 @@ def test_trackers_get_every_logged_row(tmp_path: Path) -> None:
     assert kept.rows == [(10, "a", 1.0), (10, "b", 2.0), (20, "a", 1.0), (20, "b", 2.0)]
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_drawn_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = log_of(tmp_path / "metrics.jsonl")
     log.start(0)
     with log.progress(30, 0) as show:

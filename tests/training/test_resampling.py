@@ -22,8 +22,7 @@ def test_inputs_are_chosen_in_proportion_to_their_squared_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     draws = 3500
     found = Counter(
-        int(choose_inputs(numbered(4), lambda x: losses[x[:, 0].long()], 1, generator)[0, 0])
-        for _ in range(draws)
+        int(choose_inputs(numbered(4), lambda x: losses[x[:, 0].long()], 1, generator)[0, 0]) for _ in range(draws)
     )
     # Squares 0, 1, 4, 9 of 14: 250, 1,000 and 2,250 expected, standard deviations 15, 27 and 28.
     assert found[0] == 0
@@ -39,9 +38,7 @@ def test_no_input_is_chosen_twice_while_others_have_a_loss() -> None:
 
 def test_more_latents_than_inputs_share_the_inputs() -> None:
     losses = torch.tensor([5.0, 0.0, 1.0])
-    chosen = choose_inputs(
-        numbered(3), lambda x: losses[x[:, 0].long()], 50, torch.Generator().manual_seed(0)
-    )
+    chosen = choose_inputs(numbered(3), lambda x: losses[x[:, 0].long()], 50, torch.Generator().manual_seed(0))
     assert len(chosen) == 50
     assert set(chosen[:, 0].tolist()) == {0, 2}
 

@@ -124,8 +124,7 @@ def test_a_signal_saves_the_state_of_that_very_step(
     with pytest.raises(InterruptedError) as caught:
         train(config, folder, tiny_lm, at=27, then=lambda: signal.raise_signal(number))
     assert str(caught.value) == (
-        f"Stopped by {number.name} at step 27 of 60; the state is saved. Go on with: "
-        f"penstock train --resume {folder}"
+        f"Stopped by {number.name} at step 27 of 60; the state is saved. Go on with: penstock train --resume {folder}"
     )
     latest = latest_checkpoint(folder / "checkpoints")
     assert latest is not None
@@ -159,9 +158,7 @@ def test_a_disk_that_fills_up_during_the_run_loses_nothing(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(
-        CheckpointError, match="step 40 could not .* No space left .*step_00000020. Make room"
-    ):
+    with pytest.raises(CheckpointError, match="step 40 could not .* No space left .*step_00000020. Make room"):
         train(config, folder, tiny_lm, at=30, then=lambda: monkeypatch.setattr(os, "fsync", full))
     monkeypatch.undo()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000020"]

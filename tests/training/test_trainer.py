@@ -20,9 +20,7 @@ ADAM_EPS = 1e-8
 RECIPES = ("paper", "norm_weighted", "norm_weighted_frozen")
 
 
-def make_trainer(
-    arch: str = "gated", recipe: str = "paper", num_steps: int = 40, **changes: Any
-) -> SAETrainer:
+def make_trainer(arch: str = "gated", recipe: str = "paper", num_steps: int = 40, **changes: Any) -> SAETrainer:
     settings: dict[str, Any] = {
         "lr": 0.01,
         "beta1": BETA1,
@@ -80,9 +78,7 @@ def loss_by_hand(p: dict[str, Tensor], x: Tensor, coef: float, arch: str, recipe
     return total / len(x)
 
 
-def steps_by_hand(
-    trainer: SAETrainer, batches: list[Tensor], clip: float
-) -> tuple[dict[str, Tensor], list[float]]:
+def steps_by_hand(trainer: SAETrainer, batches: list[Tensor], clip: float) -> tuple[dict[str, Tensor], list[float]]:
     """Adam as in its paper, on the trainer's parameters as they are now."""
     config, schedule = trainer.config, trainer.schedule
     p = {name: value.detach().clone().requires_grad_() for name, value in trainer.sae.named_parameters()}

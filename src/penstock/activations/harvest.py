@@ -86,9 +86,7 @@ class Text:
         return TokenRows(torch.cat([row.tokens for row in picked]), torch.cat([row.mask for row in picked]))
 
 
-def masked_acts(
-    model: LanguageModel, rows: TokenRows, sites: Sequence[str], device: str
-) -> dict[str, Tensor]:
+def masked_acts(model: LanguageModel, rows: TokenRows, sites: Sequence[str], device: str) -> dict[str, Tensor]:
     """For each site the float32 activations [tokens, d_in] of the positions that count."""
     acts = model.activations(rows.tokens, sites)
     return {site: acts[site][rows.mask.to(acts[site].device)].float().to(device) for site in sites}

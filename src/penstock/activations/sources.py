@@ -174,8 +174,7 @@ class ShuffleBuffer:
         stored = {key.removeprefix("acts/"): acts for key, acts in state.items() if key.startswith("acts/")}
         # A checkpoint comes back on the CPU; what was harvested before shows where the rest will be.
         self._acts = {
-            site: acts.to(self._acts[site].device) if site in self._acts else acts
-            for site, acts in stored.items()
+            site: acts.to(self._acts[site].device) if site in self._acts else acts for site, acts in stored.items()
         }
         self._harvests = self.stream(self.next_row)
 

@@ -151,9 +151,7 @@ class _Batch:
 
         fired = acts != 0
         histogram = torch.bincount(fired.sum(dim=1), minlength=acts.shape[1] + 1)
-        return Evaluation(
-            {name: value.cpu() for name, value in sums.items()}, fired.sum(dim=0).cpu(), histogram.cpu()
-        )
+        return Evaluation({name: value.cpu() for name, value in sums.items()}, fired.sum(dim=0).cpu(), histogram.cpu())
 
     def _ablated(self, site: str, value: Tensor) -> Tensor:
         x_hat = value.expand(int(self.mask.sum()), -1)
@@ -175,9 +173,7 @@ class _Batch:
 
     def _by_sequence(self, values: Float[Tensor, " batch"]) -> Float[Tensor, " sequences"]:
         sequence = self.mask.nonzero()[:, 0]
-        return torch.zeros(len(self.mask), dtype=torch.float64, device=values.device).index_add_(
-            0, sequence, values
-        )
+        return torch.zeros(len(self.mask), dtype=torch.float64, device=values.device).index_add_(0, sequence, values)
 
 
 def _site_means(

@@ -22,9 +22,7 @@ class _AllCaptured(Exception):
 
 
 @contextmanager
-def captured(
-    model: nn.Module, sites: Mapping[str, Site], shape: tuple[int, int]
-) -> Iterator[dict[str, SequenceActs]]:
+def captured(model: nn.Module, sites: Mapping[str, Site], shape: tuple[int, int]) -> Iterator[dict[str, SequenceActs]]:
     """Collect activations from the forward pass in the `with` block, and end the block with the last of them.
 
     Where a module runs more than once, the first time counts.
@@ -138,9 +136,7 @@ def _by_position(activation: Tensor, shape: tuple[int, int], name: str) -> Seque
     """View an activation as [sequences, positions, d_in]."""
     sequences, positions = shape
     is_flat = activation.ndim == 2 and len(activation) == sequences * positions
-    if not activation.is_floating_point() or not (
-        is_flat or (activation.ndim >= 3 and activation.shape[:2] == shape)
-    ):
+    if not activation.is_floating_point() or not (is_flat or (activation.ndim >= 3 and activation.shape[:2] == shape)):
         raise ValueError(
             f"Site {name!r} holds {activation.dtype} of shape {list(activation.shape)}, not one activation "
             f"for each of the {sequences} x {positions} tokens. Choose the input or output of another module."
@@ -162,6 +158,5 @@ def _check_all_computed(sites: Mapping[str, Site], found: Mapping[str, Tensor] |
     missing = [name for name in sites if name not in found]
     if missing:
         raise ValueError(
-            f"The model's forward pass over text never computes {', '.join(map(repr, missing))}. "
-            f"Choose another site."
+            f"The model's forward pass over text never computes {', '.join(map(repr, missing))}. Choose another site."
         )

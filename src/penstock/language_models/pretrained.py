@@ -1,6 +1,8 @@
 """From a name to a Hugging Face model and its tokenizer, with errors that name what was asked for."""
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,31 +43,46 @@ def load_pretrained(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
     if device_map is not None and str(device) != "cpu":
         raise ValueError(
-            f"device_map ({device_map!r}) places the model, so device ({device!r}) has no effect. "
-            f"Give one of them."
+            f"device_map ({device_map!r}) places the model, so device ({device!r}) has no effect. Give one of them."
         )
     _check_device(device)
     source = _source(name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        _check_is_causal(config)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        _check_makes_tokens(tokenizer)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=DTYPES[dtype],
-            device_map=device_map,
-            output_loading_info=True,
-            **options,
-        )
+        with _no_bars_without_a_terminal():
+            config = AutoConfig.from_pretrained(source, **options)
+            _check_is_causal(config)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            _check_makes_tokens(tokenizer)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=DTYPES[dtype],
+                device_map=device_map,
+                output_loading_info=True,
+                **options,
+            )
         module, report = loaded
         _check_is_complete(report["missing_keys"])
         return module if device_map is not None else module.to(device), tokenizer
     # Damaged files come as plain Exception from tokenizers and as others from safetensors.
     except Exception as error:
         raise ValueError(f"Cannot load the language model {name!r}: {error}\n({_ALLOWED})") from error
+
+
+@contextmanager
+def _no_bars_without_a_terminal() -> Iterator[None]:
+    """Keep the progress bars of `transformers` out of log files, and leave its setting as it was."""
+    from transformers.utils import logging
+
+    silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if silence:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silence:
+            logging.enable_progress_bar()
 
 
 def _source(name: str) -> str:
@@ -88,9 +105,7 @@ def _source(name: str) -> str:
             f"or choose another; {_ALLOWED}."
         )
     if missing:
-        raise FileNotFoundError(
-            f"Language model {name!r}: the folder has no {', no '.join(missing)}; {_ALLOWED}."
-        )
+        raise FileNotFoundError(f"Language model {name!r}: the folder has no {', no '.join(missing)}; {_ALLOWED}.")
     return str(folder)
 
 
@@ -107,9 +122,7 @@ def _check_is_causal(config: "PretrainedConfig") -> None:
 
     brings_code = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    is_known = (
-        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder and not config.is_encoder_decoder
-    )
+    is_known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder and not config.is_encoder_decoder
     if not is_known and not brings_code:
         raise ValueError(
             f"it is a {config.model_type!r} model, not a causal language model (one that reads from left to "
@@ -120,9 +133,7 @@ def _check_is_causal(config: "PretrainedConfig") -> None:
 def _check_makes_tokens(tokenizer: "PreTrainedTokenizerBase") -> None:
     # Where its files are missing, transformers may hand out a tokenizer without a vocabulary.
     if not tokenizer("text", add_special_tokens=False)["input_ids"]:
-        raise ValueError(
-            "its tokenizer makes no tokens of text; the tokenizer's files are missing or damaged."
-        )
+        raise ValueError("its tokenizer makes no tokens of text; the tokenizer's files are missing or damaged.")
 
 
 def _check_is_complete(missing_keys: Iterable[str]) -> None:

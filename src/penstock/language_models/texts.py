@@ -16,8 +16,7 @@ TXT_LONGEST_DOCUMENT_CHARACTERS = 16_000
 """... or at the first line end after this many, if no blank line comes before it."""
 
 _ALLOWED = (
-    '"embedded", a .txt, .jsonl or .parquet file, a folder of such files, '
-    '"datasets:NAME" or "datasets:NAME:CONFIG"'
+    '"embedded", a .txt, .jsonl or .parquet file, a folder of such files, "datasets:NAME" or "datasets:NAME:CONFIG"'
 )
 
 
@@ -84,9 +83,7 @@ def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"No text source {str(path)!r}. A source is {_ALLOWED}.")
     if path.suffix.lower() not in _READERS:
-        raise ValueError(
-            f"Cannot read {str(path)!r} as text: its suffix is {path.suffix!r}. A source is {_ALLOWED}."
-        )
+        raise ValueError(f"Cannot read {str(path)!r} as text: its suffix is {path.suffix!r}. A source is {_ALLOWED}.")
     return [path]
 
 
@@ -144,9 +141,7 @@ def _dataset_documents(source: str, text_field: str) -> Iterator[Document]:
 def _document(place: str, row: object, text_field: str) -> Document:
     text = row.get(text_field) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        fields = (
-            [name for name, value in row.items() if isinstance(value, str)] if isinstance(row, dict) else []
-        )
+        fields = [name for name, value in row.items() if isinstance(value, str)] if isinstance(row, dict) else []
         raise ValueError(
             f"{place} has no text in a field {text_field!r}. Its fields with text: "
             f"{', '.join(map(repr, fields)) or 'none'}. Choose one with text_field."
@@ -159,8 +154,7 @@ def _imported(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"Reading this source needs the package {module.partition('.')[0]!r}: "
-            f"pip install 'penstock[{extra}]'"
+            f"Reading this source needs the package {module.partition('.')[0]!r}: pip install 'penstock[{extra}]'"
         ) from error
 
 

@@ -88,9 +88,7 @@ def _token_ids(documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBas
         yield from filter(None, encoded["input_ids"])
 
 
-def _packed(
-    documents: Iterable[list[int]], tokenizer: "PreTrainedTokenizerBase", context: int
-) -> Iterator[TokenRow]:
+def _packed(documents: Iterable[list[int]], tokenizer: "PreTrainedTokenizerBase", context: int) -> Iterator[TokenRow]:
     bos = _bos(tokenizer)
     tokens, mask = list(bos), [False] * len(bos)
     for document in documents:

@@ -194,8 +194,7 @@ METRICS: tuple[Definition, ...] = (
         unit="activation units per token",
         bounds="0 upwards",
         direction="neither is better",
-        meaning="Size of the code, weighted by the decoder's norms so that rescaling f and d changes "
-        "nothing.",
+        meaning="Size of the code, weighted by the decoder's norms so that rescaling f and d changes nothing.",
     ),
     Definition(
         key="frac_alive",

@@ -86,9 +86,7 @@ def comparisons(run: RunData, arms: Sequence[Arm]) -> list[Comparison]:
             column=LABELS.get(str(item["metric"]), str(item["metric"])),
             arm=_arm_label(item, "arm", arms),
             baseline=_arm_label(item, "baseline", arms),
-            sentence=comparison_sentence(
-                item, _arm_label(item, "arm", arms), _arm_label(item, "baseline", arms)
-            ),
+            sentence=comparison_sentence(item, _arm_label(item, "arm", arms), _arm_label(item, "baseline", arms)),
             ratio=item.get("ratio"),
             interval=item.get("interval"),
             grid=item.get("grid") or [],
@@ -115,9 +113,7 @@ def comparison_sentence(item: dict[str, Any], arm: str, baseline: str) -> str:
     over = f", over {metric} {short(overlap[0])} to {short(overlap[1])}" if overlap else ""
     needs = f"needs {ratio_text(ratio)}× the firing latents of {baseline}"
     if interval is None:
-        return (
-            f"At equal {metric} {arm} {needs}{over}; without an interval this is no evidence of a difference."
-        )
+        return f"At equal {metric} {arm} {needs}{over}; without an interval this is no evidence of a difference."
     words = f"95% interval {ratio_text(interval[0])} to {ratio_text(interval[1])}"
     if interval[0] <= 1.0 <= interval[1]:
         return (
@@ -246,9 +242,7 @@ def _span(records: Iterable[dict[str, Any]], key: str) -> str:
 def _sites_text(records: Sequence[dict[str, Any]]) -> str:
     # Controls may come without a width of their own.
     widths = {record["site"]: None for record in records if record.get("site")}
-    widths |= {
-        record["site"]: record["d_in"] for record in records if record.get("site") and record.get("d_in")
-    }
+    widths |= {record["site"]: record["d_in"] for record in records if record.get("site") and record.get("d_in")}
     return ", ".join(f"{site} (d_in {width})" if width else str(site) for site, width in widths.items())
 
 

@@ -114,9 +114,7 @@ def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()
     torch.set_num_threads(config.threads or torch.get_num_threads())
     run = TrainingRun(config, folder, model)
     run.resume()
-    log = MetricsLog(
-        folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps, trackers=trackers
-    )
+    log = MetricsLog(folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps, trackers=trackers)
     run.train(log)
     run.save_saes()
 
@@ -241,9 +239,7 @@ def measure(
         about: For each candidate's name what its record says beside the numbers.
     """
     rows = text.held_out(settings.eval_tokens, seed=settings.eval_seed)
-    logger.info(
-        "Evaluating %d reconstructions on %s held-out tokens", len(candidates), f"{int(rows.mask.sum()):,}"
-    )
+    logger.info("Evaluating %d reconstructions on %s held-out tokens", len(candidates), f"{int(rows.mask.sum()):,}")
     evaluations = evaluate(text.model, rows, candidates)
     weights = resample_weights(len(rows.tokens), settings.bootstrap, settings.eval_seed)
     records = [record_of(evaluations[c.name], weights, about[c.name]) for c in candidates]
@@ -286,9 +282,7 @@ def config_from_file(path: Path) -> RunConfig:
 def _all_and_resampled(sums: Mapping[str, Tensor], weights: Tensor) -> dict[str, np.ndarray]:
     on_all = metrics_of({name: value.sum() for name, value in sums.items()})
     resampled = resampled_metrics(sums, weights)
-    return {
-        name: torch.cat([on_all[name].view(1), resampled[name]]).numpy() for name in ("l0", "loss_recovered")
-    }
+    return {name: torch.cat([on_all[name].view(1), resampled[name]]).numpy() for name in ("l0", "loss_recovered")}
 
 
 def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:

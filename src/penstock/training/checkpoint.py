@@ -28,9 +28,7 @@ class Checkpoint(NamedTuple):
     numbers: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
-) -> Path:
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
     """Write `folder/step_XXXXXXXX` and remove all but the last KEEP checkpoints.
 
     Raises:
@@ -78,12 +76,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(summary["step"], safetensors.torch.load(data), summary["numbers"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         older = [other for other in _checkpoints(path.parent) if other < path]
-        remains = (
-            f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
-        )
-        raise CheckpointError(
-            f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}."
-        ) from error
+        remains = f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
+        raise CheckpointError(f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}.") from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

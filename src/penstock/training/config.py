@@ -249,9 +249,7 @@ class RunConfig:
         names = [sae.folder for sae in self.saes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(
-                f"saes lists the same SAE twice: {', '.join(twice)}. Remove one, or change its seed."
-            )
+            raise ValueError(f"saes lists the same SAE twice: {', '.join(twice)}. Remove one, or change its seed.")
         _at_least("log_steps", self.log_steps, 1)
         _at_least("checkpoint_steps", self.checkpoint_steps, 1)
         _between("checkpoint_minutes", self.checkpoint_minutes, 0, 1e6)

@@ -69,8 +69,6 @@ def resolve_sae(sae: SAEConfig, config: RunConfig, d_in: int) -> SAEConfig:
         lr_rule=rule,
         beta1=defaults.beta1 if sae.beta1 is None else sae.beta1,
         grad_clip=defaults.grad_clip if sae.grad_clip is None else sae.grad_clip,
-        decoder_init_norm=defaults.decoder_init_norm
-        if sae.decoder_init_norm is None
-        else sae.decoder_init_norm,
+        decoder_init_norm=defaults.decoder_init_norm if sae.decoder_init_norm is None else sae.decoder_init_norm,
         resample_at=resample_at,
     )

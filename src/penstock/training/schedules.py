@@ -41,9 +41,9 @@ class L0Controller:
 
     An integral controller on log(L0 / target): L0 falls roughly as a power of the coefficient, so in logs
     the loop is linear. It begins after the first tenth of the run, when the dictionary's first fall in L0
-    (from half of all latents) is over, and it is frozen once the smoothed L0 has stayed within `TOLERANCE` of the target for
-    `hold_steps`, at the earliest after 9 tenths of the run: until then L0 still moves, as the SAE learns and
-    again as the learning rate falls.
+    (from half of all latents) is over, and it is frozen once the smoothed L0 has stayed within `TOLERANCE` of
+    the target for `hold_steps`, at the earliest after 9 tenths of the run: until then L0 still moves, as the
+    SAE learns and again as the learning rate falls.
     """
 
     TOLERANCE = 0.03

@@ -62,14 +62,10 @@ class SAETrainer:
         self.sae: TrainableSAE = TRAINABLE[config.arch](
             d_in, config.d_sae, decoder_norm=config.decoder_init_norm, generator=generator
         ).to(device)
-        self.optimiser = torch.optim.Adam(
-            self.sae.parameters(), lr=self.lr, betas=(config.beta1, beta2), fused=True
-        )
+        self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=self.lr, betas=(config.beta1, beta2), fused=True)
         self.controller: L0Controller | None = None
         if config.target_l0 is not None:
-            self.controller = L0Controller(
-                config.target_l0, INITIAL_COEF[config.arch], num_steps=schedule.num_steps
-            )
+            self.controller = L0Controller(config.target_l0, INITIAL_COEF[config.arch], num_steps=schedule.num_steps)
         self.dead_counter = DeadCounter(config.d_sae, self.sae.W_dec.device)
         self.resampled = 0
         # Sum and count of the loss in the last tenth but one, and in the last tenth.
@@ -184,9 +180,7 @@ class SAETrainer:
         for name, parameter in self.sae.named_parameters():
             prefix = f"adam/{name}/"
             state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-            self.optimiser.state[parameter] = {
-                key: value.to(parameter.device) for key, value in state.items()
-            }
+            self.optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
         self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
         if self.controller and numbers["controller"]:
             self.controller.load_state(numbers["controller"])
