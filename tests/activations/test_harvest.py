@@ -107,7 +107,7 @@ def test_held_out_takes_all_there_is_where_there_is_less(text: MakeText) -> None
 
 def test_held_out_reaches_its_size_with_documents_much_shorter_than_a_row(text: MakeText, tmp_path: Path) -> None:
     short = write_corpus(tmp_path / "short.jsonl", distinct(length=3, count=2000))
-    rows = text(short, context=32, packing="truncated").held_out(300, seed=0)
+    rows = text(short, context=200, packing="truncated").held_out(300, seed=0)
     assert int(rows.mask.sum()) == 300
 
 

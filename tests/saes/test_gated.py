@@ -15,7 +15,7 @@ RECONSTRUCTION = {"W_enc", "b_mag", "r_mag", "W_dec", "b_dec"}
 GATE = {"W_enc", "b_gate", "b_dec"}
 """What stands between x and pi_gate; b_dec because the encoder reads x - b_dec."""
 
-GRADIENTS = {
+GRADIENTS: dict[tuple[str, str], set[str]] = {
     ("paper", "reconstruction"): RECONSTRUCTION,
     ("paper", "sparsity"): GATE,
     ("paper", "auxiliary"): GATE,
@@ -123,6 +123,11 @@ def test_the_loss_and_its_gradients_are_those_of_equation_8(gated: GatedSAE, x: 
     found, expected = (torch.autograd.grad(value, parameters) for value in (loss.total, total))
     for name, one, other in zip(names, found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12, msg=name)
+
+
+def test_the_table_of_gradients_has_every_kind_of_recipe() -> None:
+    listed = [RECIPES[name] for name, _ in GRADIENTS]
+    assert all(recipe in listed for recipe in RECIPES.values())
 
 
 @pytest.mark.parametrize(("recipe", "term"), GRADIENTS)

@@ -41,6 +41,7 @@ def test_the_named_recipes_are_the_consistent_ones() -> None:
     }
     assert settings == {
         "paper": ("unit", "frozen", None),
+        "paper_clipped": ("unit", "frozen", None),
         "norm_weighted": ("free", "trained", "trained"),
         "norm_weighted_frozen": ("free", "frozen", "frozen"),
     }

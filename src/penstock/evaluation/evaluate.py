@@ -57,7 +57,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, rows: TokenRows, candidates: Sequence[Candidate], *, batch_rows: int = 16
+    model: LanguageModel, rows: TokenRows, candidates: Sequence[Candidate], *, batch_rows: int = 8
 ) -> dict[str, Evaluation]:
     """Measure every candidate on the same tokens.
 
@@ -120,10 +120,11 @@ class _Batch:
 
             return keep
 
-        logits = model.logits(tokens, {site: keeper(site) for site in means})
-        self.clean = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+        logits = model.logits(tokens, {site: keeper(site) for site in means})[:, :-1].float()
         self.acts = captured
-        self.ce_clean = self._cross_entropy(self.clean)
+        self.ce_clean = self._cross_entropy(logits)
+        self.probabilities = logits.softmax(dim=-1)
+        self.clean_score = self._expected_log_probability(logits)
         self.ablated = {
             site: {
                 "ce_zero": self._ablated(site, torch.zeros_like(mean)),
@@ -141,13 +142,13 @@ class _Batch:
         terms = token_terms(x, x_hat, self.means[site]) | code_terms(acts, candidate.decoder_norm)
         sums = {name: self._by_sequence(values) for name, values in terms.items()}
 
-        spliced = torch.log_softmax(self._logits_with(site, x_hat)[:, :-1].float(), dim=-1)
-        kl = torch.nn.functional.kl_div(spliced, self.clean, log_target=True, reduction="none").sum(dim=-1)
+        spliced = self._logits_with(site, x_hat)
+        kl = self.clean_score - self._expected_log_probability(spliced)
         sums |= self.ablated[site]
         sums["ce_tokens"] = self.predicted.sum(dim=1).double()
         sums["ce_clean"] = self.ce_clean
         sums["ce_spliced"] = self._cross_entropy(spliced)
-        sums["kl"] = (kl.double() * self.predicted).sum(dim=1)
+        sums["kl"] = (kl * self.predicted).sum(dim=1)
 
         fired = acts != 0
         histogram = torch.bincount(fired.sum(dim=1), minlength=acts.shape[1] + 1)
@@ -155,20 +156,26 @@ class _Batch:
 
     def _ablated(self, site: str, value: Tensor) -> Tensor:
         x_hat = value.expand(int(self.mask.sum()), -1)
-        return self._cross_entropy(torch.log_softmax(self._logits_with(site, x_hat)[:, :-1].float(), dim=-1))
+        return self._cross_entropy(self._logits_with(site, x_hat))
 
     def _logits_with(self, site: str, x_hat: Acts) -> Logits:
-        """Logits when the positions that count get `x_hat` and the others keep what they have."""
+        """Logits of all but the last position when those that count get `x_hat` and the others keep their own."""
 
         def edit(acts: SequenceActs) -> SequenceActs:
             replaced = acts.clone()
             replaced[self.mask.to(acts.device)] = x_hat.to(acts.device, acts.dtype)
             return replaced
 
-        return self.model.logits(self.tokens, {site: edit})
+        return self.model.logits(self.tokens, {site: edit})[:, :-1].float()
 
-    def _cross_entropy(self, log_probs: Tensor) -> Float[Tensor, " sequences"]:
-        losses = -log_probs.gather(-1, self.targets[..., None])[..., 0]
+    def _expected_log_probability(self, logits: Logits) -> Float[Tensor, "sequences positions"]:
+        """E_clean[log p] at each position; the clean run's own minus this one's is the KL divergence."""
+        # One pass over the vocabulary where kl_div would make several tensors of its size.
+        expected = torch.einsum("spv,spv->sp", self.probabilities, logits)
+        return (expected - logits.logsumexp(dim=-1)).double()
+
+    def _cross_entropy(self, logits: Logits) -> Float[Tensor, " sequences"]:
+        losses = logits.logsumexp(dim=-1) - logits.gather(-1, self.targets[..., None])[..., 0]
         return (losses.double() * self.predicted).sum(dim=1).cpu()
 
     def _by_sequence(self, values: Float[Tensor, " batch"]) -> Float[Tensor, " sequences"]:
