@@ -45,9 +45,11 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
         assert found.tensors[name].dtype == value.dtype
 
 
-def test_a_view_is_saved_without_the_storage_behind_it(tmp_path: Path) -> None:
-    whole = torch.zeros(100_000)
-    path = save_checkpoint(tmp_path, 1, {"part": whole[:10]}, {})
+def test_views_of_one_storage_are_saved_apart_and_without_the_rest_of_it(tmp_path: Path) -> None:
+    whole = torch.arange(100_000)
+    path = save_checkpoint(tmp_path, 1, {"head": whole[:10], "tail": whole[5:20]}, {})
+    found = load_checkpoint(path).tensors
+    assert (found["head"].tolist(), found["tail"].tolist()) == (list(range(10)), list(range(5, 20)))
     assert (path / "state.safetensors").stat().st_size < 1000
 
 
@@ -67,6 +69,29 @@ def test_what_a_kill_left_half_written_is_not_a_checkpoint_and_is_cleared_away(t
     assert latest_checkpoint(tmp_path) == good
     save(tmp_path, 3)
     assert not half.exists()
+
+
+@pytest.mark.parametrize("succeeding", [0, 1])
+def test_a_kill_while_writing_leaves_the_last_checkpoint_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, succeeding: int
+) -> None:
+    good = save(tmp_path, 1)
+    calls = 0
+
+    class Killed(BaseException):
+        """Nothing of ours may clean up after it."""
+
+    def kill(_: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > succeeding:
+            raise Killed
+
+    monkeypatch.setattr(os, "fsync", kill)
+    with pytest.raises(Killed):
+        save(tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == good
+    assert load_checkpoint(good).step == 1
 
 
 def test_a_step_saved_again_replaces_itself(tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ def test_resampling_without_dead_latents_changes_nothing() -> None:
 def test_a_trainer_loaded_from_its_tensors_and_numbers_goes_on_to_the_same_bits(
     arch: str, aim: dict[str, float]
 ) -> None:
-    whole, resumed = (make_trainer(arch, "norm_weighted", dead_window=64, **aim) for _ in range(2))
+    whole, resumed = (make_trainer(arch, "norm_weighted", dead_window=4 * BATCH, **aim) for _ in range(2))
+    kill_(whole, [2, 5])
     for step in range(20):
         whole.step(batch(step), step)
     # As a checkpoint would: through safetensors and JSON.
@@ -250,9 +251,10 @@ def test_a_trainer_loaded_from_its_tensors_and_numbers_goes_on_to_the_same_bits(
     stored = safetensors.torch.load(safetensors.torch.save(tensors))
     resumed.load(stored, json.loads(json.dumps(whole.numbers())))
     for step in range(20, 40):
-        if step == 25:
+        if step == 21:
             for trainer in (whole, resumed):
                 trainer.resample(batch(7), torch.Generator().manual_seed(0))
+                assert trainer.resampled == 2
         assert whole.step(batch(step), step) == resumed.step(batch(step), step)
     for name, value in whole.tensors().items():
         assert torch.equal(value, resumed.tensors()[name]), name

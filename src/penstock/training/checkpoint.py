@@ -40,7 +40,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numb
         for left_by_a_kill in folder.glob(".partial_*"):
             shutil.rmtree(left_by_a_kill)
         partial.mkdir(parents=True)
-        # A view would be saved with the whole storage behind it.
+        # Views of one storage could not be saved together.
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         data = safetensors.torch.save(own)
         write_synced(partial / "state.safetensors", data)
