@@ -13,6 +13,7 @@ def test_the_readme_stays_short_enough_to_be_read() -> None:
     assert len(README.splitlines()) <= 150
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_python_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})

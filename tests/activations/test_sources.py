@@ -141,10 +141,10 @@ def test_the_cache_goes_on_in_the_middle_of_a_pass_and_at_its_end() -> None:
 def test_a_sample_does_not_move_the_source(make: Callable[[], ActivationSource]) -> None:
     alone, sampled = make(), make()
     for batch_size in (80, 25, 60, 25):
-        sample = numbers_of(sampled.sample(40, torch.Generator().manual_seed(3)))
+        sample = numbers_of(sampled.sample(15, torch.Generator().manual_seed(3)))
         # The window may hold a token of the end of one pass again from the start of the next.
-        assert len(sample) == 40
-        assert len(set(sample)) >= 35
+        assert len(sample) == 15
+        assert len(set(sample)) >= 12
         assert drawn(sampled, 5, batch_size) == drawn(alone, 5, batch_size)
 
 

@@ -230,7 +230,8 @@ def test_many_saes_on_one_stream_have_the_weights_that_each_gets_alone(
     together = train(tiny_run(*saes), tmp_path / "together", tiny_lm)
     assert all(trainer.resampled > 0 for trainer in together.trainers[:3])
     for number, sae in enumerate(saes):
-        alone = train(tiny_run(sae), tmp_path / f"alone{number}", tiny_lm)
+        resampling = ResamplingConfig(inputs=300 if sae.recipe == "paper" else 819_200, window_tokens=64)
+        alone = train(tiny_run(sae, resampling=resampling), tmp_path / f"alone{number}", tiny_lm)
         expected = alone.trainers[0].tensors()
         for name, value in together.trainers[number].tensors().items():
             assert torch.equal(value, expected[name]), (sae.folder, name)
@@ -324,6 +325,20 @@ def test_settings_that_do_not_fit_the_model_or_each_other_are_refused(
     small = replace(config, data=replace(config.data, buffer_tokens=63))
     with pytest.raises(ValueError, match="buffer_tokens=63 is less than batch_size=64.*Raise one or lower"):
         decide(small, tiny_lm, widths)
+
+
+def test_settings_of_a_resampling_that_never_happens_are_refused(tiny_run: MakeRun, tiny_lm: LanguageModel) -> None:
+    def decided(recipe: str, **settings: Any) -> RunConfig:
+        sae = SAEConfig(arch="relu", site="resid_post.0", d_sae=8, recipe=recipe, target_l0=2.0)
+        return decide(tiny_run(sae, resampling=ResamplingConfig(**settings)), tiny_lm, {"resid_post.0": 16})
+
+    decided("norm_weighted", window_tokens=100)
+    decided("paper", lr_dip=0.5)
+    with pytest.raises(ValueError, match=r"^resampling.lr_dip=0.5 has no effect: no SAE .* say when with resample_at"):
+        decided("norm_weighted", lr_dip=0.5)
+    # The paper's own moments are shares of the run: another unit alone would switch resampling off.
+    with pytest.raises(ValueError, match="resampling.unit='steps' has no effect"):
+        decided("paper", unit="steps")
 
 
 def test_what_is_left_open_is_decided_once_and_for_all(tiny_run: MakeRun, tiny_lm: LanguageModel) -> None:

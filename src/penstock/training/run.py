@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -23,7 +23,7 @@ from penstock.formats.native import save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import SAE
 from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from penstock.training.config import RunConfig, SAEConfig
+from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
 from penstock.training.interrupts import Interrupts
 from penstock.training.metrics_log import MetricsLog
@@ -253,12 +253,26 @@ def decide(config: RunConfig, model: LanguageModel, widths: Mapping[str, int]) -
                 f"buffer_tokens={buffer_tokens} is less than batch_size={config.optim.batch_size}: a "
                 "batch must fit into the buffer. Raise one or lower the other."
             )
+    saes = tuple(resolve_sae(sae, config, widths[sae.site]) for sae in config.saes)
+    if not any(sae.resample_at for sae in saes):
+        _check_no_resampling(config.resampling)
     return replace(
         config,
         threads=config.threads or torch.get_num_threads(),
         data=replace(data, context=context, buffer_tokens=buffer_tokens),
-        saes=tuple(resolve_sae(sae, config, widths[sae.site]) for sae in config.saes),
+        saes=saes,
     )
+
+
+def _check_no_resampling(resampling: ResamplingConfig) -> None:
+    """Refuse settings of a resampling that never happens; `window_tokens` also counts the dead."""
+    default = ResamplingConfig(window_tokens=resampling.window_tokens)
+    idle = [f.name for f in fields(resampling) if getattr(resampling, f.name) != getattr(default, f.name)]
+    if idle:
+        raise ValueError(
+            f"{', '.join(f'resampling.{name}={getattr(resampling, name)!r}' for name in idle)} has no effect: no SAE "
+            "of this run resamples its dead latents. Leave it out, or say when with resample_at."
+        )
 
 
 def training_text(config: RunConfig, model: LanguageModel) -> Text:

@@ -66,6 +66,8 @@ class SAETrainer:
         self.controller: L0Controller | None = None
         if config.target_l0 is not None:
             self.controller = L0Controller(config.target_l0, INITIAL_COEF[config.arch], num_steps=schedule.num_steps)
+            # A coefficient that is still being warmed up must not be steered against.
+            self.controller.steer_from = max(self.controller.steer_from, schedule.sparsity_warmup)
         self.dead_counter = DeadCounter(config.d_sae, self.sae.W_dec.device)
         self.resampled = 0
         # Sum and count of the loss in the last tenth but one, and in the last tenth.
