@@ -15,6 +15,7 @@ from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.reports import PlotsNotInstalled, write_pareto_figure, write_report
 from penstock.studies import sweep as study
+from penstock.studies.environment import versions
 from penstock.training.checkpoint import CheckpointError
 from penstock.training.config import (
     DataConfig,
@@ -331,7 +332,7 @@ def _info(options: Info) -> None:
         print("  and the .input or .output of any module, e.g. model.layers.0.mlp.output")
     if options.path is None:
         if options.model is None:
-            _print_pairs(study.versions())
+            _print_pairs(versions())
     elif (options.path / "config.json").exists():
         config = study.read_config(options.path)
         print(f"{options.path}: a run of {len(config.saes)} SAEs, {config.num_steps:,} steps")

@@ -15,10 +15,9 @@ from penstock.training.config import (
     ResamplingConfig,
     RunConfig,
     SAEConfig,
-    config_from_json,
-    config_to_json,
 )
 from penstock.training.defaults import RECIPE_DEFAULTS, resolve_sae
+from penstock.training.stored_config import config_from_json, config_to_json
 
 
 def sae(**changes: Any) -> SAEConfig:

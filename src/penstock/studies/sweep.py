@@ -7,13 +7,7 @@ Each step reads what the one before left in the run's directory, so that any of 
 
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,16 +24,16 @@ from penstock.language_models.loading import LanguageModel
 from penstock.metrics import metrics_of
 from penstock.studies.comparison import Point, compare, warnings_of
 from penstock.studies.controls import controls
+from penstock.studies.environment import environment_of
 from penstock.training.checkpoint import write_whole
 from penstock.training.config import (
     EvalConfig,
     LanguageModelConfig,
     RunConfig,
-    config_from_json,
-    config_to_json,
 )
 from penstock.training.metrics_log import MetricsLog, Tracker
 from penstock.training.run import TrainingRun, decide, training_text
+from penstock.training.stored_config import config_from_json, config_to_json
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +91,7 @@ def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
     training_text(decided, model).check()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "environment.json", json.dumps(_environment(decided), indent=1) + "\n")
+        write_whole(folder / "environment.json", json.dumps(environment_of(decided), indent=1) + "\n")
         # Last, because it is what makes the folder a run.
         write_whole(folder / "config.json", config_to_json(decided))
     except OSError as error:
@@ -321,45 +315,3 @@ def _about_control(candidate: Candidate, config: RunConfig) -> dict[str, Any]:
         "d_in": candidate.d_in,
         "d_sae": len(candidate.decoder_norm),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    return {
-        "penstock": version("penstock"),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
-
-
-def _environment(config: RunConfig) -> dict[str, Any]:
-    return {
-        **versions(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "threads": config.threads,
-        "device": config.language_model.device,
-        "git_commit": _git_commit(),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _git_commit() -> str | None:
-    """The commit of penstock's own checkout, or None where it is installed without one."""
-    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        result = subprocess.run(asked, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None

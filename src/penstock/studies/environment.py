@@ -1,0 +1,55 @@
+"""Where a result was made: versions, hardware, commit and command."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from penstock.training.config import RunConfig
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    return {
+        "penstock": version("penstock"),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def environment_of(config: RunConfig) -> dict[str, Any]:
+    """What environment.json holds."""
+    return {
+        **versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": config.threads,
+        "device": config.language_model.device,
+        "git_commit": _git_commit(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _git_commit() -> str | None:
+    """The commit of penstock's own checkout, or None where it is installed without one."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(asked, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
