@@ -409,3 +409,16 @@ def test_help_lists_the_commands(told: Told) -> None:
     code, out, _ = told("--help")
     assert code == 0
     assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--decay-share", "2"], "decay_share=2.0 is out of range"),
+        (["--tokens", "1000", "--cache-tokens", "30000"], "cache_tokens=30000 is more than tokens=1000"),
+    ],
+)
+def test_a_setting_that_its_section_refuses_is_a_usage_error(told: Told, arguments: list[str], message: str) -> None:
+    code, _, err = told("train", *arguments, "--out", "nowhere")
+    assert code == 2
+    assert err.startswith("error: ") and message in err

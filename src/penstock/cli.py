@@ -206,13 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     commands = {"sweep": Sweep, "train": Train, "eval": Eval, "report": Report, "info": Info}
-    parsed: Any = tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="penstock",
-        description=_PROGRAM,
-        args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    try:
+        parsed: Any = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="penstock",
+            description=_PROGRAM,
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+    except ValueError as error:
+        # A single setting out of range, or two that exclude each other: the dataclasses check themselves.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     try:
         _ACTIONS[type(parsed)](parsed)
     except _Usage as error:
@@ -240,7 +245,7 @@ def _train(options: Train | Sweep) -> None:
     trackers = tuple(TRACKERS[name](folder) for name in options.track)
     study.train(folder, model, trackers)
     records = study.evaluate_run(folder, model)
-    print(_table(records))
+    _print_records(records)
     _write_report(folder)
 
 
@@ -307,7 +312,7 @@ def _eval(options: Eval) -> None:
         names = ("model", "dtype", "device", "text", "text_field")
         settings = {name: getattr(options, name) for name in names}
         records = study.evaluate_saes(options.path, options.eval, **settings)
-    print(_table(records))
+    _print_records(records)
 
 
 def _report(options: Report) -> None:
@@ -351,6 +356,13 @@ _ACTIONS: dict[type, Callable[[Any], None]] = {
     Report: _report,
     Info: _info,
 }
+
+
+def _print_records(records: Sequence[dict[str, Any]]) -> None:
+    print(_table(records))
+    for record in records:
+        for warning in record["warnings"]:
+            print(f"warning: {record['name']}: {warning}", file=sys.stderr)
 
 
 def _table(records: Sequence[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from penstock.formats import SAEFileError, load_sae, save_sae
-from penstock.saes import ARCHITECTURES, SAE, TRAINABLE
+from penstock.saes import ARCHITECTURES, SAE, TRAINABLE, ReLUSAE
 
 MakeSAE = Callable[..., SAE]
 
@@ -174,3 +174,9 @@ def test_tensors_that_do_not_fit_the_cfg_are_an_error(saved: Path, change: dict[
     rewrite_cfg(saved, lambda cfg: cfg | change)
     with pytest.raises(SAEFileError, match="does not fit"):
         load_sae(saved)
+
+
+def test_both_files_of_a_saved_sae_can_be_read_by_the_same_people(tmp_path: Path) -> None:
+    save_sae(ReLUSAE(2, 4), tmp_path / "sae", {})
+    modes = {path.stat().st_mode for path in (tmp_path / "sae").iterdir()}
+    assert len(modes) == 1

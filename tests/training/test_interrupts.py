@@ -8,7 +8,7 @@ import pytest
 from penstock.training.interrupts import Interrupts
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_noted_and_does_not_interrupt(number: signal.Signals) -> None:
     with Interrupts() as interrupts:
         assert interrupts.pending is None

@@ -17,6 +17,9 @@ WITH_INTERVALS = ("l0", "delta_ce", "loss_recovered", "fvu", "reconstruction_bia
 DENSE = 0.1
 """A latent that fires on more than this share of the tokens is dense."""
 
+MISSED_TARGET = 0.25
+"""Relative distance of the held-out L0 from its target that draws a warning."""
+
 DENSITY_EDGES = [round(-6 + 0.25 * step, 2) for step in range(25)]
 """Edges of the density histogram, in log10 of the share of tokens."""
 
@@ -45,6 +48,12 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any])
             warnings.append(
                 f"{metric} is undefined: {ablation} ablation at this site does not cost the model anything."
             )
+    target = about.get("target_l0")
+    if target is not None and metrics["l0"] is not None and abs(metrics["l0"] / target - 1) > MISSED_TARGET:
+        warnings.append(
+            f"target missed on held-out tokens: the mean L0 there is {metrics['l0']:.3g}, the target was {target:g}. "
+            "It held in training if nothing else is said: more different tokens (cache_tokens) bring the two together."
+        )
     return {
         **about,
         "tokens_evaluated": tokens,

@@ -37,7 +37,8 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any]) -> None:
         "metadata": metadata,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "sae.safetensors")
+    # Not save_file, which makes files that only their owner can read.
+    (folder / "sae.safetensors").write_bytes(safetensors.torch.save(tensors))
     (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,11 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request that the training loop answers between two steps."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
+
+# Windows has no SIGHUP.
+ASKING_TO_STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupts:
@@ -18,7 +21,7 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         # Signals reach only the main thread; elsewhere the caller's own handling stays.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ASKING_TO_STOP:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
