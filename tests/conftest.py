@@ -44,7 +44,7 @@ def random_sae() -> Callable[..., SAE]:
         sae = ARCHITECTURES[arch](d_in, d_sae).double()
         with torch.no_grad():
             for parameter in sae.parameters():
-                parameter.normal_(std=0.5, generator=generator)
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
             sae.W_dec *= torch.linspace(0.3, 3, d_sae)[:, None]
             threshold = torch.linspace(0.1, 1, d_sae, dtype=torch.float64)
             if arch == "jumprelu":

@@ -8,7 +8,8 @@ import penstock
 PACKAGE = Path(penstock.__file__).parent
 
 FLOORS = [
-    {"shapes", "sparse"},
+    {"shapes"},
+    {"sparse"},
     {"kernels", "metrics"},
     {"saes", "language_models"},
     {"activations", "formats"},

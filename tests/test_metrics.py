@@ -9,6 +9,7 @@ from torch import Tensor
 
 from penstock.metrics import MIN_CE_GAP, code_terms, count_quantile, metrics_of, token_terms
 from penstock.saes import GatedSAE
+from penstock.sparse import SparseCode
 
 TOKEN_TERMS = ("tokens", "square_error", "square_deviation", "square_x_hat", "dot", "cosine", "l0", "l1")
 CE_TERMS = ("ce_tokens", "ce_clean", "ce_spliced", "ce_zero", "ce_mean", "kl")
@@ -153,7 +154,7 @@ def test_bfloat16_activations_give_the_metrics_of_float32_within_their_precision
 
 def test_l0_counts_latents_that_are_not_zero() -> None:
     acts = torch.tensor([[0.0, 1e-30, -2.0, 5.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    assert code_terms(acts, torch.ones(4))["l0"].tolist() == [3, 0, 4]
+    assert code_terms(SparseCode.from_dense(acts), torch.ones(4))["l0"].tolist() == [3, 0, 4]
 
 
 def test_l0_of_a_gated_sae_does_not_count_open_gates_without_magnitude() -> None:
@@ -163,18 +164,18 @@ def test_l0_of_a_gated_sae_does_not_count_open_gates_without_magnitude() -> None
         sae.b_mag.copy_(torch.tensor([-2.0, 2.0]))
     # Both gates are open at x = 1; the magnitudes are ReLU(1 - 2) and 1 + 2.
     acts = sae.encode(torch.ones(1, 1)).detach()
-    assert code_terms(acts, torch.ones(2))["l0"].tolist() == [1]
+    assert code_terms(SparseCode.from_dense(acts), torch.ones(2))["l0"].tolist() == [1]
 
 
 def test_l1_weighs_each_latent_by_the_norm_of_its_row() -> None:
     acts = torch.tensor([[1.0, 0.0, 2.0], [0.0, -3.0, 0.0]])
-    assert code_terms(acts, torch.tensor([1.0, 10.0, 0.5]))["l1"].tolist() == [2.0, 30.0]
+    assert code_terms(SparseCode.from_dense(acts), torch.tensor([1.0, 10.0, 0.5]))["l1"].tolist() == [2.0, 30.0]
 
 
 def test_l1_cannot_be_lowered_by_louder_rows_and_quieter_latents() -> None:
     acts, rows = random(20, 8).relu(), random(8, 5)
-    before = code_terms(acts, rows.norm(dim=1))["l1"]
-    torch.testing.assert_close(code_terms(2 * acts, (rows / 2).norm(dim=1))["l1"], before)
+    before = code_terms(SparseCode.from_dense(acts), rows.norm(dim=1))["l1"]
+    torch.testing.assert_close(code_terms(SparseCode.from_dense(2 * acts), (rows / 2).norm(dim=1))["l1"], before)
 
 
 def test_loss_recovered_has_the_value_that_the_paper_printed() -> None:
@@ -222,7 +223,7 @@ def test_sums_of_many_resamples_give_the_metrics_of_each() -> None:
 
 def test_a_sum_past_2_to_the_24_still_notices_one_more_token() -> None:
     many = 2**24
-    terms = code_terms(torch.ones(1, 3), torch.ones(3)) | token_terms(
+    terms = code_terms(SparseCode.from_dense(torch.ones(1, 3)), torch.ones(3)) | token_terms(
         torch.ones(1, 2), torch.ones(1, 2), torch.zeros(2)
     )
     sums = {name: torch.full_like(value, many) + value for name, value in terms.items()}

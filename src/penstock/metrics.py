@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from penstock.shapes import Acts, Latents, PerInput
+from penstock.shapes import Acts, PerInput
+from penstock.sparse import SparseCode
 
 Sums = Mapping[str, Tensor]
 """Named sums, all of one shape: [sequences], [resamples], or scalars."""
@@ -42,11 +43,12 @@ def token_terms(x: Acts, x_hat: Acts, mean: PerInput) -> dict[str, Float[Tensor,
     }
 
 
-def code_terms(acts: Latents, decoder_norm: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " batch"]]:
+def code_terms(acts: SparseCode, decoder_norm: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " batch"]]:
     """What each token adds to the sums about its code: firing latents, and their norm-weighted L1."""
+    sizes = acts.values.double().abs() * decoder_norm.double()[acts.support.indices]
     return {
-        "l0": (acts != 0).sum(dim=1).double(),
-        "l1": (acts.double().abs() @ decoder_norm.double()),
+        "l0": acts.l0.double(),
+        "l1": sizes.new_zeros(acts.support.batch).index_add_(0, acts.support.tokens, sizes),
     }
 
 

@@ -13,6 +13,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.metrics import metrics_of
 from penstock.saes import SAE
+from penstock.sparse import SparseCode
 
 SITE = "resid_post.0"
 PAD = 0
@@ -24,9 +25,9 @@ def replacing(name: str, x_hat: Callable[[Tensor], Tensor], d_in: int = 12, site
     """A candidate that reconstructs by a function of the activations; its code is one that always fires."""
     given: list[Tensor] = []
 
-    def encode(x: Tensor) -> Tensor:
+    def encode(x: Tensor) -> SparseCode:
         given[:] = [x]
-        return x.new_ones(len(x), 1)
+        return SparseCode.from_dense(x.new_ones(len(x), 1))
 
     return Candidate(name, site, d_in, encode, lambda acts: x_hat(given[0]), torch.ones(1))
 
@@ -166,7 +167,7 @@ def test_padding_changes_nothing(
     candidate = Candidate.of("sae", SITE, random_sae("gated", 12, 20, dtype=torch.float32))
     before = evaluate(lm, rows, [candidate], batch_rows=4)["sae"]
     after = evaluate(lm, padded(rows, columns, num_rows), [candidate], batch_rows=4)["sae"]
-    assert metrics(after) == pytest.approx(metrics(before), rel=1e-5)
+    assert metrics(after) == pytest.approx(metrics(before), rel=1e-5, abs=1e-6)
     assert torch.equal(after.firing, before.firing)
     assert torch.equal(after.l0_histogram, before.l0_histogram)
 
@@ -180,7 +181,7 @@ def test_the_result_depends_neither_on_the_batches_nor_on_the_order_of_rows(
     order = torch.tensor([5, 3, 1, 0, 2, 4])
     shuffled = TokenRows(rows.tokens[order], rows.mask[order])
     after = evaluate(lm, shuffled, [candidate], batch_rows=batch_rows)["sae"]
-    assert metrics(after) == pytest.approx(metrics(before), rel=1e-5)
+    assert metrics(after) == pytest.approx(metrics(before), rel=1e-5, abs=1e-6)
     assert torch.equal(after.firing, before.firing)
     for name, value in before.sums.items():
         torch.testing.assert_close(after.sums[name], value[order], rtol=1e-4, atol=1e-4, msg=name)

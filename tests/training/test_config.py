@@ -39,6 +39,7 @@ def everything_set() -> RunConfig:
                 lr=1e-3 / 3,
                 lr_rule="given",
                 beta1=0.1,
+                optimiser="adam",
                 grad_clip=0.5,
                 decoder_init_norm=1.0,
                 resample_at=(10.0, 20.5),

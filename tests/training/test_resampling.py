@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock.saes import TRAINABLE, TrainableSAE
+from penstock.sparse import SparseCode
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
 
 D_IN, D_SAE = 5, 8
@@ -204,7 +205,7 @@ def test_the_dead_counter_counts_tokens_since_the_last_firing() -> None:
     ):
         acts = torch.zeros(tokens, 3)
         acts[tokens // 2] = torch.tensor(fires)
-        counter.update(acts)
+        counter.update(SparseCode.from_dense(acts))
         assert counter.tokens_since.tolist() == expected
     assert counter.dead(10).tolist() == [False, False, True]
     assert counter.dead(6).tolist() == [True, False, True]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from penstock.training.config import SAEConfig
+from penstock.training.optimisers import project_gradient_, unit_norm_rows_
 from penstock.training.schedules import Schedule
-from penstock.training.trainer import DivergenceError, SAETrainer, project_gradient_, unit_norm_rows_
+from penstock.training.trainer import DivergenceError, SAETrainer
 
 D_IN, D_SAE, BATCH = 6, 12, 32
 BETA1, BETA2 = 0.7, 0.95
@@ -247,7 +248,7 @@ def test_a_trainer_loaded_from_its_tensors_and_numbers_goes_on_to_the_same_bits(
     for step in range(20):
         whole.step(batch(step), step)
     # As a checkpoint would: through safetensors and JSON.
-    tensors = {name: value.detach().clone() for name, value in whole.tensors().items()}
+    tensors = {name: value.detach().contiguous().clone() for name, value in whole.tensors().items()}
     stored = safetensors.torch.load(safetensors.torch.save(tensors))
     resumed.load(stored, json.loads(json.dumps(whole.numbers())))
     for step in range(20, 40):

@@ -21,7 +21,8 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.metrics import code_terms, token_terms
 from penstock.saes import SAE
-from penstock.shapes import Acts, Latents, Logits, Mask, SequenceActs, Tokens
+from penstock.shapes import Acts, Logits, Mask, SequenceActs, Tokens
+from penstock.sparse import SparseCode
 
 
 class Candidate(NamedTuple):
@@ -30,8 +31,8 @@ class Candidate(NamedTuple):
     name: str
     site: str
     d_in: int
-    encode: Callable[[Acts], Latents]
-    decode: Callable[[Latents], Acts]
+    encode: Callable[[Acts], SparseCode]
+    decode: Callable[[SparseCode], Acts]
     decoder_norm: Tensor
     """Norm of each latent's decoder row [d_sae], for the L1."""
 
@@ -40,7 +41,7 @@ class Candidate(NamedTuple):
         """An SAE on raw activations; it is evaluated in float32, whatever its dtype."""
         if sae.W_dec.dtype != torch.float32:
             sae = copy.deepcopy(sae).float()
-        return cls(name, site, sae.d_in, sae.encode, sae.decode, sae.W_dec.norm(dim=1))
+        return cls(name, site, sae.d_in, sae.encode_sparse, sae.decode_sparse, sae.W_dec.norm(dim=1))
 
 
 @dataclass
@@ -150,9 +151,8 @@ class _Batch:
         sums["ce_spliced"] = self._cross_entropy(spliced)
         sums["kl"] = (kl * self.predicted).sum(dim=1)
 
-        fired = acts != 0
-        histogram = torch.bincount(fired.sum(dim=1), minlength=acts.shape[1] + 1)
-        return Evaluation({name: value.cpu() for name, value in sums.items()}, fired.sum(dim=0).cpu(), histogram.cpu())
+        histogram = torch.bincount(acts.l0, minlength=acts.support.d_sae + 1)
+        return Evaluation({name: value.cpu() for name, value in sums.items()}, acts.firing.cpu(), histogram.cpu())
 
     def _ablated(self, site: str, value: Tensor) -> Tensor:
         x_hat = value.expand(int(self.mask.sum()), -1)

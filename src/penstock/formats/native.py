@@ -12,6 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from penstock.saes import ARCHITECTURES, SAE
+from penstock.saes.base import latent_major
 
 
 class SAEFileError(ValueError):
@@ -77,4 +78,5 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
         sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise SAEFileError(f"{folder}/sae.safetensors does not fit {folder}/cfg.json: {error}") from error
+    sae.W_enc.data = latent_major(sae.W_enc.data)
     return SavedSAE(sae.requires_grad_(False), cfg.get("metadata", {}))

@@ -9,9 +9,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
+from penstock.kernels import decode_from_support, per_latent
 from penstock.saes.recipes import Recipe
-from penstock.shapes import Acts, Latents, PerInput, PerLatent, Scalar
+from penstock.shapes import Acts, Latents, PerInput, Scalar
+from penstock.sparse import SparseCode
 
 
 class Loss(NamedTuple):
@@ -21,8 +24,8 @@ class Loss(NamedTuple):
     """What is minimised: the terms added up, `sparsity` times the sparsity coefficient."""
     terms: dict[str, Scalar]
     """`reconstruction`, `sparsity` (before the coefficient), and for Gated `auxiliary`."""
-    acts: Latents
-    """The code of the batch, detached."""
+    acts: SparseCode
+    """The code of the batch, detached, on the support that the gradient of every term lives on."""
     errors: Float[Tensor, " batch"]
     """Squared reconstruction error of each token, detached."""
 
@@ -50,16 +53,29 @@ class SAE(nn.Module, ABC):
         return self.W_dec.shape[0]
 
     @abstractmethod
+    def encode_sparse(self, x: Acts) -> SparseCode:
+        """The code of each activation, only its nonzero entries: non-negative, at the price of one product.
+
+        Raises:
+            ValueError: x is not a matrix [batch, d_in], or not of the SAE's dtype.
+        """
+
     def encode(self, x: Acts) -> Latents:
-        """The code of each activation: non-negative, mostly zero."""
+        """The code of each activation with its zeros written out; `encode_sparse` is smaller and faster."""
+        return self.encode_sparse(x).to_dense()
 
     def decode(self, acts: Latents) -> Acts:
         """The reconstruction of a code: `acts @ W_dec + b_dec`."""
         return acts @ self.W_dec + self.b_dec
 
+    def decode_sparse(self, acts: SparseCode) -> Acts:
+        """The reconstruction of a sparse code: the same as `decode(acts.to_dense())`."""
+        (x_hat,) = decode_from_support(acts.support, [acts.values], self.W_dec, self.b_dec, trained=[True])
+        return x_hat
+
     def forward(self, x: Acts) -> Acts:
         """The reconstruction of each activation: `decode(encode(x))`."""
-        return self.decode(self.encode(x))
+        return self.decode_sparse(self.encode_sparse(x))
 
     @torch.no_grad()
     def fold_input_scale_(self, scale: float) -> None:
@@ -104,9 +120,21 @@ def random_directions(d_sae: int, d_in: int, *, norm: float, generator: torch.Ge
     return norm * rows / rows.norm(dim=1, keepdim=True)
 
 
-def latent_weights(W_dec: Float[Tensor, "d_sae d_in"], recipe: Recipe) -> PerLatent | float:
-    """How much the penalty weighs each latent: 1, or the norm of its decoder row."""
-    if recipe.decoder_norm == "unit":
-        return 1.0
-    norm = W_dec.norm(dim=1)
-    return norm.detach() if recipe.penalty_norm == "frozen" else norm
+def latent_major(W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_in d_sae"]:
+    """The same matrix in memory of its own, where each latent's weights lie side by side: what the kernels gather."""
+    return W_enc.T.clone(memory_format=torch.contiguous_format).T
+
+
+def squared_errors(x_hat: Acts, x: Acts) -> Float[Tensor, " batch"]:
+    """Squared reconstruction error of each token, summed over d_in."""
+    # One pass where (x_hat - x).square() takes four, forward and backward together.
+    return functional.mse_loss(x_hat, x, reduction="none").sum(dim=1)
+
+
+def penalty(code: SparseCode, W_dec: Float[Tensor, "d_sae d_in"], recipe: Recipe) -> Scalar:
+    """Mean over tokens of a code's L1 norm, each latent weighted by 1 or by the norm of its decoder row."""
+    values = code.values
+    if recipe.decoder_norm == "free":
+        norm = W_dec.norm(dim=1)
+        values = values * per_latent(norm.detach() if recipe.penalty_norm == "frozen" else norm, code.support)
+    return values.sum() / code.support.batch

@@ -8,7 +8,9 @@ s = (x - b_dec) W_enc taken once and shared by both paths (their equation 7):
     x_hat   = acts W_dec + b_dec           x_aux = ReLU(pi_gate) sg(W_dec) + sg(b_dec)
     loss    = |x - x_hat|^2 + lambda * |ReLU(pi_gate)|_1 + |x - x_aux|^2              (their equation 8)
 
-sg is a stopped gradient; the recipe `norm_weighted` leaves it out and weighs the penalty by row norms.
+Where pi_gate <= 0 both codes and all their gradients vanish, so everything but s itself is computed on the pairs
+where the gate is open. sg is a stopped gradient; the recipe `norm_weighted` leaves it out and weighs the penalty by
+row norms.
 """
 
 from typing import ClassVar
@@ -16,10 +18,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from penstock.saes.base import Loss, TrainableSAE, latent_weights, random_directions
+from penstock.kernels import decode_from_support, encode_to_support, per_latent
+from penstock.saes.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
 from penstock.saes.jumprelu import JumpReLUSAE
 from penstock.saes.recipes import Recipe
-from penstock.shapes import Acts, Latents
+from penstock.shapes import Acts
+from penstock.sparse import SparseCode
 
 
 class GatedSAE(TrainableSAE):
@@ -36,29 +40,31 @@ class GatedSAE(TrainableSAE):
         super().__init__()
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
-        # A copy: with a width of 1 the transpose is contiguous as it is, and would share memory with W_dec.
-        self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
+        self.W_enc = nn.Parameter(latent_major(W_dec.T))
         self.b_gate = nn.Parameter(torch.zeros(d_sae))
         self.b_mag = nn.Parameter(torch.zeros(d_sae))
         self.r_mag = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(W_dec)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
-    def encode(self, x: Acts) -> Latents:
+    def encode_sparse(self, x: Acts) -> SparseCode:
         acts, _ = self._paths(x)
-        return acts
+        return acts.nonzero()
 
     def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
         """Reconstruction, penalty on the gate, and the auxiliary task that trains it (equation 8)."""
         acts, gate_acts = self._paths(x)
-        frozen = recipe.auxiliary_decoder == "frozen"
-        W_aux = self.W_dec.detach() if frozen else self.W_dec
-        b_aux = self.b_dec.detach() if frozen else self.b_dec
-
-        errors = (self.decode(acts) - x).square().sum(dim=1)
+        x_hat, x_aux = decode_from_support(
+            acts.support,
+            [acts.values, gate_acts.values],
+            self.W_dec,
+            self.b_dec,
+            trained=[True, recipe.auxiliary_decoder == "trained"],
+        )
+        errors = squared_errors(x_hat, x)
         reconstruction = errors.mean()
-        auxiliary = (gate_acts @ W_aux + b_aux - x).square().sum(dim=1).mean()
-        sparsity = (gate_acts * latent_weights(self.W_dec, recipe)).sum(dim=1).mean()
+        auxiliary = squared_errors(x_aux, x).mean()
+        sparsity = penalty(gate_acts, self.W_dec, recipe)
         terms = {"reconstruction": reconstruction, "sparsity": sparsity, "auxiliary": auxiliary}
         total = reconstruction + sparsity_coef * sparsity + auxiliary
         return Loss(total, terms, acts.detach(), errors.detach())
@@ -79,10 +85,10 @@ class GatedSAE(TrainableSAE):
         sae.b_dec.copy_(self.b_dec)
         return sae
 
-    def _paths(self, x: Acts) -> tuple[Latents, Latents]:
-        """The code, and ReLU(pi_gate) which the penalty and the auxiliary task act on."""
-        # (x - b_dec) W_enc, written so that the gradient of b_dec costs no product of the batch's size.
-        shared = x @ self.W_enc - self.b_dec @ self.W_enc
-        gate_acts = torch.relu(shared + self.b_gate)
-        magnitude = torch.relu(shared * self.r_mag.exp() + self.b_mag)
-        return (gate_acts > 0) * magnitude, gate_acts
+    def _paths(self, x: Acts) -> tuple[SparseCode, SparseCode]:
+        """The code, and ReLU(pi_gate) which the penalty and the auxiliary task act on, where the gate is open."""
+        shared = encode_to_support(x, self.W_enc, self.b_dec, cut=-self.b_gate)
+        support = shared.support
+        gate_acts = shared.values + per_latent(self.b_gate, support)
+        acts = torch.relu(shared.values * per_latent(self.r_mag.exp(), support) + per_latent(self.b_mag, support))
+        return SparseCode(support, acts), SparseCode(support, gate_acts)

@@ -10,8 +10,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from penstock.kernels import encode_to_support, per_latent
 from penstock.saes.base import SAE
-from penstock.shapes import Acts, Latents
+from penstock.shapes import Acts
+from penstock.sparse import SparseCode
 
 
 class JumpReLUSAE(SAE):
@@ -23,12 +25,12 @@ class JumpReLUSAE(SAE):
     def __init__(self, d_in: int, d_sae: int) -> None:
         """All zeros: a form to load or convert into."""
         super().__init__()
-        self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
+        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.threshold = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
-    def encode(self, x: Acts) -> Latents:
-        pre_acts = (x - self.b_dec) @ self.W_enc + self.b_enc
-        return pre_acts * (pre_acts > self.threshold)
+    def encode_sparse(self, x: Acts) -> SparseCode:
+        shared = encode_to_support(x, self.W_enc, self.b_dec, cut=self.threshold - self.b_enc)
+        return SparseCode(shared.support, shared.values + per_latent(self.b_enc, shared.support)).nonzero()

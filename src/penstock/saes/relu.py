@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from penstock.saes.base import Loss, TrainableSAE, latent_weights, random_directions
+from penstock.kernels import encode_to_support, per_latent
+from penstock.saes.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
 from penstock.saes.recipes import Recipe
-from penstock.shapes import Acts, Latents
+from penstock.shapes import Acts
+from penstock.sparse import SparseCode
 
 
 class ReLUSAE(TrainableSAE):
@@ -28,21 +30,20 @@ class ReLUSAE(TrainableSAE):
         super().__init__()
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
-        # A copy: with a width of 1 the transpose is contiguous as it is, and would share memory with W_dec.
-        self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
+        self.W_enc = nn.Parameter(latent_major(W_dec.T))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(W_dec)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
-    def encode(self, x: Acts) -> Latents:
-        # (x - b_dec) W_enc, written so that the gradient of b_dec costs no product of the batch's size.
-        return torch.relu(x @ self.W_enc + (self.b_enc - self.b_dec @ self.W_enc))
+    def encode_sparse(self, x: Acts) -> SparseCode:
+        shared = encode_to_support(x, self.W_enc, self.b_dec, cut=-self.b_enc)
+        return SparseCode(shared.support, shared.values + per_latent(self.b_enc, shared.support))
 
     def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
         """Squared error plus the L1 norm of the code (section 2.2)."""
-        acts = self.encode(x)
-        errors = (self.decode(acts) - x).square().sum(dim=1)
+        acts = self.encode_sparse(x)
+        errors = squared_errors(self.decode_sparse(acts), x)
         reconstruction = errors.mean()
-        sparsity = (acts * latent_weights(self.W_dec, recipe)).sum(dim=1).mean()
+        sparsity = penalty(acts, self.W_dec, recipe)
         terms = {"reconstruction": reconstruction, "sparsity": sparsity}
         return Loss(reconstruction + sparsity_coef * sparsity, terms, acts.detach(), errors.detach())

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from penstock.evaluation.evaluate import Candidate
-from penstock.shapes import Acts, Latents
+from penstock.shapes import Acts
+from penstock.sparse import SparseCode
 
 
 def controls(site: str, acts: Acts, pca_components: tuple[int, ...]) -> list[Candidate]:
@@ -43,10 +44,10 @@ def principal_directions(acts: Acts) -> Float[Tensor, "d_in d_in"]:
 def _linear(name: str, site: str, rows: Tensor, centre: Tensor) -> Candidate:
     """A candidate whose code are coordinates along orthonormal rows; every non-zero one counts as firing."""
 
-    def encode(x: Acts) -> Latents:
-        return (x - centre) @ rows.T
+    def encode(x: Acts) -> SparseCode:
+        return SparseCode.from_dense((x - centre) @ rows.T)
 
-    def decode(acts: Latents) -> Acts:
-        return acts @ rows + centre
+    def decode(acts: SparseCode) -> Acts:
+        return acts.to_dense() @ rows + centre
 
     return Candidate(name, site, len(centre), encode, decode, rows.norm(dim=1))

@@ -160,6 +160,9 @@ class SAEConfig:
     """Where `lr` comes from; written when the run starts."""
     beta1: float | None = None
     """Adam's first-moment decay; the recipe's if left open."""
+    optimiser: Literal["latent_adam", "adam"] | None = None
+    """`latent_adam` visits only the latents that fired and needs beta1 = 0; `adam` is PyTorch's, on every row. The
+    same steps up to rounding. By beta1 if left open."""
     grad_clip: float | None = None
     """Largest norm of the whole gradient, 0 for none; the recipe's if left open."""
     decoder_init_norm: float | None = None
@@ -185,6 +188,11 @@ class SAEConfig:
             )
         _between("lr", self.lr, 1e-9, 10.0)
         _between("beta1", self.beta1, 0.0, 0.9999)
+        if self.optimiser == "latent_adam" and self.beta1:
+            raise ValueError(
+                f"optimiser='latent_adam' with beta1={self.beta1}: it keeps no first moment, so as to leave latents "
+                "without a gradient alone. Set beta1=0, or optimiser='adam'."
+            )
         _between("grad_clip", self.grad_clip, 0.0, 1e9)
         _between("decoder_init_norm", self.decoder_init_norm, 1e-6, 1e3)
         if RECIPES[self.recipe].decoder_norm == "unit" and self.decoder_init_norm not in (None, 1.0):

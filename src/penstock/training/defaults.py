@@ -61,12 +61,14 @@ def resolve_sae(sae: SAEConfig, config: RunConfig, d_in: int) -> SAEConfig:
     resample_at = sae.resample_at
     if resample_at is None:
         resample_at = defaults.resample_at if config.resampling.unit == "share" else ()
+    beta1 = defaults.beta1 if sae.beta1 is None else sae.beta1
     return replace(
         sae,
         name=sae.folder,
         lr=lr,
         lr_rule=rule,
-        beta1=defaults.beta1 if sae.beta1 is None else sae.beta1,
+        beta1=beta1,
+        optimiser=sae.optimiser or ("adam" if beta1 else "latent_adam"),
         grad_clip=defaults.grad_clip if sae.grad_clip is None else sae.grad_clip,
         decoder_init_norm=defaults.decoder_init_norm if sae.decoder_init_norm is None else sae.decoder_init_norm,
         resample_at=resample_at,

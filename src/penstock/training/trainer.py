@@ -10,6 +10,7 @@ from penstock.saes import RECIPES, TRAINABLE, Loss, Recipe, TrainableSAE
 from penstock.shapes import Acts
 from penstock.training.config import SAEConfig
 from penstock.training.defaults import INITIAL_COEF
+from penstock.training.optimisers import make_optimiser
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
 from penstock.training.schedules import L0Controller, Schedule
 
@@ -62,7 +63,7 @@ class SAETrainer:
         self.sae: TrainableSAE = TRAINABLE[config.arch](
             d_in, config.d_sae, decoder_norm=config.decoder_init_norm, generator=generator
         ).to(device)
-        self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=self.lr, betas=(config.beta1, beta2), fused=True)
+        self.optimiser = make_optimiser(config, self.sae, beta2=beta2, unit_rows=self.recipe.decoder_norm == "unit")
         self.controller: L0Controller | None = None
         if config.target_l0 is not None:
             self.controller = L0Controller(config.target_l0, INITIAL_COEF[config.arch], num_steps=schedule.num_steps)
@@ -97,17 +98,11 @@ class SAETrainer:
 
         self.optimiser.zero_grad()
         loss.total.backward()
-        if self.recipe.decoder_norm == "unit":
-            project_gradient_(self.sae)
-        if self.config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        self.optimiser.step()
-        if self.recipe.decoder_norm == "unit":
-            unit_norm_rows_(self.sae)
+        self.optimiser.update(loss.acts.support.latents)
 
-        l0 = (loss.acts > 0).sum().item() / len(x)
+        l0 = loss.acts.l0.sum().item() / len(x)
         self.dead_counter.update(loss.acts)
         if self.controller:
             self.controller.update(step, l0)
@@ -182,7 +177,7 @@ class SAETrainer:
         for name, parameter in self.sae.named_parameters():
             prefix = f"adam/{name}/"
             state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-            self.optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            self.optimiser.state[parameter] = {key: _laid_out_like(parameter, value) for key, value in state.items()}
         self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
         if self.controller and numbers["controller"]:
             self.controller.load_state(numbers["controller"])
@@ -198,15 +193,10 @@ class SAETrainer:
                 )
 
 
-@torch.no_grad()
-def project_gradient_(sae: TrainableSAE) -> None:
-    """Remove from W_dec's gradient what would only change the norm of its (unit) rows."""
-    gradient = sae.W_dec.grad
-    assert gradient is not None
-    gradient -= (gradient * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
-
-
-@torch.no_grad()
-def unit_norm_rows_(sae: TrainableSAE) -> None:
-    """Bring every decoder row back to unit norm."""
-    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A state on the parameter's device, and in its memory layout, which a file does not keep."""
+    if value.ndim == 0:
+        return value.clone()
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)

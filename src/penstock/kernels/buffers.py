@@ -1,0 +1,68 @@
+"""Large work arrays on the CPU, kept from one step for the next, and the BLAS that fills them.
+
+Memory fresh from the operating system costs a page fault for every 4 KiB, which at these sizes takes as long as the
+arithmetic. An array is lent again once nothing refers to it any more, so whoever keeps a result keeps it intact.
+"""
+
+import sys
+from functools import cache
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+_kept: list[np.ndarray[Any, Any]] = [np.empty(0)]
+_lock = Lock()
+
+_ALONE = sys.getrefcount(_kept[0])
+"""What is counted for an array in the list to which nothing else refers."""
+
+KEPT = 16
+"""Arrays kept for reuse at most."""
+
+
+def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised CPU tensor, in memory that an earlier tensor of this shape and dtype has given back."""
+    wanted = torch.empty(0, dtype=dtype).numpy().dtype
+    with _lock:
+        for place in range(len(_kept)):
+            fits = _kept[place].shape == shape and _kept[place].dtype == wanted
+            if fits and sys.getrefcount(_kept[place]) == _ALONE:
+                return torch.from_numpy(_kept[place])
+        if len(_kept) >= KEPT:
+            del _kept[0]
+        _kept.append(np.empty(shape, wanted))
+        return torch.from_numpy(_kept[-1])
+
+
+class _OneThread:
+    """Keeps numpy's BLAS to one thread while anyone is inside, whichever Python threads they are on."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.lock = Lock()
+        self.limits: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.limits = _blas().limit(limits=1)
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.limits.restore_original_limits()
+
+
+single_threaded_blas = _OneThread()
+"""A context in which each caller of numpy's matrix product uses its own thread only."""
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")

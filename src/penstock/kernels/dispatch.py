@@ -1,0 +1,63 @@
+"""Which kernels work on a tensor: decided for each call, by device, precision, and density of the support."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import reference
+from penstock.sparse import Support
+
+DENSE_ABOVE = {"cpu": 0.1, "cuda": 0.1}
+"""Share of pairs on the support above which whole matrix products are faster, by device type."""
+
+Choice = Literal["reference", "cpu", "cuda"]
+
+_forced: ContextVar[Choice | None] = ContextVar("forced", default=None)
+
+
+@contextmanager
+def forced(choice: Choice) -> Iterator[None]:
+    """Use these kernels whatever the tensor and the density, in this thread: for tests and benchmarks."""
+    token = _forced.set(choice)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def kernels_for(tensor: Tensor) -> ModuleType:
+    """The kernels for a tensor's device and precision.
+
+    Imported when first needed: numba and Triton take a while, and Triton is only there with CUDA.
+    """
+    choice = _forced.get() or _fitting(tensor)
+    if choice == "cpu":
+        from penstock.kernels import cpu
+
+        return cpu
+    if choice == "cuda":
+        from penstock.kernels import cuda
+
+        return cuda
+    return reference
+
+
+def kernels_on(support: Support, tensor: Tensor) -> ModuleType:
+    """The kernels for products with a code on this support: the dense ones where it is dense."""
+    if _forced.get() is None and support.density > DENSE_ABOVE.get(tensor.device.type, 0.0):
+        return reference
+    return kernels_for(tensor)
+
+
+def _fitting(tensor: Tensor) -> Choice:
+    if tensor.device.type == "cuda":
+        return "cuda"
+    # numpy, and with it numba, has no bfloat16.
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+        return "cpu"
+    return "reference"

@@ -1,0 +1,47 @@
+"""Sharing of loops among CPU threads, as many as PyTorch was told to use.
+
+numba's own threads are not used: its thread pools either must not be entered from two Python threads at once, as
+the side-by-side training of several SAEs does, or compete with PyTorch's for the same cores.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+MIN_WORK = 2**16
+"""Multiplications below which a second thread costs more than it saves."""
+
+
+def shares(offsets: NDArray[np.int64], work_per_pair: int) -> list[tuple[int, int]]:
+    """Cut rows of different lengths into runs [first, last) of about equal work, one for each thread.
+
+    Args:
+        offsets: Row i has the pairs offsets[i] to offsets[i + 1].
+        work_per_pair: Multiplications that a pair costs; decides whether sharing pays.
+    """
+    rows = len(offsets) - 1
+    threads = max(1, min(torch.get_num_threads(), rows, int(offsets[-1]) * work_per_pair // MIN_WORK))
+    # Rows count as well as pairs: an empty row still has to be written.
+    work = offsets + np.arange(rows + 1)
+    cuts = np.searchsorted(work, work[-1] * np.arange(1, threads) // threads)
+    bounds = [0, *(int(cut) for cut in cuts), rows]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def in_parallel(task: Callable[[int, int], object], parts: list[tuple[int, int]]) -> None:
+    """Call `task(first, last)` for every part, each in a thread; the task must release the GIL to gain by it."""
+    others = [_pool().submit(task, *part) for part in parts[1:]]
+    if parts:
+        task(*parts[0])
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="penstock")

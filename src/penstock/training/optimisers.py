@@ -1,0 +1,159 @@
+"""Adam for SAEs: the same step in two ways, latent by latent or with PyTorch's own optimiser.
+
+Both clip the gradient's norm, keep decoder rows at unit norm where a recipe asks for it, and agree up to rounding.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from penstock.kernels.dispatch import kernels_for
+from penstock.kernels.reference import AdamStep
+from penstock.saes import TrainableSAE
+from penstock.training.config import SAEConfig
+
+EPS = 1e-8
+"""Added to the root of the second moment, as in PyTorch."""
+
+
+class DenseAdam(torch.optim.Adam):
+    """PyTorch's Adam on every parameter: any beta1, and every row at every step."""
+
+    def __init__(
+        self, sae: TrainableSAE, *, lr: float, beta1: float, beta2: float, max_norm: float, unit_rows: bool
+    ) -> None:
+        """
+        Args:
+            sae: Whose parameters are trained.
+            lr: Learning rate.
+            beta1: First-moment decay.
+            beta2: Second-moment decay.
+            max_norm: Largest norm of the gradient over all parameters, 0 for no limit.
+            unit_rows: Keep the decoder's rows at unit norm: project their gradient, renormalise after the step.
+        """
+        super().__init__(sae.parameters(), lr=lr, betas=(beta1, beta2), eps=EPS, fused=True)
+        self.sae = sae
+        self.max_norm = max_norm
+        self.unit_rows = unit_rows
+
+    @torch.no_grad()
+    def update(self, latents: Int[Tensor, " some"]) -> None:
+        """One step; `latents` (those with a gradient) are not needed here, all rows are visited."""
+        if self.unit_rows:
+            project_gradient_(self.sae)
+        if self.max_norm:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.max_norm)
+        self.step()
+        if self.unit_rows:
+            unit_norm_rows_(self.sae)
+
+
+class LatentAdam(torch.optim.Optimizer):
+    """Adam with beta1 = 0 that visits only the latents with a gradient, each row once.
+
+    Without a first moment, a latent without a gradient stays where it is, and its second moment only shrinks by beta2
+    a step: that is made up for, as a power of beta2, when it next has one.
+    """
+
+    def __init__(self, sae: TrainableSAE, *, lr: float, beta2: float, max_norm: float, unit_rows: bool) -> None:
+        """See DenseAdam; W_enc and W_dec must be latent-major in memory, as every SAE makes them."""
+        assert sae.W_enc.T.is_contiguous(), "W_enc is not latent-major: see penstock.saes.base.latent_major"
+        super().__init__(sae.parameters(), {"lr": lr, "eps": EPS})
+        self.sae = sae
+        self.beta2 = beta2
+        self.max_norm = max_norm
+        self.unit_rows = unit_rows
+        for parameter in sae.parameters():
+            self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
+        # Of the whole optimiser; kept with W_dec, so that all state is found by parameter.
+        self.state[sae.W_dec]["step"] = torch.zeros((), dtype=torch.int64)
+        self.state[sae.W_dec]["updated_at"] = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+
+    @torch.no_grad()
+    def update(self, latents: Int[Tensor, " some"]) -> None:
+        """One step; `latents` are those with a gradient, each once: no other row of W_enc and W_dec changes."""
+        shared = self.state[self.sae.W_dec]
+        shared["step"] += 1
+        number = int(shared["step"])
+        group = self.param_groups[0]
+        step = AdamStep(
+            lr=group["lr"],
+            beta2=self.beta2,
+            correction=1 - self.beta2**number,
+            eps=group["eps"],
+            scale=self._clipping(latents),
+        )
+        since = number - shared["updated_at"][latents]
+        decay = torch.pow(self.beta2, since.double()).to(self.sae.W_dec.dtype)
+        shared["updated_at"][latents] = number
+        kernels = kernels_for(self.sae.W_dec)
+        for matrix in self._matrices():
+            kernels.adam_rows_(
+                matrix.rows, matrix.gradient, matrix.second_moment, latents, decay, step, unit=matrix.unit
+            )
+        for vector, gradient in self._vectors():
+            _adam_(vector, gradient, self.state[vector]["exp_avg_sq"], step)
+
+    def _clipping(self, latents: Int[Tensor, " some"]) -> float:
+        """The factor that brings the gradient's norm down to `max_norm`."""
+        if not self.max_norm:
+            return 1.0
+        kernels = kernels_for(self.sae.W_dec)
+        squares = [
+            kernels.squared_norms(gradient, latents, rows if unit else None).double().sum()
+            for rows, gradient, _, unit in self._matrices()
+        ]
+        squares += [gradient.double().square().sum() for _, gradient in self._vectors()]
+        return min(1.0, self.max_norm / (float(torch.stack(squares).sum().sqrt()) + 1e-6))
+
+    def _matrices(self) -> list["_Matrix"]:
+        sae, found = self.sae, []
+        if sae.W_enc.grad is not None:
+            found.append(_Matrix(sae.W_enc.T, sae.W_enc.grad.T, self.state[sae.W_enc]["exp_avg_sq"].T, False))
+        if sae.W_dec.grad is not None:
+            found.append(_Matrix(sae.W_dec, sae.W_dec.grad, self.state[sae.W_dec]["exp_avg_sq"], self.unit_rows))
+        return found
+
+    def _vectors(self) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (vector, vector.grad) for vector in self.sae.parameters() if vector.ndim == 1 and vector.grad is not None
+        ]
+
+
+def make_optimiser(config: SAEConfig, sae: TrainableSAE, *, beta2: float, unit_rows: bool) -> DenseAdam | LatentAdam:
+    """The optimiser of an SAE whose settings are decided."""
+    assert config.lr is not None and config.beta1 is not None and config.grad_clip is not None
+    if config.optimiser == "latent_adam":
+        return LatentAdam(sae, lr=config.lr, beta2=beta2, max_norm=config.grad_clip, unit_rows=unit_rows)
+    return DenseAdam(sae, lr=config.lr, beta1=config.beta1, beta2=beta2, max_norm=config.grad_clip, unit_rows=unit_rows)
+
+
+class _Matrix(NamedTuple):
+    """A weight matrix with a row for each latent."""
+
+    rows: Tensor
+    gradient: Tensor
+    second_moment: Tensor
+    unit: bool
+
+
+def _adam_(parameter: Tensor, gradient: Tensor, second_moment: Tensor, step: AdamStep) -> None:
+    gradient = step.scale * gradient
+    second_moment.mul_(step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
+    parameter.addcdiv_(gradient, (second_moment / step.correction).sqrt() + step.eps, value=-step.lr)
+
+
+@torch.no_grad()
+def project_gradient_(sae: TrainableSAE) -> None:
+    """Remove from W_dec's gradient what would only change the norm of its (unit) rows."""
+    gradient = sae.W_dec.grad
+    assert gradient is not None
+    gradient -= (gradient * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
+
+
+@torch.no_grad()
+def unit_norm_rows_(sae: TrainableSAE) -> None:
+    """Bring every decoder row back to unit norm."""
+    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
