@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from penstock.saes import TRAINABLE, TrainableSAE
-from penstock.sparse import SparseCode
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
 
 D_IN, D_SAE = 5, 8
@@ -205,7 +204,7 @@ def test_the_dead_counter_counts_tokens_since_the_last_firing() -> None:
     ):
         acts = torch.zeros(tokens, 3)
         acts[tokens // 2] = torch.tensor(fires)
-        counter.update(SparseCode.from_dense(acts))
+        counter.update((acts > 0).any(dim=0), len(acts))
         assert counter.tokens_since.tolist() == expected
     assert counter.dead(10).tolist() == [False, False, True]
     assert counter.dead(6).tolist() == [True, False, True]

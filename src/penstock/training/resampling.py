@@ -13,7 +13,6 @@ from torch import Tensor
 
 from penstock.saes import TrainableSAE
 from penstock.shapes import Acts
-from penstock.sparse import SparseCode
 
 
 @torch.no_grad()
@@ -94,9 +93,9 @@ class DeadCounter:
     def __init__(self, d_sae: int, device: torch.device) -> None:
         self.tokens_since = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
-    def update(self, acts: SparseCode) -> None:
-        """Count one batch's code."""
-        self.tokens_since = torch.where(acts.firing > 0, 0, self.tokens_since + acts.support.batch)
+    def update(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
+        """Count a batch of so many tokens, on any of which these latents fired."""
+        self.tokens_since = torch.where(fired, 0, self.tokens_since + tokens)
 
     def dead(self, window_tokens: int) -> Bool[Tensor, " d_sae"]:
         """The latents that have not fired on the last `window_tokens` tokens."""

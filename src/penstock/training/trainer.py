@@ -1,12 +1,13 @@
 """Training of one SAE: a step, its schedules, and everything that must survive a restart."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from penstock.saes import RECIPES, TRAINABLE, Loss, Recipe, TrainableSAE
+from penstock.saes import RECIPES, TRAINABLE, Recipe, TrainableSAE
 from penstock.shapes import Acts
 from penstock.training.config import SAEConfig
 from penstock.training.defaults import INITIAL_COEF
@@ -22,6 +23,10 @@ MANY_DEAD = 0.1
 
 MISSED_TARGET = 0.15
 """Relative distance of the final L0 from its target that draws a warning."""
+
+
+PAIRS_AT_ONCE = 2**23
+"""(token, latent) pairs on the support of one forward and backward pass: some ten tensors of this size exist."""
 
 
 class DivergenceError(RuntimeError):
@@ -70,6 +75,8 @@ class SAETrainer:
             # A coefficient that is still being warmed up must not be steered against.
             self.controller.steer_from = max(self.controller.steer_from, schedule.sparsity_warmup)
         self.dead_counter = DeadCounter(config.d_sae, self.sae.W_dec.device)
+        # Share of all pairs on the last batch's support; a random dictionary fires on half.
+        self.density = 0.5
         self.resampled = 0
         # Sum and count of the loss in the last tenth but one, and in the last tenth.
         self.tail = [[0.0, 0], [0.0, 0]]
@@ -86,36 +93,30 @@ class SAETrainer:
         """One optimiser step on scaled activations.
 
         Returns:
-            This step's terms, `l0`, `dead_share`, `sparsity_coef` (as applied) and `lr`.
+            This step's terms and their sum `loss`, `l0`, `dead_share`, `sparsity_coef` (as applied) and `lr`.
 
         Raises:
             DivergenceError: a term of the loss is NaN or infinite; the SAE is left as it was.
         """
         coef = self.sparsity_coef * self.schedule.sparsity_factor(step)
         lr = self.lr * self.schedule.lr_factor(step)
-        loss = self.sae.loss(x, coef, self.recipe)
-        self._check(loss, step)
-
         self.optimiser.zero_grad()
-        loss.total.backward()
+        passed = self._backward(x, coef, step)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        self.optimiser.update(loss.acts.support.latents)
+        self.optimiser.update(passed.reached.nonzero().flatten())
 
-        l0 = loss.acts.l0.sum().item() / len(x)
-        self.dead_counter.update(loss.acts)
+        l0 = passed.firing.sum().item() / len(x)
+        self.dead_counter.update(passed.firing > 0, len(x))
         if self.controller:
             self.controller.update(step, l0)
         dead = self.dead_counter.dead(self.dead_window)
-        terms = {name: term.item() for name, term in loss.terms.items()}
-        total = loss.total.item()
         tenth = step * 10 // self.schedule.num_steps - 8
         if tenth >= 0:
-            self.tail[tenth][0] += total
+            self.tail[tenth][0] += passed.terms["loss"]
             self.tail[tenth][1] += 1
         return {
-            "loss": total,
-            **terms,
+            **passed.terms,
             "l0": l0,
             "dead_share": dead.double().mean().item(),
             "sparsity_coef": coef,
@@ -148,7 +149,7 @@ class SAETrainer:
     def numbers(self) -> dict[str, Any]:
         """The rest of what a checkpoint needs, ready for JSON."""
         controller = self.controller.state() if self.controller else None
-        return {"controller": controller, "resampled": self.resampled, "tail": self.tail}
+        return {"controller": controller, "resampled": self.resampled, "tail": self.tail, "density": self.density}
 
     def warnings(self) -> list[str]:
         """What a reader of this SAE's numbers should know, at the end of its training."""
@@ -183,14 +184,43 @@ class SAETrainer:
             self.controller.load_state(numbers["controller"])
         self.resampled = int(numbers["resampled"])
         self.tail = numbers["tail"]
+        self.density = float(numbers["density"])
 
-    def _check(self, loss: Loss, step: int) -> None:
-        for name, term in loss.terms.items():
-            if not math.isfinite(term.item()):
-                raise DivergenceError(
-                    f"The {name} loss of {self.config.folder} is {term.item()} at step {step}. Its learning rate "
-                    f"is {self.lr:g}: try a third of it (lr)."
-                )
+    def _backward(self, x: Acts, coef: float, step: int) -> "_Passed":
+        """Gradients of the batch's mean loss, made in parts while codes are so dense that a batch would fill memory."""
+        nothing = torch.zeros_like(self.dead_counter.tokens_since)
+        passed = _Passed({}, firing=nothing, reached=nothing.bool())
+        pairs = 0
+        for part in x.split(max(1, int(PAIRS_AT_ONCE / (self.density * self.config.d_sae)))):
+            loss = self.sae.loss(part, coef, self.recipe)
+            share = len(part) / len(x)
+            for name, term in {**loss.terms, "loss": loss.total}.items():
+                passed.terms[name] = passed.terms.get(name, 0.0) + share * self._finite(name, term.item(), step)
+            (share * loss.total).backward()
+            passed.firing.add_(loss.acts.firing)
+            passed.reached[loss.acts.support.latents] = True
+            pairs += len(loss.acts.values)
+        self.density = max(1, pairs) / (len(x) * self.config.d_sae)
+        return passed
+
+    def _finite(self, name: str, term: float, step: int) -> float:
+        if not math.isfinite(term):
+            raise DivergenceError(
+                f"The {name} loss of {self.config.folder} is {term} at step {step}. Its learning rate is {self.lr:g}: "
+                "try a third of it (lr)."
+            )
+        return term
+
+
+class _Passed(NamedTuple):
+    """What a step keeps of its forward and backward pass."""
+
+    terms: dict[str, float]
+    """Means over the batch, `loss` among them."""
+    firing: Int[Tensor, " d_sae"]
+    """Tokens on which each latent fired."""
+    reached: Bool[Tensor, " d_sae"]
+    """The latents with a gradient."""
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
