@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on: processor, memory, threads, versions, and the allocator's settings."""
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "cpu": _proc_value("/proc/cpuinfo", "model name") or platform.processor(),
+        "cpu": proc_value("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
@@ -144,14 +144,8 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def proc_kib(path: str, key: str) -> int:
-    """A value in KiB from a file of /proc, in bytes."""
-    value = _proc_value(path, key)
-    assert value is not None, f"{path} has no line {key!r}"
-    return 1024 * int(value.split()[0])
-
-
-def _proc_value(path: str, key: str) -> str | None:
+def proc_value(path: str, key: str) -> str | None:
+    """What a file of /proc says after `key:`; None where there is no such file or line."""
     if not Path(path).is_file():
         return None
     lines = (line.split(":", 1) for line in Path(path).read_text().splitlines() if ":" in line)

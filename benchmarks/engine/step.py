@@ -10,15 +10,7 @@ Run it in an environment that has penstock and both peers: see `make bench`.
 from typing import Any
 
 from arms import ARMS, encoder_products, make_arm
-from common import (
-    Setting,
-    activations,
-    option_parser,
-    print_table,
-    set_threads,
-    time_in_turn,
-    write_json,
-)
+from common import Setting, activations, option_parser, print_table, set_threads, time_in_turn, write_json
 
 SETTINGS = ("768,16384,4096,64", "768,16384,4096,200", "512,8192,2048,64")
 OURS = "penstock-gated"
@@ -46,7 +38,7 @@ def show(found: dict[str, Any]) -> None:
     """Print one setting's table."""
     rows = []
     for name, row in found["arms"].items():
-        cells = [name, f"{row['median_s']:.3f}", f"{row['min_s']:.3f} to {row['max_s']:.3f}"]
+        cells = [name, f"{row['median_s']:.3g}", f"{row['min_s']:.3g} to {row['max_s']:.3g}"]
         for key in ("of_penstock_gated", "of_product-torch", "of_product-numpy", "l0"):
             cells.append(f"{row[key]:.2f}" if key in row else "")
         rows.append([*cells, f"{row['page_faults']:,}"])

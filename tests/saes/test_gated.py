@@ -112,6 +112,7 @@ def equation_8(sae: GatedSAE, x: Tensor, sparsity_coef: float, recipe: Recipe) -
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_loss_and_its_gradients_are_those_of_equation_8(gated: GatedSAE, x: Tensor, recipe: str) -> None:
+    x.requires_grad_()
     loss = gated.loss(x, 0.3, RECIPES[recipe])
     total, terms = equation_8(gated, x, 0.3, RECIPES[recipe])
 
@@ -119,10 +120,15 @@ def test_the_loss_and_its_gradients_are_those_of_equation_8(gated: GatedSAE, x: 
     for name, value in terms.items():
         torch.testing.assert_close(loss.terms[name], value, rtol=1e-12, atol=0, msg=name)
     torch.testing.assert_close(loss.total, total, rtol=1e-12, atol=0)
-    names, parameters = zip(*gated.named_parameters(), strict=True)
-    found, expected = (torch.autograd.grad(value, parameters) for value in (loss.total, total))
-    for name, one, other in zip(names, found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12, msg=name)
+    named = {"x": x, **dict(gated.named_parameters())}
+    pairs = [(loss.total, total), *((loss.terms[name], terms[name]) for name in terms)]
+    for ours, theirs in pairs:
+        found, expected = (
+            torch.autograd.grad(value, list(named.values()), retain_graph=True, materialize_grads=True)
+            for value in (ours, theirs)
+        )
+        for name, one, other in zip(named, found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12, msg=name)
 
 
 def test_the_table_of_gradients_has_every_kind_of_recipe() -> None:

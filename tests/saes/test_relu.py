@@ -1,10 +1,12 @@
 """The baseline SAE against its equations."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from penstock.saes import RECIPES, ReLUSAE
+from penstock.saes import RECIPES, SAE, ReLUSAE
 
 
 def relu_2x2() -> ReLUSAE:
@@ -73,3 +75,31 @@ def test_the_penalty_shrinks_the_only_latent_to_one_minus_half_the_coefficient(s
         sae.loss(x, sparsity_coef, RECIPES["paper"]).total.backward()
         optimiser.step()
     assert sae.encode(x).item() == pytest.approx(1 - sparsity_coef / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_term_has_dense_autograds_value_and_gradients(random_sae: Callable[..., SAE], recipe: str) -> None:
+    sae = random_sae("relu")
+    assert isinstance(sae, ReLUSAE)
+    x = 2 * torch.randn(50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x.requires_grad_()
+    acts = torch.clamp((x - sae.b_dec) @ sae.W_enc + sae.b_enc, min=0)
+    weights = torch.ones(sae.d_sae, dtype=x.dtype)
+    if RECIPES[recipe].decoder_norm == "free":
+        rows = sae.W_dec.detach() if RECIPES[recipe].penalty_norm == "frozen" else sae.W_dec
+        weights = rows.square().sum(dim=1).sqrt()
+    terms = {
+        "reconstruction": (acts @ sae.W_dec + sae.b_dec - x).square().sum() / len(x),
+        "sparsity": (acts @ weights).sum() / len(x),
+    }
+    loss = sae.loss(x, 0.3, RECIPES[recipe])
+    named = {"x": x, **dict(sae.named_parameters())}
+    pairs = [(loss.terms[name], terms[name]) for name in terms]
+    for ours, theirs in [*pairs, (loss.total, terms["reconstruction"] + 0.3 * terms["sparsity"])]:
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+        found, expected = (
+            torch.autograd.grad(value, list(named.values()), retain_graph=True, materialize_grads=True)
+            for value in (ours, theirs)
+        )
+        for name, one, other in zip(named, found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12, msg=name)

@@ -314,3 +314,32 @@ def test_a_missed_target_is_a_warning() -> None:
     assert len(warnings) == 1
     assert warnings[0].startswith("target missed: the mean L0 at the end is ")
     assert "the target was 1." in warnings[0]
+
+
+@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("optimiser", ["latent_adam", "adam"])
+def test_a_batch_too_dense_for_one_pass_is_taken_in_parts_to_the_same_steps(
+    arch: str, optimiser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = (make_trainer(arch, beta1=0.0, optimiser=optimiser, grad_clip=0.5) for _ in range(2))
+    for trainer in (whole, parts):
+        trainer.sae.double()
+    sizes: list[int] = []
+    original = parts.sae.loss
+
+    def counted(x: Tensor, *settings: Any) -> Any:
+        sizes.append(len(x))
+        return original(x, *settings)
+
+    parts.sae.loss = counted  # pyright: ignore[reportAttributeAccessIssue]
+    for step in range(3):
+        expected = whole.step(batch(step, dtype=torch.float64), step)
+        with monkeypatch.context() as patched:
+            patched.setattr("penstock.training.trainer.PAIRS_AT_ONCE", 12 * D_SAE * parts.density)
+            found = parts.step(batch(step, dtype=torch.float64), step)
+        assert found == pytest.approx(expected, rel=1e-9)
+    assert sizes == 3 * [12, 12, 8]
+    assert parts.density == whole.density
+    assert torch.equal(parts.dead_counter.tokens_since, whole.dead_counter.tokens_since)
+    for name, value in whole.sae.named_parameters():
+        torch.testing.assert_close(parts.sae.get_parameter(name), value, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,154 @@
+"""What is special to the CPU: threads, buffers that are lent again, and the BLAS they share."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+from torch import Tensor
+
+from penstock.kernels import buffers, cpu, reference
+from penstock.kernels.buffers import borrow, single_threaded_blas
+from penstock.kernels.reference import AdamStep
+from penstock.kernels.threads import in_parallel, shares
+from penstock.sparse import SparseCode
+
+SHAPE = (3, 17)
+"""Used by no other test, so that a buffer of it is nobody else's."""
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def codes(batch: int = 300, d_in: int = 70, d_sae: int = 500) -> tuple[Tensor, Tensor, SparseCode]:
+    generator = torch.Generator().manual_seed(0)
+    x, W = torch.randn(batch, d_in, generator=generator), torch.randn(d_sae, d_in, generator=generator)
+    return x, W, cpu.select(x, W.T, torch.full((d_sae,), 12.0))
+
+
+def test_the_number_of_threads_does_not_change_a_bit(threads: Callable[[int], None]) -> None:
+    found = []
+    for count in (1, 3):
+        threads(count)
+        x, W, code = codes()
+        assert len(shares(code.support.offsets.numpy(), 1000)) == count
+        decoded = cpu.decode(code.support, [code.values, 2 * code.values], W, x[0])
+        gradients = cpu.value_gradients(code.support, decoded, W)
+        weights = cpu.weight_gradient(code.support, gradients, decoded).clone()
+        rows, moment, latents = W.clone(), torch.ones_like(W), torch.arange(0, 500, 2)
+        norms = cpu.squared_norms(weights, latents, rows)
+        cpu.adam_rows_(rows, weights, moment, latents, torch.ones(250), AdamStep(0.1, 0.9, 0.1, 1e-8), unit=True)
+        found.append([code.values, code.support.indices, *decoded, *gradients, weights, norms, rows, moment])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_blocks_of_columns_and_rows_are_put_together_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, W = torch.randn(29, 6, generator=generator), torch.randn(41, 6, generator=generator)
+    cut = torch.randn(41, generator=generator)
+    expected = reference.select(x, W.T, cut)
+    monkeypatch.setattr(cpu, "ROWS", 4)
+    monkeypatch.setattr(cpu, "COLUMNS", 7)
+    found = cpu.select(x, W.T, cut)
+    assert torch.equal(found.support.offsets, expected.support.offsets)
+    assert torch.equal(found.support.indices, expected.support.indices)
+    torch.testing.assert_close(found.values, expected.values)
+
+
+def test_the_dense_path_works_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, W, code = codes(batch=20, d_sae=30)
+    whole = reference.weight_gradient(code.support, [code.values], [x])
+    decoded = reference.decode(code.support, [code.values], W, x[0])
+    monkeypatch.setattr(reference, "BLOCK", 100)
+    torch.testing.assert_close(reference.weight_gradient(code.support, [code.values], [x]), whole)
+    torch.testing.assert_close(reference.decode(code.support, [code.values], W, x[0]), decoded)
+    torch.testing.assert_close(reference.select(x, W.T, torch.full((30,), 12.0)).values, code.values)
+
+
+@given(counts=st.lists(st.integers(0, 50), max_size=30), work=st.sampled_from([1, 10_000, 10**8]))
+def test_shares_cover_every_row_once(counts: list[int], work: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    parts = shares(np.cumsum([0, *counts]), work)
+    torch.set_num_threads(before)
+    assert [row for first, last in parts for row in range(first, last)] == list(range(len(counts)))
+    assert 1 <= len(parts) <= 3
+
+
+def test_little_work_stays_on_one_thread_and_much_is_shared_evenly(threads: Callable[[int], None]) -> None:
+    threads(2)
+    uneven = np.cumsum([0, 1000, 1, 1, 1, 500, 497])
+    assert shares(uneven, 1) == [(0, 6)]
+    assert shares(uneven, 10_000) == [(0, 2), (2, 6)]
+
+
+def test_an_error_in_any_thread_is_raised() -> None:
+    def fails(first: int, last: int) -> None:
+        if first == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        in_parallel(fails, [(0, 5), (5, 9)])
+
+
+def test_a_buffer_is_lent_again_only_when_nothing_refers_to_it() -> None:
+    first = borrow(SHAPE, torch.float32)
+    place = first.data_ptr()
+    assert borrow(SHAPE, torch.float32).data_ptr() != place
+    view = first.T[2:]
+    del first
+    other = borrow(SHAPE, torch.float32)
+    assert other.data_ptr() != place
+    del view, other
+    both = {borrow(SHAPE, torch.float32).data_ptr() for _ in range(3)}
+    assert len(both) == 1, "nothing was lent at the same time, so one buffer is enough"
+    assert borrow(SHAPE, torch.float64).dtype == torch.float64
+
+
+def test_no_more_than_some_buffers_are_kept_and_a_dropped_one_stays_its_users() -> None:
+    held = [borrow((2, 5, number), torch.float32) for number in range(1, 2 * buffers.KEPT)]
+    for number, tensor in enumerate(held):
+        tensor[:] = number
+    assert len(buffers._kept) <= buffers.KEPT
+    assert all((tensor == number).all() for number, tensor in enumerate(held))
+
+
+def test_gradients_that_are_kept_are_not_written_over() -> None:
+    x, W, code = codes(batch=20)
+    kept = cpu.weight_gradient(code.support, [code.values], [x])
+    copy = kept.clone()
+    again = cpu.weight_gradient(code.support, [2 * code.values], [x])
+    assert torch.equal(kept, copy)
+    torch.testing.assert_close(again, 2 * kept)
+
+
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_numpys_threads_are_as_before_when_the_last_user_leaves() -> None:
+    before = blas_threads()
+    entered, leave = threading.Barrier(2), threading.Event()
+
+    def stay() -> None:
+        with single_threaded_blas:
+            entered.wait()
+            leave.wait()
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(stay)
+        with single_threaded_blas:
+            entered.wait()
+        assert set(blas_threads()) == {1}
+        leave.set()
+        other.result()
+    assert blas_threads() == before
