@@ -8,9 +8,14 @@ measuring the activations' scale, every training step and the saving are inside.
 # The peers live in their own environment, not in the one that type-checks this project.
 # pyright: reportMissingImports=false
 
+import io
+import json
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +58,6 @@ class TimedBatches:
 
 def run_penstock(work: Workload, model_folder: Path, out: Path) -> Timing:
     """penstock: what `penstock train` does after loading the model, streaming, with its default recipe."""
-    import json
-
     from penstock.studies.sweep import load_model, prepare, train
     from penstock.training.config import DataConfig, LanguageModelConfig, OptimConfig, RunConfig, SAEConfig
 
@@ -161,7 +164,7 @@ def run_dictionary_learning(work: Workload, model_folder: Path, out: Path) -> Ti
     """
     from dictionary_learning.buffer import ActivationBuffer
     from dictionary_learning.trainers import GatedSAETrainer
-    from dictionary_learning.training import trainSAE
+    from dictionary_learning.training import get_norm_factor, trainSAE
     from nnsight import LanguageModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -199,14 +202,16 @@ def run_dictionary_learning(work: Workload, model_folder: Path, out: Path) -> Ti
         "l1_penalty": work.peer_coef,
         "warmup_steps": work.steps // 20,
         "sparsity_warmup_steps": work.steps // 20,
-        "decay_start": work.steps - work.steps // 5,
+        "decay_start": work.steps - max(1, work.steps // 5),
         "seed": 0,
         "device": "cpu",
     }
-    # Its own normalisation draws 100 batches before the first step, more than these runs train on; a constant does
-    # the same for the steps, and speed does not depend on it.
     started = time.perf_counter()
-    trainSAE(batches, [settings], steps=work.steps, save_dir=str(out), device="cpu")
+    # What its `normalize_activations` does, on 2 batches instead of 100, and to the peers' common scale.
+    with redirect_stdout(io.StringIO()):
+        norm = get_norm_factor(islice(batches, 2), steps=2) / math.sqrt(work.d_in)
+    scaled = (batch / norm for batch in batches)
+    trainSAE(scaled, [settings], steps=work.steps, save_dir=str(out), device="cpu")
     seconds = time.perf_counter() - started
     return Timing(seconds=seconds, harvest_seconds=batches.seconds, tokens=work.tokens, final_l0=None)
 

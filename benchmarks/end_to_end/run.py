@@ -8,6 +8,7 @@ One line of --out per run; a run that is there already is not repeated.
 
 import argparse
 import json
+import logging
 import os
 import platform
 import statistics
@@ -42,6 +43,7 @@ def main() -> None:
 def measure(works: list[Workload], options: argparse.Namespace) -> None:
     """Run what --out does not have yet, libraries in turn so that a slow spell of the machine meets all of them."""
     warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
     done = {tuple(row[key] for key in KEYS) for row in read(options.out)}
     warm: set[str] = set()
     options.out.parent.mkdir(parents=True, exist_ok=True)

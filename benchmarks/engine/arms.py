@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from common import Setting, Step, threshold
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 LR = 1e-7
 COEF = 0.1
@@ -44,6 +45,8 @@ class Arm:
     """Of the gate, or of the encoder."""
     parameters: list[Tensor]
     optimiser: torch.optim.Optimizer
+    compile_: Callable[[], None] | None = None
+    """Put torch.compile where the library's users put it; None for penstock, whose kernels are compiled anyway."""
 
     @torch.no_grad()
     def l0(self, x: Tensor) -> float:
@@ -82,24 +85,25 @@ def penstock(arch: str, setting: Setting, device: str, *, autocast: bool) -> Arm
         Schedule(num_steps=STEPS, warmup=0, decay=0, sparsity_warmup=0),
         d_in=setting.d_in,
         beta2=0.999,
+        encoder_precision="bfloat16" if autocast else "float32",
         dead_window=10**7,
         encoder_scale=0.2,
         device=device,
     )
     sae: Any = trainer.sae
 
-    def step(x: Tensor) -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            trainer.step(x, 0)
-
     bias = sae.b_gate if arch == "gated" else sae.b_enc
+    step = partial(trainer.step, step=0)
     return Arm(step, sae.encode, sae.W_enc, bias, list(sae.parameters()), trainer.optimiser)
 
 
 def dictionary_learning(arch: str, setting: Setting, device: str, *, autocast: bool) -> Arm:
     """dictionary_learning's trainer; its `trainSAE` puts autocast around the whole update."""
+    # nnsight 0.3.7, which it imports, replaces this by one that torch 2.13's compiler cannot call.
+    make_fake_tensor = FakeTensor.__new__
     from dictionary_learning.trainers import GatedSAETrainer, StandardTrainer
 
+    FakeTensor.__new__ = make_fake_tensor
     trainer = {"gated": GatedSAETrainer, "relu": StandardTrainer}[arch](
         steps=STEPS,
         activation_dim=setting.d_in,
@@ -118,9 +122,12 @@ def dictionary_learning(arch: str, setting: Setting, device: str, *, autocast: b
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             trainer.update(0, x)
 
+    def compile_() -> None:
+        trainer.loss = torch.compile(trainer.loss)
+
     sae = trainer.ae
     bias = sae.gate_bias if arch == "gated" else sae.encoder.bias
-    return Arm(step, sae.encode, sae.encoder.weight.T, bias, list(sae.parameters()), trainer.optimizer)
+    return Arm(step, sae.encode, sae.encoder.weight.T, bias, list(sae.parameters()), trainer.optimizer, compile_)
 
 
 def saelens(arch: str, setting: Setting, device: str, *, autocast: bool) -> Arm:
@@ -149,8 +156,12 @@ def saelens(arch: str, setting: Setting, device: str, *, autocast: bool) -> Arm:
         autocast=autocast,
     )
     trainer = SAETrainer(config, sae, iter(()))
+
+    def compile_() -> None:  # what its `compile_sae` does
+        sae.training_forward_pass = torch.compile(sae.training_forward_pass)
+
     bias = sae.b_gate if arch == "gated" else sae.b_enc
-    return Arm(trainer.step, sae.encode, sae.W_enc, bias, list(sae.parameters()), trainer.optimizer)
+    return Arm(trainer.step, sae.encode, sae.W_enc, bias, list(sae.parameters()), trainer.optimizer, compile_)
 
 
 LIBRARIES = {"penstock": penstock, "dl": dictionary_learning, "saelens": saelens}

@@ -79,7 +79,9 @@ def set_threads(threads: int | None) -> None:
     threadpool_limits(torch.get_num_threads(), user_api="blas")
 
 
-def time_in_turn(steps: Mapping[str, Step], *, repeats: int, warm_up: int = 1, device: str = "cpu") -> dict[str, Timing]:
+def time_in_turn(
+    steps: Mapping[str, Step], *, repeats: int, warm_up: int = 1, device: str = "cpu"
+) -> dict[str, Timing]:
     """Time each step `repeats` times, round by round, after `warm_up` rounds that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     faults: dict[str, list[int]] = {name: [] for name in steps}

@@ -24,6 +24,26 @@ from penstock.training.schedules import Schedule
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 
+def make_trainer(sae: SAEConfig, optim: OptimConfig, *, steps: int, d_in: int) -> SAETrainer:
+    """A trainer for `steps` batches of unit mean squared norm, what the settings leave open decided as in a run."""
+    config = RunConfig(saes=(sae,), optim=optim, data=DataConfig(tokens=steps * optim.batch_size))
+    schedule = Schedule(
+        num_steps=steps,
+        warmup=round(optim.warmup_share * steps),
+        decay=round(optim.decay_share * steps),
+        sparsity_warmup=round(optim.sparsity_warmup_share * steps),
+    )
+    return SAETrainer(
+        resolve_sae(sae, config, d_in),
+        schedule,
+        d_in=d_in,
+        beta2=optim.beta2,
+        dead_window=10**9,
+        encoder_scale=0.2,
+        device="cpu",
+    )
+
+
 def train_one(acts: Activations, sae: SAEConfig, options: argparse.Namespace) -> dict[str, object]:
     """Train one SAE for `options.steps` steps and measure it on the held-out activations."""
     optim = OptimConfig(
@@ -33,18 +53,9 @@ def train_one(acts: Activations, sae: SAEConfig, options: argparse.Namespace) ->
         sparsity_warmup_share=options.sparsity_warmup_share,
         beta2=options.beta2,
     )
-    config = RunConfig(saes=(sae,), optim=optim, data=DataConfig(tokens=options.steps * options.batch_size))
     d_in = acts.train.shape[1]
-    decided = resolve_sae(sae, config, d_in)
-    schedule = Schedule(
-        num_steps=options.steps,
-        warmup=round(optim.warmup_share * options.steps),
-        decay=round(optim.decay_share * options.steps),
-        sparsity_warmup=round(optim.sparsity_warmup_share * options.steps),
-    )
-    trainer = SAETrainer(
-        decided, schedule, d_in=d_in, beta2=optim.beta2, dead_window=10**9, encoder_scale=0.2, device="cpu"
-    )
+    trainer = make_trainer(sae, optim, steps=options.steps, d_in=d_in)
+    decided = trainer.config
     scale = scale_to(acts.train, 1.0)
     stream = batches(acts.train, batch_size=options.batch_size, steps=options.steps, seed=sae.seed, scale=scale)
     started = time.perf_counter()

@@ -64,7 +64,14 @@ def everything_set() -> RunConfig:
             model_batch_rows=3,
             shuffle_seed=9,
         ),
-        optim=OptimConfig(batch_size=100, beta2=0.99, warmup_share=0.1, decay_share=0.3, sparsity_warmup_share=0.2),
+        optim=OptimConfig(
+            batch_size=100,
+            beta2=0.99,
+            encoder_precision="bfloat16",
+            warmup_share=0.1,
+            decay_share=0.3,
+            sparsity_warmup_share=0.2,
+        ),
         resampling=ResamplingConfig(
             unit="steps", window_tokens=500, inputs=77, encoder_scale=0.3, lr_dip=0.2, lr_dip_steps=5
         ),

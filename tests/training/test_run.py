@@ -347,6 +347,9 @@ def test_what_is_left_open_is_decided_once_and_for_all(tiny_run: MakeRun, tiny_l
     assert decided.data.context == 32
     assert decided.data.buffer_tokens == 2**18
     assert decided.threads == torch.get_num_threads()
+    assert decided.optim.encoder_precision == "float32"
+    on_cuda = replace(config, language_model=replace(config.language_model, device="cuda:1"))
+    assert decide(on_cuda, tiny_lm, dict.fromkeys(config.sites, 16)).optim.encoder_precision == "bfloat16"
     assert all(sae.lr is not None and sae.name is not None for sae in decided.saes)
     assert decide(decided, tiny_lm, dict.fromkeys(config.sites, 16)) == decided
 

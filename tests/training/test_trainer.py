@@ -31,12 +31,14 @@ def make_trainer(arch: str = "gated", recipe: str = "paper", num_steps: int = 40
     }
     schedule = {"num_steps": num_steps, "warmup": 4, "decay": 0, "sparsity_warmup": 5}
     schedule |= {key: changes.pop(key) for key in tuple(changes) if key in (*schedule, "dips")}
+    encoder_precision = changes.pop("encoder_precision", "float32")
     dead_window = changes.pop("dead_window", 10**9)
     return SAETrainer(
         SAEConfig(arch=arch, recipe=recipe, site="resid_post.0", d_sae=D_SAE, **(settings | changes)),
         Schedule(**schedule),
         d_in=D_IN,
         beta2=BETA2,
+        encoder_precision=encoder_precision,
         dead_window=dead_window,
         encoder_scale=0.2,
         device="cpu",
@@ -335,7 +337,7 @@ def test_a_batch_too_dense_for_one_pass_is_taken_in_parts_to_the_same_steps(
     for step in range(3):
         expected = whole.step(batch(step, dtype=torch.float64), step)
         with monkeypatch.context() as patched:
-            patched.setattr("penstock.training.trainer.PAIRS_AT_ONCE", 12 * D_SAE * parts.density)
+            patched.setattr("penstock.training.trainer.PAIRS_AT_ONCE", 12 * D_SAE * parts.density + 1e-6)
             found = parts.step(batch(step, dtype=torch.float64), step)
         assert found == pytest.approx(expected, rel=1e-9)
     assert sizes == 3 * [12, 12, 8]
@@ -343,3 +345,13 @@ def test_a_batch_too_dense_for_one_pass_is_taken_in_parts_to_the_same_steps(
     assert torch.equal(parts.dead_counter.tokens_since, whole.dead_counter.tokens_since)
     for name, value in whole.sae.named_parameters():
         torch.testing.assert_close(parts.sae.get_parameter(name), value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("arch", ["gated", "relu"])
+def test_rounded_factors_change_the_gate_a_little_and_leave_weights_in_float32(arch: str) -> None:
+    exact, rounded = make_trainer(arch), make_trainer(arch, encoder_precision="bfloat16")
+    for step in range(5):
+        row, other = exact.step(batch(step), step), rounded.step(batch(step), step)
+    assert row["loss"] != other["loss"] and row["loss"] == pytest.approx(other["loss"], rel=0.02)
+    assert {parameter.dtype for parameter in rounded.sae.parameters()} == {torch.float32}
+    assert (rounded.sae.W_dec != rounded.sae.W_dec.bfloat16()).any()

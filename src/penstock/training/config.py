@@ -82,6 +82,9 @@ class OptimConfig:
     """Activations in a step."""
     beta2: float = 0.999
     """Adam's second-moment decay."""
+    encoder_precision: Literal["float32", "bfloat16"] | None = None
+    """What the factors of the encoder product are rounded to; it is accumulated, and all else done, in float32.
+    bfloat16 on CUDA and float32 elsewhere if left open."""
     warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises linearly."""
     decay_share: float = 0.2

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from threading import Barrier
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -204,6 +204,7 @@ class TrainingRun:
             schedule,
             d_in=d_in,
             beta2=optim.beta2,
+            encoder_precision=optim.encoder_precision or "float32",
             dead_window=resampling.window_tokens or max(1, self.config.data.tokens // 16),
             encoder_scale=resampling.encoder_scale,
             device=self.config.language_model.device,
@@ -259,9 +260,14 @@ def decide(config: RunConfig, model: LanguageModel, widths: Mapping[str, int]) -
     return replace(
         config,
         threads=config.threads or torch.get_num_threads(),
+        optim=replace(config.optim, encoder_precision=config.optim.encoder_precision or _encoder_precision(config)),
         data=replace(data, context=context, buffer_tokens=buffer_tokens),
         saes=saes,
     )
+
+
+def _encoder_precision(config: RunConfig) -> Literal["float32", "bfloat16"]:
+    return "bfloat16" if config.language_model.device.startswith("cuda") else "float32"
 
 
 def _check_no_resampling(resampling: ResamplingConfig) -> None:

@@ -1,7 +1,7 @@
 """Training of one SAE: a step, its schedules, and everything that must survive a restart."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -43,6 +43,7 @@ class SAETrainer:
         *,
         d_in: int,
         beta2: float,
+        encoder_precision: Literal["float32", "bfloat16"],
         dead_window: int,
         encoder_scale: float,
         device: str,
@@ -53,6 +54,7 @@ class SAETrainer:
             schedule: Of this SAE, its resampling steps included.
             d_in: Width of the site.
             beta2: Adam's second-moment decay.
+            encoder_precision: What the factors of the encoder product are rounded to.
             dead_window: Tokens without firing after which a latent counts as dead.
             encoder_scale: Norm of a resampled encoder vector relative to the living ones.
             device: Where the SAE lives.
@@ -63,6 +65,7 @@ class SAETrainer:
         self.lr = config.lr
         self.dead_window = dead_window
         self.encoder_scale = encoder_scale
+        self.rounded = encoder_precision == "bfloat16"
         self.recipe: Recipe = RECIPES[config.recipe]
         generator = torch.Generator().manual_seed(config.seed)
         self.sae: TrainableSAE = TRAINABLE[config.arch](
@@ -192,7 +195,8 @@ class SAETrainer:
         passed = _Passed({}, firing=nothing, reached=nothing.bool())
         pairs = 0
         for part in x.split(max(1, int(PAIRS_AT_ONCE / (self.density * self.config.d_sae)))):
-            loss = self.sae.loss(part, coef, self.recipe)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rounded):
+                loss = self.sae.loss(part, coef, self.recipe)
             share = len(part) / len(x)
             for name, term in {**loss.terms, "loss": loss.total}.items():
                 passed.terms[name] = passed.terms.get(name, 0.0) + share * self._finite(name, term.item(), step)

@@ -1,0 +1,228 @@
+"""Which runs to do: for every arm and length the two whose L0 encloses the target, at the arm's best learning rate."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training import Job
+
+TARGET_L0 = 8.0
+
+MAX_RUNS = 4
+"""Runs to enclose the target with before giving up on a point."""
+
+ASIDE = 1.12
+"""How far to the other side of the target the next run aims, once the first has missed it."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A size of SAE and the runs made at it."""
+
+    d_sae: int
+    batch_size: int
+    peer_steps: tuple[int, ...]
+    penstock_steps: tuple[int, ...]
+    arms: tuple[str, ...]
+    tune_at: int | None
+    """Length at which a peer's learning rate is chosen; None takes the one chosen in `small`."""
+    lrs: tuple[float, ...] = ()
+    """A peer's grid."""
+
+
+SETTINGS = {
+    "small": Setting(
+        d_sae=1024,
+        batch_size=1024,
+        peer_steps=(250, 500, 1000),
+        penstock_steps=(125, 250, 500, 1000, 2000),
+        arms=("saelens-gated", "dl-gated", "saelens-standard", "dl-relu", "penstock-gated", "penstock-relu"),
+        tune_at=500,
+        lrs=(1e-3, 3e-3, 1e-2),
+    ),
+    "large": Setting(
+        d_sae=8192,
+        batch_size=2048,
+        peer_steps=(100,),
+        penstock_steps=(25, 50, 100, 200),
+        arms=("saelens-gated", "dl-gated", "penstock-gated"),
+        tune_at=None,
+    ),
+}
+
+FIRST_KNOB = {"saelens-gated": 3.0, "dl-gated": 4.0, "saelens-standard": 3.0, "dl-relu": 3.5}
+"""A peer's coefficient for the first run; penstock's knob is the target L0 itself."""
+
+
+class Point(NamedTuple):
+    """What an arm reaches at the target L0 in one length of run."""
+
+    fvu: float
+    loss_recovered: float
+    cpu_seconds: float
+    """Of one run."""
+    knob: float
+
+
+def is_penstock(arm: str) -> bool:
+    """Whether an arm is ours: its learning rate is the rule's and its knob the target L0."""
+    return arm.startswith("penstock-")
+
+
+def read(path: Path) -> list[Row]:
+    """The runs of a results file; none if there is no file yet. A last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def select(rows: Sequence[Row], **keys: Any) -> list[Row]:
+    """The rows that agree with all of `keys` and whose SAE is finite."""
+    return [row for row in rows if all(row[key] == value for key, value in keys.items()) and row["fvu"] is not None]
+
+
+def enclosing(rows: Sequence[Row]) -> tuple[Row, Row] | None:
+    """The nearest run on either side of the target L0; the same run twice if it hits it."""
+    below = [row for row in rows if 0 < row["l0"] <= TARGET_L0]
+    above = [row for row in rows if row["l0"] >= TARGET_L0]
+    if not below or not above:
+        return None
+    return max(below, key=lambda row: row["l0"]), min(above, key=lambda row: row["l0"])
+
+
+def point(rows: Sequence[Row]) -> Point | None:
+    """Interpolate runs of one arm, rate and length at the target L0: FVU and the knob in logs, loss recovered as it is.
+
+    Returns:
+        None where the runs do not enclose the target.
+    """
+    pair = enclosing(rows)
+    if pair is None:
+        return None
+    low, high = pair
+    width = math.log(high["l0"] / low["l0"])
+    share = math.log(TARGET_L0 / low["l0"]) / width if width else 0.0
+
+    def between(key: str) -> float:
+        return low[key] + share * (high[key] - low[key])
+
+    def between_logs(key: str) -> float:
+        return math.exp(math.log(low[key]) + share * math.log(high[key] / low[key]))
+
+    return Point(
+        between_logs("fvu"),
+        between("loss_recovered"),
+        (low["cpu_seconds"] + high["cpu_seconds"]) / 2,
+        between_logs("knob"),
+    )
+
+
+def next_knob(rows: Sequence[Row], arm: str, first: float) -> float | None:
+    """The knob of the next run for a point, or None when it is enclosed or not worth another try."""
+    if enclosing(rows) or len(rows) >= MAX_RUNS:
+        return None
+    if not rows:
+        return first
+    nearest = min(rows, key=lambda row: abs(math.log(max(row["l0"], 0.01) / TARGET_L0)))
+    # L0 rises with a target about in proportion and falls with a coefficient a little faster than that.
+    slope = 1.0 if is_penstock(arm) else -1.3
+    missed = math.log(TARGET_L0 / max(nearest["l0"], 0.01))
+    # The further the miss, the less the slope is to be trusted; more tries reach further.
+    aim = missed + math.copysign(len(rows) * math.log(ASIDE), missed)
+    return nearest["knob"] * math.exp(max(-1.5, min(1.5, aim / slope)))
+
+
+def best_lr(rows: Sequence[Row], arm: str, setting: Setting) -> float | None:
+    """A peer's learning rate with the lowest FVU at the target, among those tried at the tuning length.
+
+    Returns:
+        None if none of them enclosed the target.
+    """
+    found = {}
+    for lr in setting.lrs:
+        reached = point(select(rows, setting="small", arm=arm, lr=lr, steps=setting.tune_at, d_sae=setting.d_sae))
+        if reached is not None:
+            found[lr] = reached.fvu
+    return min(found, key=found.__getitem__) if found else None
+
+
+class Chain:
+    """All runs of one arm, one after the other, because each learns its knob from those before."""
+
+    def __init__(self, arm: str, rows: Sequence[Row], run: Callable[[Job], Row]) -> None:
+        """
+        Args:
+            arm: Whose runs.
+            rows: Those that are there already.
+            run: Does one run and keeps its row.
+        """
+        self.arm = arm
+        self.rows = [row for row in rows if row["arm"] == arm]
+        self.run = run
+
+    def finish(self, settings: dict[str, Setting]) -> None:
+        """Do what is missing, the smaller setting first."""
+        for name, setting in settings.items():
+            if self.arm not in setting.arms:
+                continue
+            if is_penstock(self.arm):
+                for steps in setting.penstock_steps:
+                    self._reach(name, setting, None, steps)
+                continue
+            if setting.tune_at is not None:
+                for lr in setting.lrs:
+                    self._reach(name, setting, lr, setting.tune_at)
+            lr = best_lr(self.rows, self.arm, setting if setting.tune_at else SETTINGS["small"])
+            if lr is None:
+                raise ValueError(
+                    f"No learning rate of {self.arm} enclosed L0 {TARGET_L0:g}, so none is known for the setting "
+                    f"{name!r}. Run the setting 'small' first, or look at its runs of this arm."
+                )
+            for steps in setting.peer_steps:
+                self._reach(name, setting, lr, steps)
+
+    def _reach(self, name: str, setting: Setting, lr: float | None, steps: int) -> None:
+        """Run until the target is enclosed."""
+        about = {"setting": name, "arm": self.arm, "lr": lr, "steps": steps, "d_sae": setting.d_sae}
+        while True:
+            # A diverged run counts as a try, too.
+            tried = [row for row in self.rows if all(row[key] == value for key, value in about.items())]
+            if any(row["fvu"] is None for row in tried):
+                return
+            knob = next_knob(tried, self.arm, self._first_knob(name, lr, steps))
+            if knob is None:
+                return
+            self.rows.append(self.run(Job(knob=knob, batch_size=setting.batch_size, **about)))
+
+    def _first_knob(self, name: str, lr: float | None, steps: int) -> float:
+        """The knob that hit the target at the nearest length of the same setting and, if possible, the same rate."""
+        if is_penstock(self.arm):
+            default = TARGET_L0 * 0.95
+        else:
+            default = FIRST_KNOB[self.arm]
+        groups = {(row["lr"], row["steps"]) for row in select(self.rows, setting=name)}
+        order = sorted(groups, key=lambda group: (group[0] != lr, abs(math.log(group[1] / steps))))
+        for group_lr, group_steps in order:
+            reached = point(select(self.rows, setting=name, lr=group_lr, steps=group_steps))
+            if reached is not None:
+                return reached.knob
+        return default
+
+
+def job_of(row: Row) -> Job:
+    """The settings that a row begins with."""
+    return Job(**{field.name: row[field.name] for field in fields(Job)})
+
+
+def row_of(job: Job, measured: Row) -> Row:
+    """A line of the results."""
+    return {**asdict(job), **measured}
