@@ -1,8 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+BENCH_VENV ?= .venv-bench
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 # Trains Gated and baseline SAEs on the embedded language model; open runs/demo/report.html.
 DEMO_OUT ?= runs/demo
@@ -23,10 +25,32 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# Times penstock beside the peers (benchmarks/README.md); BENCH_THREADS=2 fixes the threads of everything.
+BENCH := TQDM_DISABLE=1 $(BENCH_VENV)/bin/python benchmarks
+THREADS := $(if $(BENCH_THREADS),--threads $(BENCH_THREADS))
+KEEP_BLOCKS := MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=17179869184
+bench: $(BENCH_INSTALLED)
+	$(BENCH)/engine/import_time.py
+	$(BENCH)/engine/step.py $(THREADS)
+	$(KEEP_BLOCKS) $(BENCH)/engine/step.py $(THREADS) --name step_kept_blocks
+	$(BENCH)/engine/memory.py $(THREADS)
+	$(BENCH)/engine/scaling.py $(THREADS)
+	$(BENCH)/engine/cuda_step.py $(THREADS)
+	$(BENCH)/end_to_end/run.py
+	$(BENCH)/convergence/run.py
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BENCH_VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(INSTALLED)
+
+# dictionary-learning and nnsight ask for packages that training never touches: see the requirements file.
+$(BENCH_INSTALLED): pyproject.toml constraints.txt benchmarks/recipes/requirements-peers.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --constraint constraints.txt \
+	  --requirement benchmarks/recipes/requirements-peers.txt --editable ".[plots]"
+	$(BENCH_VENV)/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 nnsight==0.3.7
+	touch $(BENCH_INSTALLED)

@@ -54,7 +54,7 @@ def curves(rows: Sequence[Row], setting: str, arms: Sequence[str]) -> list[Curve
     """The curves of some arms at one setting, a peer's at its best learning rate; arms without a point are left out."""
     found = []
     for arm in arms:
-        lr = None if is_penstock(arm) else best_lr(rows, arm, SETTINGS["small"])
+        lr = None if is_penstock(arm) else best_lr(rows, arm)
         if lr is None and not is_penstock(arm):
             continue
         runs = select(rows, setting=setting, arm=arm, lr=lr)

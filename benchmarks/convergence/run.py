@@ -20,7 +20,8 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "WANDB_MODE": "disabled"}
 
 from figure import draw, tables  # noqa: E402
-from search import SETTINGS, Chain, Row, Setting, is_penstock, read, row_of  # noqa: E402
+from search import PEER_LRS, SETTINGS, Chain, Row, Setting, is_penstock, read, row_of  # noqa: E402
+
 from training import SITE, Job, Judge, run  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -108,7 +109,7 @@ def _run_chain(arm: str, settings: dict[str, Setting]) -> None:
         print(json.dumps({key: row[key] for key in shown}), flush=True)
         return row
 
-    Chain(arm, read(_options.out), one).finish(settings)
+    Chain(arm, read(_options.out), one).finish(settings, _options.peer_lrs)
 
 
 def parse_args() -> argparse.Namespace:
@@ -126,6 +127,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--eval-tokens", type=int, default=8_000)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--arms", nargs="+", choices=MOST_WORK_FIRST, default=list(MOST_WORK_FIRST))
+    parser.add_argument("--peer-lrs", nargs="+", type=float, default=PEER_LRS, help="the peers' grid; more are added")
     parser.add_argument("--cores", nargs="+", type=int, default=sorted(os.sched_getaffinity(0)))
     parser.add_argument("--max-steps", type=int, help="leave out longer runs, to try the machinery")
     return parser.parse_args()

@@ -17,6 +17,12 @@ MAX_RUNS = 4
 ASIDE = 1.12
 """How far to the other side of the target the next run aims, once the first has missed it."""
 
+NEAR = 1.25
+"""A point is good enough when the nearer of its two runs is within this factor of the target, ..."""
+
+CLOSE = 2.0
+"""... or when the two are within this factor of each other."""
+
 Row = dict[str, Any]
 
 
@@ -31,8 +37,6 @@ class Setting:
     arms: tuple[str, ...]
     tune_at: int | None
     """Length at which a peer's learning rate is chosen; None takes the one chosen in `small`."""
-    lrs: tuple[float, ...] = ()
-    """A peer's grid."""
 
 
 SETTINGS = {
@@ -43,7 +47,6 @@ SETTINGS = {
         penstock_steps=(125, 250, 500, 1000, 2000),
         arms=("saelens-gated", "dl-gated", "saelens-standard", "dl-relu", "penstock-gated", "penstock-relu"),
         tune_at=500,
-        lrs=(1e-3, 3e-3, 1e-2),
     ),
     "large": Setting(
         d_sae=8192,
@@ -54,6 +57,9 @@ SETTINGS = {
         tune_at=None,
     ),
 }
+
+PEER_LRS = (3e-3, 6e-3, 1.2e-2)
+"""The peers' grid."""
 
 FIRST_KNOB = {"saelens-gated": 3.0, "dl-gated": 4.0, "saelens-standard": 3.0, "dl-relu": 3.5}
 """A peer's coefficient for the first run; penstock's knob is the target L0 itself."""
@@ -127,32 +133,43 @@ def point(rows: Sequence[Row]) -> Point | None:
 
 
 def next_knob(rows: Sequence[Row], arm: str, first: float) -> float | None:
-    """The knob of the next run for a point, or None when it is enclosed or not worth another try."""
-    if enclosing(rows) or len(rows) >= MAX_RUNS:
+    """The knob of the next run for a point, or None when it is enclosed closely or not worth another try."""
+    if len(rows) >= MAX_RUNS:
         return None
     if not rows:
         return first
+    pair = enclosing(rows)
+    if pair is not None:
+        low, high = pair
+        if high["l0"] <= CLOSE * low["l0"] or min(TARGET_L0 / low["l0"], high["l0"] / TARGET_L0) <= NEAR:
+            return None
+        reached = point(rows)
+        assert reached is not None
+        return reached.knob
     nearest = min(rows, key=lambda row: abs(math.log(max(row["l0"], 0.01) / TARGET_L0)))
-    # L0 rises with a target about in proportion and falls with a coefficient a little faster than that.
-    slope = 1.0 if is_penstock(arm) else -1.3
+    # L0 rises with a target about in proportion and falls with a coefficient faster than that.
+    slope = 1.0 if is_penstock(arm) else -1.5
     missed = math.log(TARGET_L0 / max(nearest["l0"], 0.01))
     # The further the miss, the less the slope is to be trusted; more tries reach further.
     aim = missed + math.copysign(len(rows) * math.log(ASIDE), missed)
-    return nearest["knob"] * math.exp(max(-1.5, min(1.5, aim / slope)))
+    return nearest["knob"] * math.exp(max(-1.0, min(1.0, aim / slope)))
 
 
-def best_lr(rows: Sequence[Row], arm: str, setting: Setting) -> float | None:
-    """A peer's learning rate with the lowest FVU at the target, among those tried at the tuning length.
+def best_lr(rows: Sequence[Row], arm: str) -> float | None:
+    """A peer's learning rate with the lowest FVU at the target in `small`, at the length where most were tried.
 
     Returns:
         None if none of them enclosed the target.
     """
-    found = {}
-    for lr in setting.lrs:
-        reached = point(select(rows, setting="small", arm=arm, lr=lr, steps=setting.tune_at, d_sae=setting.d_sae))
+    by_steps: dict[int, dict[float, float]] = {}
+    for lr, steps in {(row["lr"], row["steps"]) for row in select(rows, setting="small", arm=arm)}:
+        reached = point(select(rows, setting="small", arm=arm, lr=lr, steps=steps))
         if reached is not None:
-            found[lr] = reached.fvu
-    return min(found, key=found.__getitem__) if found else None
+            by_steps.setdefault(steps, {})[lr] = reached.fvu
+    if not by_steps:
+        return None
+    tried = max(by_steps.items(), key=lambda item: (len(item[1]), item[0]))[1]
+    return min(tried, key=tried.__getitem__)
 
 
 class Chain:
@@ -169,8 +186,12 @@ class Chain:
         self.rows = [row for row in rows if row["arm"] == arm]
         self.run = run
 
-    def finish(self, settings: dict[str, Setting]) -> None:
-        """Do what is missing, the smaller setting first."""
+    def finish(self, settings: dict[str, Setting], peer_lrs: Sequence[float]) -> None:
+        """Do what is missing, the smaller setting first.
+
+        Raises:
+            ValueError: a peer has no learning rate to go on with.
+        """
         for name, setting in settings.items():
             if self.arm not in setting.arms:
                 continue
@@ -179,9 +200,9 @@ class Chain:
                     self._reach(name, setting, None, steps)
                 continue
             if setting.tune_at is not None:
-                for lr in setting.lrs:
+                for lr in peer_lrs:
                     self._reach(name, setting, lr, setting.tune_at)
-            lr = best_lr(self.rows, self.arm, setting if setting.tune_at else SETTINGS["small"])
+            lr = best_lr(self.rows, self.arm)
             if lr is None:
                 raise ValueError(
                     f"No learning rate of {self.arm} enclosed L0 {TARGET_L0:g}, so none is known for the setting "
@@ -205,10 +226,7 @@ class Chain:
 
     def _first_knob(self, name: str, lr: float | None, steps: int) -> float:
         """The knob that hit the target at the nearest length of the same setting and, if possible, the same rate."""
-        if is_penstock(self.arm):
-            default = TARGET_L0 * 0.95
-        else:
-            default = FIRST_KNOB[self.arm]
+        default = 0.95 * TARGET_L0 if is_penstock(self.arm) else FIRST_KNOB[self.arm]
         groups = {(row["lr"], row["steps"]) for row in select(self.rows, setting=name)}
         order = sorted(groups, key=lambda group: (group[0] != lr, abs(math.log(group[1] / steps))))
         for group_lr, group_steps in order:

@@ -28,6 +28,9 @@ PACKAGES = ("torch", "numpy", "numba", "triton", "penstock", "sae-lens", "dictio
 ALLOCATOR = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "OMP_NUM_THREADS", "LD_PRELOAD")
 """Environment variables that change timings; recorded with every result."""
 
+LOAD_BEFORE = os.getloadavg()[0]
+"""What else ran in the minute before the benchmark: well under 1 on a quiet machine."""
+
 Step = Callable[[], object]
 
 
@@ -136,7 +139,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
+        "load_before": round(LOAD_BEFORE, 2),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "environment": {name: os.environ[name] for name in ALLOCATOR if name in os.environ},

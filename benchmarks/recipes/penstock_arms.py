@@ -40,6 +40,7 @@ def make_trainer(sae: SAEConfig, optim: OptimConfig, *, steps: int, d_in: int) -
         beta2=optim.beta2,
         dead_window=10**9,
         encoder_scale=0.2,
+        encoder_precision="float32",
         device="cpu",
     )
 

@@ -337,7 +337,8 @@ def test_a_batch_too_dense_for_one_pass_is_taken_in_parts_to_the_same_steps(
     for step in range(3):
         expected = whole.step(batch(step, dtype=torch.float64), step)
         with monkeypatch.context() as patched:
-            patched.setattr("penstock.training.trainer.PAIRS_AT_ONCE", 12 * D_SAE * parts.density + 1e-6)
+            limit = {"cpu": 12 * D_SAE * parts.density + 1e-6}
+            patched.setattr("penstock.training.trainer.PAIRS_AT_ONCE", limit)
             found = parts.step(batch(step, dtype=torch.float64), step)
         assert found == pytest.approx(expected, rel=1e-9)
     assert sizes == 3 * [12, 12, 8]

@@ -14,8 +14,8 @@ from torch import Tensor
 from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import SparseCode, Support, Values
 
-BLOCK = 2**23
-"""Entries of a dense block [rows, d_sae]."""
+BLOCK = {"cpu": 2**23, "cuda": 2**27}
+"""Entries of a dense block [rows, d_sae], by device type."""
 
 Dictionary = Float[Tensor, "d_sae d_in"]
 
@@ -31,7 +31,7 @@ def select(
     if factors is not None and factors != x.dtype:
         x, W_enc = x.to(factors).to(x.dtype), W_enc.to(factors).to(x.dtype)
     counts, latents, values = [], [], []
-    for rows in _blocks(len(x), len(cut)):
+    for rows in _blocks(len(x), len(cut), x.device):
         products = x[rows] @ W_enc
         keep = ~(products <= cut)
         counts.append(keep.sum(dim=1))
@@ -75,14 +75,14 @@ def sum_by_latent(support: Support, values: Values) -> PerLatent:
     return values.new_zeros(support.d_sae).index_add_(0, support.indices, values)
 
 
-def _blocks(batch: int, d_sae: int) -> Iterator[slice]:
-    rows = max(1, BLOCK // d_sae)
+def _blocks(batch: int, d_sae: int, device: torch.device) -> Iterator[slice]:
+    rows = max(1, BLOCK.get(device.type, 2**23) // d_sae)
     return (slice(start, min(batch, start + rows)) for start in range(0, batch, rows))
 
 
 def _dense_blocks(support: Support) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows of the batch, their pairs, and each pair's place in the flattened block."""
-    for rows in _blocks(support.batch, support.d_sae):
+    for rows in _blocks(support.batch, support.d_sae, support.offsets.device):
         offsets = support.offsets[rows.start : rows.stop + 1]
         pairs = slice(int(offsets[0]), int(offsets[-1]))
         starts = torch.arange(len(offsets) - 1, device=offsets.device) * support.d_sae

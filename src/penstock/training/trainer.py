@@ -25,8 +25,9 @@ MISSED_TARGET = 0.15
 """Relative distance of the final L0 from its target that draws a warning."""
 
 
-PAIRS_AT_ONCE = 2**23
-"""(token, latent) pairs on the support of one forward and backward pass: some ten tensors of this size exist."""
+PAIRS_AT_ONCE = {"cpu": 2**23, "cuda": 2**26}
+"""(token, latent) pairs on the support of one forward and backward pass, by device type: some ten tensors of this size
+exist."""
 
 
 class DivergenceError(RuntimeError):
@@ -194,7 +195,8 @@ class SAETrainer:
         nothing = torch.zeros_like(self.dead_counter.tokens_since)
         passed = _Passed({}, firing=nothing, reached=nothing.bool())
         pairs = 0
-        for part in x.split(max(1, int(PAIRS_AT_ONCE / (self.density * self.config.d_sae)))):
+        limit = PAIRS_AT_ONCE.get(x.device.type, 2**23)
+        for part in x.split(max(1, int(limit / (self.density * self.config.d_sae)))):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rounded):
                 loss = self.sae.loss(part, coef, self.recipe)
             share = len(part) / len(x)
