@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,11 +234,6 @@ class Chain:
             if reached is not None:
                 return reached.knob
         return default
-
-
-def job_of(row: Row) -> Job:
-    """The settings that a row begins with."""
-    return Job(**{field.name: row[field.name] for field in fields(Job)})
 
 
 def row_of(job: Job, measured: Row) -> Row:
