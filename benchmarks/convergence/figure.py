@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from search import SETTINGS, TARGET_L0, Point, Row, best_lr, is_penstock, point, select
+from search import SETTINGS, TARGET_L0, Point, Row, is_penstock, point, select, tuned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,8 @@ class Curve(NamedTuple):
     """What an arm reaches at the target L0, by length of run."""
 
     arm: str
-    lr: float | None
+    lrs: dict[int, str]
+    """The learning rate of each length, or `rule`."""
     points: dict[int, Point]
 
     @property
@@ -54,14 +55,18 @@ def curves(rows: Sequence[Row], setting: str, arms: Sequence[str]) -> list[Curve
     """The curves of some arms at one setting, a peer's at its best learning rate; arms without a point are left out."""
     found = []
     for arm in arms:
-        lr = None if is_penstock(arm) else best_lr(rows, arm)
-        if lr is None and not is_penstock(arm):
+        best = None if is_penstock(arm) else tuned(rows, arm)
+        if best is None and not is_penstock(arm):
             continue
-        runs = select(rows, setting=setting, arm=arm, lr=lr)
-        by_steps = {steps: point(select(runs, steps=steps)) for steps in sorted({row["steps"] for row in runs})}
-        points = {steps: reached for steps, reached in by_steps.items() if reached is not None}
-        if points:
-            found.append(Curve(arm, lr, points))
+        curve = Curve(arm, {}, {})
+        for steps in sorted({row["steps"] for row in select(rows, setting=setting, arm=arm)}):
+            lr = best.at(steps) if best else None
+            reached = point(select(rows, setting=setting, arm=arm, steps=steps, lr=lr))
+            if reached is not None:
+                curve.lrs[steps] = "rule" if lr is None else f"{lr:g}"
+                curve.points[steps] = reached
+        if curve.points:
+            found.append(curve)
     return found
 
 
@@ -95,15 +100,17 @@ def tables(rows: Sequence[Row]) -> str:
         for arms in ARCHS.values():
             drawn = curves(rows, setting, arms)
             for curve in drawn:
-                lr = "rule" if curve.lr is None else f"{curve.lr:g}"
                 lines += [
-                    f"| {setting} | {curve.arm} | {lr} | {steps:,} | {at.fvu:.3f} | {at.loss_recovered:.3f} | "
-                    f"{at.cpu_seconds:.1f} |"
+                    f"| {setting} | {curve.arm} | {curve.lrs[steps]} | {steps:,} | {at.fvu:.3f} | "
+                    f"{at.loss_recovered:.3f} | {at.cpu_seconds:.1f} |"
                     for steps, at in curve.points.items()
                 ]
             own = [curve for curve in drawn if is_penstock(curve.arm)]
             bars += [_bar(setting, curve, own[0]) for curve in drawn if own and not is_penstock(curve.arm)]
-    return "\n".join([*lines, "", *bars])
+    peers = [arm for arms in ARCHS.values() for arm in arms if not is_penstock(arm)]
+    edges = [f"{arm} ({best.lr:g})" for arm in peers if (best := tuned(rows, arm)) and best.is_edge]
+    note = f"\nBest rate at the edge of those tried (add some with --peer-lrs): {', '.join(edges)}." if edges else ""
+    return "\n".join([*lines, "", *bars]) + note
 
 
 def _bar(setting: str, peer: Curve, own: Curve) -> str:
@@ -183,7 +190,7 @@ def _panel(axes: "Axes", drawn: Sequence[Curve], x_name: str, y_name: str) -> No
     axes.margins(x=0.05, y=0.12)
     # Room for the names.
     low, high = axes.get_xlim()
-    axes.set_xlim(low, low * (high / low) ** 1.45)
+    axes.set_xlim(low, low * (high / low) ** 1.55)
     _name_ends(axes, sorted(ends))
 
 

@@ -62,6 +62,8 @@ def train(options: argparse.Namespace) -> None:
         jobs = [pool.apply_async(_run_chain, (arm, settings)) for arm in arms]
         for job in jobs:
             job.get()
+        pool.close()
+        pool.join()
 
 
 def shortened(setting: Setting, max_steps: int | None) -> Setting:

@@ -36,7 +36,7 @@ class Setting:
     penstock_steps: tuple[int, ...]
     arms: tuple[str, ...]
     tune_at: int | None
-    """Length at which a peer's learning rate is chosen; None takes the one chosen in `small`."""
+    """Length at which a peer's learning rates are tried; None goes by those tried in `small`."""
 
 
 SETTINGS = {
@@ -44,15 +44,15 @@ SETTINGS = {
         d_sae=1024,
         batch_size=1024,
         peer_steps=(250, 500, 1000),
-        penstock_steps=(125, 250, 500, 1000, 2000),
+        penstock_steps=(60, 125, 250, 500, 1000, 2000),
         arms=("saelens-gated", "dl-gated", "saelens-standard", "dl-relu", "penstock-gated", "penstock-relu"),
         tune_at=500,
     ),
     "large": Setting(
         d_sae=8192,
-        batch_size=2048,
-        peer_steps=(100,),
-        penstock_steps=(25, 50, 100, 200),
+        batch_size=1024,
+        peer_steps=(250,),
+        penstock_steps=(30, 60, 125, 250, 500),
         arms=("saelens-gated", "dl-gated", "penstock-gated"),
         tune_at=None,
     ),
@@ -61,7 +61,7 @@ SETTINGS = {
 PEER_LRS = (3e-3, 6e-3, 1.2e-2)
 """The peers' grid."""
 
-FIRST_KNOB = {"saelens-gated": 3.0, "dl-gated": 4.0, "saelens-standard": 3.0, "dl-relu": 3.5}
+FIRST_KNOB = {"saelens-gated": 5.0, "dl-gated": 6.0, "saelens-standard": 3.5, "dl-relu": 4.5}
 """A peer's coefficient for the first run; penstock's knob is the target L0 itself."""
 
 
@@ -155,7 +155,20 @@ def next_knob(rows: Sequence[Row], arm: str, first: float) -> float | None:
     return nearest["knob"] * math.exp(max(-1.0, min(1.0, aim / slope)))
 
 
-def best_lr(rows: Sequence[Row], arm: str) -> float | None:
+class Tuned(NamedTuple):
+    """A peer's best learning rate at one length of run."""
+
+    lr: float
+    steps: int
+    is_edge: bool
+    """Whether it is the lowest or highest of those tried, so that a better one may lie beyond."""
+
+    def at(self, steps: int) -> float:
+        """The rate for another length: shorter runs need a higher one, by the fourth root, as in penstock's rule."""
+        return self.lr if steps == self.steps else float(f"{self.lr * (self.steps / steps) ** 0.25:.3g}")
+
+
+def tuned(rows: Sequence[Row], arm: str) -> Tuned | None:
     """A peer's learning rate with the lowest FVU at the target in `small`, at the length where most were tried.
 
     Returns:
@@ -168,8 +181,9 @@ def best_lr(rows: Sequence[Row], arm: str) -> float | None:
             by_steps.setdefault(steps, {})[lr] = reached.fvu
     if not by_steps:
         return None
-    tried = max(by_steps.items(), key=lambda item: (len(item[1]), item[0]))[1]
-    return min(tried, key=tried.__getitem__)
+    steps, tried = max(by_steps.items(), key=lambda item: (len(item[1]), item[0]))
+    lr = min(tried, key=tried.__getitem__)
+    return Tuned(lr, steps, lr in (min(tried), max(tried)))
 
 
 class Chain:
@@ -202,14 +216,14 @@ class Chain:
             if setting.tune_at is not None:
                 for lr in peer_lrs:
                     self._reach(name, setting, lr, setting.tune_at)
-            lr = best_lr(self.rows, self.arm)
-            if lr is None:
+            best = tuned(self.rows, self.arm)
+            if best is None:
                 raise ValueError(
                     f"No learning rate of {self.arm} enclosed L0 {TARGET_L0:g}, so none is known for the setting "
                     f"{name!r}. Run the setting 'small' first, or look at its runs of this arm."
                 )
             for steps in setting.peer_steps:
-                self._reach(name, setting, lr, steps)
+                self._reach(name, setting, best.at(steps), steps)
 
     def _reach(self, name: str, setting: Setting, lr: float | None, steps: int) -> None:
         """Run until the target is enclosed."""
@@ -225,15 +239,14 @@ class Chain:
             self.rows.append(self.run(Job(knob=knob, batch_size=setting.batch_size, **about)))
 
     def _first_knob(self, name: str, lr: float | None, steps: int) -> float:
-        """The knob that hit the target at the nearest length of the same setting and, if possible, the same rate."""
-        default = 0.95 * TARGET_L0 if is_penstock(self.arm) else FIRST_KNOB[self.arm]
-        groups = {(row["lr"], row["steps"]) for row in select(self.rows, setting=name)}
-        order = sorted(groups, key=lambda group: (group[0] != lr, abs(math.log(group[1] / steps))))
-        for group_lr, group_steps in order:
-            reached = point(select(self.rows, setting=name, lr=group_lr, steps=group_steps))
+        """The knob that hit the target in the likest runs so far: of this setting, this rate, a similar length."""
+        groups = {(row["setting"], row["lr"], row["steps"]) for row in select(self.rows)}
+        likest = sorted(groups, key=lambda group: (group[0] != name, group[1] != lr, abs(math.log(group[2] / steps))))
+        for setting, group_lr, group_steps in likest:
+            reached = point(select(self.rows, setting=setting, lr=group_lr, steps=group_steps))
             if reached is not None:
                 return reached.knob
-        return default
+        return 0.95 * TARGET_L0 if is_penstock(self.arm) else FIRST_KNOB[self.arm]
 
 
 def row_of(job: Job, measured: Row) -> Row:

@@ -132,7 +132,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--models", nargs="+", choices=("embedded", "gpt2"), default=["embedded", "gpt2"])
     parser.add_argument("--embedded-tokens", type=int, default=2**19)
-    parser.add_argument("--gpt2-tokens", type=int, default=24 * 4096)
+    parser.add_argument("--gpt2-tokens", type=int, default=16 * 4096)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--table", action="store_true", help="only print the table")

@@ -141,7 +141,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_before": round(LOAD_BEFORE, 2),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
         "environment": {name: os.environ[name] for name in ALLOCATOR if name in os.environ},
     }
     if torch.cuda.is_available():

@@ -1,6 +1,6 @@
 """How penstock's Gated step grows with d_sae, batch and L0, beside the encoder product alone: a table and a plot.
 
-    python scaling.py            # about two minutes on two cores
+    python scaling.py            # about four minutes on two cores
 
 One quantity is varied at a time, the others stay at d_in 768, d_sae 16384, batch 2048, L0 64. The product is the faster
 of torch's and numpy's. `--plot-only` draws the plot again from the JSON file.
@@ -35,7 +35,7 @@ def measure(setting: Setting, *, repeats: int) -> dict[str, Any]:
 def plot(found: dict[str, list[dict[str, Any]]], name: str) -> None:
     """Draw the three sweeps, log-log, into results/NAME.png and .svg."""
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     plt.rcParams["svg.hashsalt"] = "penstock"  # the same file for the same numbers
     figure, panels = plt.subplots(1, len(found), figsize=(12, 4), sharey=True, layout="constrained")
@@ -53,6 +53,8 @@ def plot(found: dict[str, list[dict[str, Any]]], name: str) -> None:
         fixed = [f"{key} {getattr(BASE, key):,}" for key in ("d_in", *found) if key != varied]
         panel.set_title(", ".join(fixed).replace("l0", "L0"), fontsize=9)
     panels[0].set_ylabel("seconds")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_minor_locator(NullLocator())
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     first = found["d_sae"]
     for key, label, row, offset, side, colour in (

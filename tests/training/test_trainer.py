@@ -356,3 +356,14 @@ def test_rounded_factors_change_the_gate_a_little_and_leave_weights_in_float32(a
     assert row["loss"] != other["loss"] and row["loss"] == pytest.approx(other["loss"], rel=0.02)
     assert {parameter.dtype for parameter in rounded.sae.parameters()} == {torch.float32}
     assert (rounded.sae.W_dec != rounded.sae.W_dec.bfloat16()).any()
+
+
+@pytest.mark.parametrize("optimiser", ["latent_adam", "adam"])
+def test_a_latent_whose_gate_opens_without_magnitude_is_trained_too(optimiser: str) -> None:
+    trainer = make_trainer("gated", beta1=0.0, optimiser=optimiser)
+    with torch.no_grad():
+        trainer.sae.get_parameter("b_mag").fill_(-100.0)
+    before = trainer.sae.W_enc.detach().clone()
+    row = trainer.step(batch(), 0)
+    assert row["l0"] == 0 and row["auxiliary"] > 0
+    assert (trainer.sae.W_enc != before).any(dim=0).all()
