@@ -1,6 +1,8 @@
 """The import rule of the library: a module imports only from floors below its own."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import penstock
@@ -71,3 +73,12 @@ def test_an_arrow_that_points_up_or_sideways_is_seen() -> None:
     assert wrong_arrows("saes", "def f():\n    import penstock.language_models.sites") == {"language_models"}
     assert wrong_arrows("saes", "from penstock import cli") == {"cli"}
     assert not wrong_arrows("training", "from penstock.saes import SAE\nimport torch")
+
+
+def test_importing_penstock_imports_nothing_heavy_beyond_torch() -> None:
+    heavy = {"transformers", "numba", "triton", "scipy", "matplotlib", "jinja2"}
+    code = (
+        f"import sys, torch; before = set(sys.modules); import penstock; print({heavy} & (set(sys.modules) - before))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

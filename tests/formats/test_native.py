@@ -32,6 +32,7 @@ def test_an_sae_comes_back_bit_for_bit(arch: str, dtype: torch.dtype, random_sae
 
     assert type(loaded) is type(sae)
     assert metadata == METADATA
+    assert loaded.W_enc.T.is_contiguous(), "what the kernels and LatentAdam gather"
     before, after = sae.state_dict(), loaded.state_dict()
     assert list(before) == list(after)
     for name, value in before.items():

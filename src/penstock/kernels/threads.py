@@ -25,7 +25,9 @@ def shares(offsets: NDArray[np.int64], work_per_pair: int) -> list[tuple[int, in
         work_per_pair: Multiplications that a pair costs; decides whether sharing pays.
     """
     rows = len(offsets) - 1
-    threads = max(1, min(torch.get_num_threads(), rows, int(offsets[-1]) * work_per_pair // MIN_WORK))
+    threads = min(torch.get_num_threads(), rows, int(offsets[-1]) * work_per_pair // MIN_WORK)
+    if threads <= 1:
+        return [(0, rows)]
     # Rows count as well as pairs: an empty row still has to be written.
     work = offsets + np.arange(rows + 1)
     cuts = np.searchsorted(work, work[-1] * np.arange(1, threads) // threads)

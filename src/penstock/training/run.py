@@ -20,6 +20,7 @@ from torch import Tensor
 from penstock.activations.harvest import Text, TrainingStream, fill_cache
 from penstock.activations.sources import ActivationSource, ShuffleBuffer, measure_scale
 from penstock.formats.native import save_sae
+from penstock.kernels.buffers import single_threaded_blas
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import SAE
 from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -89,7 +90,12 @@ class TrainingRun:
         """
         log.start(self.step)
         saved_at = time.monotonic()
-        with Interrupts() as interrupts, log.progress(self.config.num_steps, self.step) as show:
+        # Here and not only in the kernels: OpenBLAS does not take the limit from the threads that step the SAEs.
+        with (
+            single_threaded_blas,
+            Interrupts() as interrupts,
+            log.progress(self.config.num_steps, self.step) as show,
+        ):
             while self.step < self.config.num_steps:
                 rows = self._step()
                 log.write(self.step, self.step * self.config.optim.batch_size, rows)
