@@ -1,6 +1,5 @@
 """What is special to the CPU: threads, buffers that are lent again, and the BLAS they share."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -131,23 +130,28 @@ def test_gradients_that_are_kept_are_not_written_over() -> None:
     torch.testing.assert_close(again, 2 * kept)
 
 
-def test_numpys_threads_are_as_before_when_the_last_user_leaves() -> None:
-    def blas_threads() -> set[int]:
-        # Not of every BLAS in the process: scipy brings one of its own.
-        return {library["num_threads"] for library in buffers._blas().info()}
+def blas_threads() -> set[int]:
+    # Not of every BLAS in the process: scipy brings one of its own.
+    return {library["num_threads"] for library in buffers._blas().info()}
 
-    entered, leave = threading.Barrier(2, timeout=60), threading.Event()
 
-    def stay() -> None:
+def test_numpy_keeps_to_one_thread_inside_and_is_as_before_afterwards() -> None:
+    with threadpool_limits(2, user_api="blas"), ThreadPoolExecutor() as pool:
         with single_threaded_blas:
-            entered.wait()
-            leave.wait(60)
+            codes(batch=5)
+            assert blas_threads() == {1}
+            assert pool.submit(blas_threads).result() == {1}
+        assert blas_threads() == {2}
+
+
+def test_other_threads_leave_the_limit_to_the_main_thread() -> None:
+    def enter_and_leave() -> None:
+        with single_threaded_blas:
+            pass
 
     with threadpool_limits(2, user_api="blas"), ThreadPoolExecutor() as pool:
-        other = pool.submit(stay)
         with single_threaded_blas:
-            entered.wait()
-        inside = blas_threads()
-        leave.set()
-        other.result()
-        assert inside == {1} and blas_threads() == {2}
+            pool.submit(enter_and_leave).result()
+            assert blas_threads() == {1}
+        pool.submit(enter_and_leave).result()
+        assert blas_threads() == {2}

@@ -6,7 +6,7 @@ arithmetic. An array is lent again once nothing refers to it any more, so whoeve
 
 import sys
 from functools import cache
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -39,28 +39,31 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 class _OneThread:
-    """Keeps numpy's BLAS to one thread while anyone is inside, whichever Python threads they are on."""
+    """Keeps numpy's BLAS to one thread while the main thread is inside; may be entered again inside itself.
+
+    OpenBLAS ignores a limit that is set from another thread, so there nothing is done: whoever steps SAEs in threads of
+    its own enters in the main thread for as long (`TrainingRun.train`).
+    """
 
     def __init__(self) -> None:
-        self.inside = 0
-        self.lock = Lock()
+        self.depth = 0
         self.limits: Any = None
 
     def __enter__(self) -> None:
-        with self.lock:
-            if self.inside == 0:
+        if current_thread() is main_thread():
+            if self.depth == 0:
                 self.limits = _blas().limit(limits=1)
-            self.inside += 1
+            self.depth += 1
 
     def __exit__(self, *error: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
+        if current_thread() is main_thread():
+            self.depth -= 1
+            if self.depth == 0:
                 self.limits.restore_original_limits()
 
 
 single_threaded_blas = _OneThread()
-"""A context in which each caller of numpy's matrix product uses its own thread only."""
+"""A context for callers of numpy's matrix product that share out its rows themselves."""
 
 
 @cache

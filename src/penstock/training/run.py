@@ -90,7 +90,7 @@ class TrainingRun:
         """
         log.start(self.step)
         saved_at = time.monotonic()
-        # Here and not only in the kernels: OpenBLAS does not take the limit from the threads that step the SAEs.
+        # Here and not only in the kernels, which run in the threads that step the SAEs: see single_threaded_blas.
         with (
             single_threaded_blas,
             Interrupts() as interrupts,
