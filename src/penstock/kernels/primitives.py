@@ -100,8 +100,8 @@ class _Encode(torch.autograd.Function):
         if need_W:
             of_W = kernels.weight_gradient(support, [gradient], [centred]).T
         if need_x:
-            zero = torch.zeros_like(centred[0]) if len(centred) else centred.new_zeros(centred.shape[1])
-            (of_x,) = kernels.decode(support, [gradient], W_enc.T.contiguous(), zero)
+            no_bias = centred.new_zeros(centred.shape[1])
+            (of_x,) = kernels.decode(support, [gradient], W_enc.T.contiguous(), no_bias)
         if need_b:
             of_b = -(W_enc @ kernels.sum_by_latent(support, gradient))
         return of_x, of_W, of_b, None

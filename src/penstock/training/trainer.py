@@ -104,11 +104,14 @@ class SAETrainer:
         """
         coef = self.sparsity_coef * self.schedule.sparsity_factor(step)
         lr = self.lr * self.schedule.lr_factor(step)
-        self.optimiser.zero_grad()
-        passed = self._backward(x, coef, step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        self.optimiser.update(passed.reached.nonzero().flatten())
+        try:
+            passed = self._backward(x, coef, step)
+            for group in self.optimiser.param_groups:
+                group["lr"] = lr
+            self.optimiser.update(passed.reached.nonzero().flatten())
+        finally:
+            # At once, so that the next SAE's gradients get the same memory, still in the cache.
+            self.optimiser.zero_grad()
 
         l0 = passed.firing.sum().item() / len(x)
         self.dead_counter.update(passed.firing > 0, len(x))
