@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.evaluation import Candidate, Evaluation, evaluate, record_of
+from penstock.evaluation.evaluate import LOGITS
 from penstock.evaluation.statistics import resample_weights
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
@@ -204,6 +205,24 @@ def test_firing_counts_and_l0_are_those_of_a_loop_over_tokens(
     assert metrics(found)["l0"] == pytest.approx(sum(firing) / len(counted))
     assert metrics(found)["l1"] == pytest.approx(l1 / len(counted), rel=1e-5)
     assert 0 < sum(firing) < 20 * len(counted)
+
+
+def test_a_forward_pass_makes_no_more_logits_than_allowed(
+    lm: LanguageModel, rows: TokenRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    logits = lm.logits
+
+    def watched(tokens: Tensor, *args: object, **kwargs: object) -> Tensor:
+        seen.append(len(tokens))
+        return logits(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(lm, "logits", watched)
+    for rows_allowed, expected in ((0.5, {1}), (2.9, {2}), (6, {6})):
+        seen.clear()
+        monkeypatch.setitem(LOGITS, "cpu", int(rows_allowed * 11 * 24))
+        evaluate(lm, rows, [replacing("damaged", damage)])
+        assert set(seen) == expected
 
 
 def test_candidates_at_several_sites_are_measured_as_if_alone(

@@ -207,3 +207,24 @@ def gpt2(load_tiny: Callable[..., LanguageModel]) -> LanguageModel:
 def tokens() -> torch.Tensor:
     """Two rows of nine tokens: longer than the tiny models' sliding window of four."""
     return torch.randint(3, VOCAB_SIZE - 1, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def count_calls() -> Callable[[list[torch.nn.Module]], list[int]]:
+    """Starts a count for each module of how often it runs, without hooks."""
+
+    def start(modules: list[torch.nn.Module]) -> list[int]:
+        counts = [0] * len(modules)
+
+        def counting(index: int, forward: Callable[..., object]) -> Callable[..., object]:
+            def counted(*args: object, **kwargs: object) -> object:
+                counts[index] += 1
+                return forward(*args, **kwargs)
+
+            return counted
+
+        for index, module in enumerate(modules):
+            module.forward = counting(index, module.forward)
+        return counts
+
+    return start

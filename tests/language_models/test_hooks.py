@@ -11,28 +11,12 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.sites import Site
 
 
-def count_calls(modules: list[nn.Module]) -> list[int]:
-    """A count for each module of how often it runs, without hooks."""
-    counts = [0] * len(modules)
-
-    def counting(index: int, forward: Callable[..., object]) -> Callable[..., object]:
-        def counted(*args: object, **kwargs: object) -> object:
-            counts[index] += 1
-            return forward(*args, **kwargs)
-
-        return counted
-
-    for index, module in enumerate(modules):
-        module.forward = counting(index, module.forward)
-    return counts
-
-
 def num_hooks(module: nn.Module) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
 
 def test_blocks_after_the_deepest_site_are_never_called(
-    load_tiny: Callable[..., LanguageModel], tokens: Tensor
+    load_tiny: Callable[..., LanguageModel], count_calls: Callable[[list[nn.Module]], list[int]], tokens: Tensor
 ) -> None:
     model = load_tiny("gpt2")
     blocks, head = model.module.get_submodule("transformer.h"), model.module.get_submodule("lm_head")
@@ -49,7 +33,10 @@ def test_blocks_after_the_deepest_site_are_never_called(
 
 
 def test_within_a_block_too_nothing_runs_after_the_deepest_site(
-    lm: LanguageModel, family_name: str, load_tiny: Callable[..., LanguageModel], tokens: Tensor
+    family_name: str,
+    load_tiny: Callable[..., LanguageModel],
+    count_calls: Callable[[list[nn.Module]], list[int]],
+    tokens: Tensor,
 ) -> None:
     model = load_tiny(family_name)
     deepest = model.module.get_submodule(model.sites["mlp_act.0"].module)

@@ -24,6 +24,12 @@ from penstock.saes import SAE
 from penstock.shapes import Acts, Logits, Mask, SequenceActs, Tokens
 from penstock.sparse import SparseCode
 
+LogProbabilities = Float[Tensor, "sequences predictions vocab"]
+
+LOGITS = {"cpu": 2**22, "cuda": 2**29}
+"""Logits of one forward pass at most (but at least a row's), by device type. On a CPU 16 MiB: glibc keeps blocks below
+32 MiB, and fetches larger ones anew from the operating system each time."""
+
 
 class Candidate(NamedTuple):
     """Something that reconstructs a site's activations through a code: an SAE or a control."""
@@ -58,7 +64,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, rows: TokenRows, candidates: Sequence[Candidate], *, batch_rows: int = 8
+    model: LanguageModel, rows: TokenRows, candidates: Sequence[Candidate], *, batch_rows: int | None = None
 ) -> dict[str, Evaluation]:
     """Measure every candidate on the same tokens.
 
@@ -66,7 +72,7 @@ def evaluate(
         model: The language model whose activations are replaced.
         rows: Held-out rows with the positions that count.
         candidates: At any of the model's sites, on raw activations.
-        batch_rows: Rows in a forward pass.
+        batch_rows: Rows in a forward pass; as many as LOGITS allows if left out.
 
     Returns:
         For each candidate's name its sums.
@@ -92,6 +98,9 @@ def evaluate(
             "There is nothing to evaluate on: the mask leaves no two neighbouring positions that count, "
             "hence no prediction. Evaluate on documents of two tokens or more."
         )
+    if batch_rows is None:
+        logits = LOGITS.get(model.device.type, LOGITS["cpu"])
+        batch_rows = max(1, logits // (rows.tokens.shape[1] * model.vocab_size))
     means = _site_means(model, rows, sites, batch_rows)
     parts: dict[str, list[Evaluation]] = {candidate.name: [] for candidate in candidates}
     batches = list(zip(rows.tokens.split(batch_rows), rows.mask.split(batch_rows), strict=True))
@@ -112,6 +121,7 @@ class _Batch:
         self.means = means
         self.predicted = self.mask[:, :-1] & self.mask[:, 1:]
         self.targets = tokens[:, 1:].to(model.device)
+        self.prefixes = {site: model.prefix(tokens, site) for site in means}
         captured: dict[str, Tensor] = {}
 
         def keeper(site: str) -> Callable[[SequenceActs], SequenceActs]:
@@ -121,11 +131,11 @@ class _Batch:
 
             return keep
 
-        logits = model.logits(tokens, {site: keeper(site) for site in means})[:, :-1].float()
+        log_p = _log_probabilities(model.logits(tokens, {site: keeper(site) for site in means}))
         self.acts = captured
-        self.ce_clean = self._cross_entropy(logits)
-        self.probabilities = logits.softmax(dim=-1)
-        self.clean_score = self._expected_log_probability(logits)
+        self.ce_clean = self._cross_entropy(log_p)
+        self.clean_p = log_p.exp()
+        self.clean_entropy = -torch.linalg.vecdot(self.clean_p, log_p)
         self.ablated = {
             site: {
                 "ce_zero": self._ablated(site, torch.zeros_like(mean)),
@@ -143,8 +153,9 @@ class _Batch:
         terms = token_terms(x, x_hat, self.means[site]) | code_terms(acts, candidate.decoder_norm)
         sums = {name: self._by_sequence(values) for name, values in terms.items()}
 
-        spliced = self._logits_with(site, x_hat)
-        kl = self.clean_score - self._expected_log_probability(spliced)
+        spliced = self._log_p_with(site, x_hat)
+        # Made of two sums over the vocabulary; kl_div would make several tensors of its size.
+        kl = -torch.linalg.vecdot(self.clean_p, spliced).double() - self.clean_entropy.double()
         sums |= self.ablated[site]
         sums["ce_tokens"] = self.predicted.sum(dim=1).double()
         sums["ce_clean"] = self.ce_clean
@@ -156,31 +167,30 @@ class _Batch:
 
     def _ablated(self, site: str, value: Tensor) -> Tensor:
         x_hat = value.expand(int(self.mask.sum()), -1)
-        return self._cross_entropy(self._logits_with(site, x_hat))
+        return self._cross_entropy(self._log_p_with(site, x_hat))
 
-    def _logits_with(self, site: str, x_hat: Acts) -> Logits:
-        """Logits of all but the last position when those that count get `x_hat` and the others keep their own."""
+    def _log_p_with(self, site: str, x_hat: Acts) -> LogProbabilities:
+        """Log probabilities when the positions that count get `x_hat` and the others keep their own activation."""
 
         def edit(acts: SequenceActs) -> SequenceActs:
             replaced = acts.clone()
             replaced[self.mask.to(acts.device)] = x_hat.to(acts.device, acts.dtype)
             return replaced
 
-        return self.model.logits(self.tokens, {site: edit})[:, :-1].float()
+        return _log_probabilities(self.model.logits(self.tokens, {site: edit}, after=self.prefixes[site]))
 
-    def _expected_log_probability(self, logits: Logits) -> Float[Tensor, "sequences positions"]:
-        """E_clean[log p] at each position; the clean run's own minus this one's is the KL divergence."""
-        # One pass over the vocabulary where kl_div would make several tensors of its size.
-        expected = torch.einsum("spv,spv->sp", self.probabilities, logits)
-        return (expected - logits.logsumexp(dim=-1)).double()
-
-    def _cross_entropy(self, logits: Logits) -> Float[Tensor, " sequences"]:
-        losses = logits.logsumexp(dim=-1) - logits.gather(-1, self.targets[..., None])[..., 0]
+    def _cross_entropy(self, log_p: LogProbabilities) -> Float[Tensor, " sequences"]:
+        losses = -log_p.gather(-1, self.targets[..., None])[..., 0]
         return (losses.double() * self.predicted).sum(dim=1).cpu()
 
     def _by_sequence(self, values: Float[Tensor, " batch"]) -> Float[Tensor, " sequences"]:
         sequence = self.mask.nonzero()[:, 0]
         return torch.zeros(len(self.mask), dtype=torch.float64, device=values.device).index_add_(0, sequence, values)
+
+
+def _log_probabilities(logits: Logits) -> LogProbabilities:
+    """Of what follows each position but the last, which has no target."""
+    return logits[:, :-1].float().log_softmax(dim=-1)
 
 
 def _site_means(

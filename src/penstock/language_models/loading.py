@@ -1,12 +1,14 @@
 """`LanguageModel`: any causal language model of Hugging Face `transformers`, to read and to edit."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from penstock.language_models.hooks import Edit, captured, spliced
+from penstock.language_models.prefix import Prefix, blocks_before, recorded, replayed
 from penstock.language_models.pretrained import load_pretrained
 from penstock.language_models.sites import Site, find_site, named_sites
 from penstock.shapes import Logits, SequenceActs, Tokens
@@ -137,7 +139,21 @@ class LanguageModel:
             self._forward(tokens)
         return {site: found[site] for site in places}
 
-    def logits(self, tokens: Tokens, edits: Mapping[str, Edit] | None = None) -> Logits:
+    @torch.no_grad()
+    def prefix(self, tokens: Tokens, site: str) -> Prefix | None:
+        """What the blocks before a site make of some tokens, for `logits` with edits at that site to start from.
+
+        None where there is nothing to save: the site lies in the first block, in none, or in a model whose blocks
+        are not known by name.
+        """
+        blocks = blocks_before(find_site(site, self.sites, self.module), self.sites, self.num_layers)
+        if not blocks:
+            return None
+        with recorded(self.module, blocks) as found:
+            self._forward(tokens)
+        return found[0]
+
+    def logits(self, tokens: Tokens, edits: Mapping[str, Edit] | None = None, *, after: Prefix | None = None) -> Logits:
         """The model's logits, with the activations at some sites replaced on the way.
 
         Gradients are recorded only where an edit returns something that needs them.
@@ -147,6 +163,7 @@ class LanguageModel:
             edits: For each site a function that gets the activation [sequences, positions, d_in] and
                 returns its replacement in the same shape. What it returns is cast to the model's dtype and
                 device. It must not change its argument in place.
+            after: The `prefix` of the same tokens, whose blocks need not run again; the edits' sites lie behind it.
 
         Returns:
             Logits over the vocabulary for the token that follows each position.
@@ -155,7 +172,8 @@ class LanguageModel:
             ValueError: as for `activations`, or an edit returns another shape or no floating point.
         """
         edits = edits or {}
-        with spliced(self.module, self._places(edits), edits, _shape(tokens)):
+        start = replayed(self.module, after) if after else nullcontext()
+        with start, spliced(self.module, self._places(edits), edits, _shape(tokens)):
             return self._forward(tokens)
 
     def _places(self, sites: Sequence[str] | Mapping[str, Edit]) -> dict[str, Site]:
