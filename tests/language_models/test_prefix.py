@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.language_models.loading import LanguageModel
+from penstock.language_models.prefix import recorded, replayed
 
 
 def damage(activation: Tensor) -> Tensor:
@@ -90,3 +91,22 @@ def test_an_edit_inside_the_prefix_is_an_error(gpt2: LanguageModel, tokens: Tens
     prefix = gpt2.prefix(tokens, "resid_post.1")
     with pytest.raises(ValueError, match=r"never computes 'mlp_out\.0'"):
         gpt2.logits(tokens, {"mlp_out.0": damage}, after=prefix)
+
+
+def test_a_prefix_is_kept_though_the_model_goes_on_to_change_it_in_place() -> None:
+    class AddsInPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.block(x.clone())
+            hidden += 1
+            return hidden
+
+    model = AddsInPlace()
+    with recorded(model, ("block",)) as found:
+        model(torch.zeros(1, 2, 3))
+    for _ in range(2):
+        with replayed(model, found[0]):
+            assert torch.equal(model(torch.full((1, 2, 3), 7.0)), torch.ones(1, 2, 3))
