@@ -1,0 +1,216 @@
+"""Is it enough to fix shrinkage? A baseline's magnitudes, and then its decoder, fitted anew behind its own gate.
+
+A ReLU SAE is a Gated SAE whose gate and magnitude share one bias and one scale. Written so, its magnitudes can be
+fitted to the reconstruction alone, without the penalty that shrank them, while what fires stays what it was.
+
+Sources: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.2 and figure 9, for
+`rescale_and_shift`; `fine_tune` is after Wright & Sharkey 2024, "Addressing Feature Suppression in SAEs", who go on
+training without the penalty, but leaves alone whatever could raise L0. The paper does not state the loss of its
+stage: here both minimise the squared reconstruction error and nothing else.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from penstock.activations.sources import ActivationCache, measure_scale
+from penstock.saes import SAE, GatedSAE, ReLUSAE
+from penstock.saes.base import squared_errors
+from penstock.shapes import Acts
+from penstock.training.config import MAX_SEED
+from penstock.training.run import SCALE_TOKENS
+from penstock.training.trainer import DivergenceError
+
+UNIT = 0.01
+"""How far from 1 the norm of a decoder row may be for it to count as a unit row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitConfig:
+    """How a refit is optimised: with Adam, whose learning rate falls linearly to zero."""
+
+    steps: int = 500
+    """Optimiser steps."""
+    batch_size: int = 4096
+    """Activations in a step."""
+    lr: float = 0.03
+    """Learning rate at the start, for activations of about unit mean squared norm and decoder rows of unit norm."""
+    seed: int = 0
+    """Decides the order of the activations."""
+    held_back: float = 0.1
+    """Share of the activations, the last ones, that is not trained on but measured on."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("steps", 1, 10**9),
+            ("batch_size", 1, 10**9),
+            ("lr", 1e-9, 10.0),
+            ("seed", 0, MAX_SEED),
+            ("held_back", 0.001, 0.9),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value} is out of range: allowed is {low:g} to {high:g}.")
+
+
+DEFAULT = RefitConfig()
+
+
+class Refitted(NamedTuple):
+    """A baseline with new magnitudes, and what they changed on the held-back activations."""
+
+    sae: GatedSAE
+    """On raw activations, decoder rows of unit norm, no gradients; its gate is the baseline's to the bit."""
+    loss_before: float
+    """Squared error per token, summed over d_in, raw units, of the baseline."""
+    loss_after: float
+    """The same of `sae`."""
+    l0_before: float
+    """Latents that fire per token in the baseline, which is also how many gates are open in `sae`."""
+    l0_after: float
+    """The same in `sae`: less where a magnitude is zero behind an open gate, never more."""
+    steps: int
+    """Optimiser steps taken."""
+
+
+@torch.no_grad()
+def as_gated(sae: SAE) -> GatedSAE:
+    """A ReLU SAE as a Gated SAE: the same function, with a gate and magnitudes that can part from each other.
+
+    Raises:
+        ValueError: the SAE is not a ReLU SAE.
+    """
+    if not isinstance(sae, ReLUSAE):
+        raise ValueError(
+            f"The SAE to refit has the architecture {sae.arch!r}, allowed is 'relu': only there do gate and magnitude "
+            "coincide. Give the baseline of the same width."
+        )
+    gated = GatedSAE(sae.d_in, sae.d_sae).to(sae.W_enc).requires_grad_(False)
+    gated.W_enc.copy_(sae.W_enc)
+    gated.b_gate.copy_(sae.b_enc)
+    gated.b_mag.copy_(sae.b_enc)
+    gated.W_dec.copy_(sae.W_dec)
+    gated.b_dec.copy_(sae.b_dec)
+    return gated
+
+
+def rescale_and_shift(sae: SAE, activations: Acts, config: RefitConfig = DEFAULT) -> Refitted:
+    """Fit one scale and one shift for each latent's magnitude, r_mag and b_mag; all else is frozen.
+
+    Args:
+        sae: A trained ReLU SAE on raw activations with unit decoder rows; it is not changed.
+        activations: Training activations of its site, raw units, of its dtype and on its device.
+        config: How to optimise.
+
+    Raises:
+        ValueError: not a ReLU SAE, its rows are not unit rows, there are too few activations, or they are not finite.
+        DivergenceError: the squared error is NaN or infinite; says at which step.
+    """
+    return _refit(sae, activations, config, {"r_mag": config.lr, "b_mag": config.lr})
+
+
+def fine_tune(sae: SAE, activations: Acts, config: RefitConfig = DEFAULT) -> Refitted:
+    """Fit the decoder's rows together with r_mag and b_mag; the gate is frozen: W_enc, b_gate and b_dec.
+
+    b_dec is part of the gate, which reads x - b_dec. The rows' norms are free, and moved into the magnitudes at the
+    end. Arguments and errors are those of `rescale_and_shift`. A row is d_in numbers, learnt only from activations on
+    which its latent fires: where `loss_after` is above that of `rescale_and_shift`, give more activations.
+    """
+    # Adam moves every coordinate by about the rate, and those of a unit row are about 1 / sqrt(d_in).
+    of_rows = config.lr / math.sqrt(sae.d_in)
+    return _refit(sae, activations, config, {"r_mag": config.lr, "b_mag": config.lr, "W_dec": of_rows})
+
+
+def _refit(sae: SAE, activations: Acts, config: RefitConfig, rates: Mapping[str, float]) -> Refitted:
+    """Train the parameters that have a learning rate in `rates`."""
+    gated = as_gated(sae)
+    _check_unit_rows(gated)
+    num_trained = len(activations) - max(1, round(config.held_back * len(activations)))
+    if num_trained < config.batch_size:
+        raise ValueError(
+            f"batch_size={config.batch_size} is more than the {max(0, num_trained)} activations to train on, of "
+            f"{len(activations)} with held_back={config.held_back:g}. Lower batch_size, or give more activations."
+        )
+    trained_on, held_back = activations[:num_trained], activations[num_trained:]
+    before = _measured(gated, held_back, config, "before the first step")
+
+    # A power of two, so that folding it in and out again changes no bit of what is frozen, nor of any gate.
+    scale = 2.0 ** round(math.log2(measure_scale([trained_on[:SCALE_TOKENS]])))
+    gated.fold_input_scale_(1 / scale)
+    _train_(gated, trained_on, scale, config, rates)
+    gated.fold_input_scale_(scale)
+    if "W_dec" in rates:
+        _fold_norm_into_magnitudes_(gated)
+
+    after = _measured(gated, held_back, config, "after the last step")
+    return Refitted(gated, before.loss, after.loss, before.l0, after.l0, config.steps)
+
+
+def _train_(sae: GatedSAE, activations: Acts, scale: float, config: RefitConfig, rates: Mapping[str, float]) -> None:
+    """Minimise the squared error on `scale` times the activations; nothing but `rates`' parameters gets a gradient."""
+    trained = {name: sae.get_parameter(name).requires_grad_(True) for name in rates}
+    optimiser = torch.optim.Adam([{"params": [trained[name]], "lr": rate} for name, rate in rates.items()], fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / config.steps)
+    source = ActivationCache({"x": activations}, seed=config.seed)
+    for step in range(config.steps):
+        x = scale * source.next_batch(config.batch_size)["x"]
+        loss = squared_errors(sae(x), x).mean()
+        _check_finite(loss.item(), f"at step {step}", config)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+    sae.requires_grad_(False)
+
+
+@torch.no_grad()
+def _fold_norm_into_magnitudes_(sae: GatedSAE) -> None:
+    """Give every decoder row unit norm without changing any reconstruction or any gate.
+
+    `fold_decoder_norm_` would do it by way of W_enc and b_gate, and its rounding could open a gate that was closed.
+    """
+    norm = sae.W_dec.norm(dim=1)
+    norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+    sae.W_dec.div_(norm[:, None])
+    sae.r_mag.add_(norm.log())
+    sae.b_mag.mul_(norm)
+
+
+class _Measured(NamedTuple):
+    loss: float
+    l0: float
+
+
+@torch.no_grad()
+def _measured(sae: SAE, x: Acts, config: RefitConfig, when: str) -> _Measured:
+    """Squared error and firing latents per token, on raw activations."""
+    square_error, firing = 0.0, 0
+    for part in x.split(config.batch_size):
+        acts = sae.encode_sparse(part)
+        square_error += squared_errors(sae.decode_sparse(acts), part).double().sum().item()
+        firing += int(acts.l0.sum())
+    _check_finite(square_error, when, config)
+    return _Measured(square_error / len(x), firing / len(x))
+
+
+def _check_unit_rows(sae: SAE) -> None:
+    norm = sae.W_dec.norm(dim=1)
+    # A row of exactly zero is what saving leaves of one that was zero.
+    wrong = (norm > 0) & ((norm - 1).abs() > UNIT)
+    if wrong.any():
+        example = norm[wrong][0].item()
+        raise ValueError(
+            f"{int(wrong.sum())} of {sae.d_sae} decoder rows have another norm than 1, e.g. {example:.3g}; the "
+            "learning rate is made for unit rows. Call sae.fold_decoder_norm_() first."
+        )
+
+
+def _check_finite(loss: float, when: str, config: RefitConfig) -> None:
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"The squared error of the refit is {loss} {when}. Look for NaN and infinity in the activations and in the "
+            f"SAE; if there are none, the learning rate is too high: try a third of lr={config.lr:g}."
+        )
