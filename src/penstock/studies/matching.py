@@ -1,0 +1,224 @@
+"""Which latents two dictionaries share: matched by direction, then compared on the tokens where both fire.
+
+Cosines are signed: a code is not negative, so a latent's opposite is another latent.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from penstock.sparse import SparseCode
+
+BLOCK = 2**23
+"""Cosines held at once, 32 MiB."""
+
+MAX_HUNGARIAN = 20_000
+"""Latents of a dictionary that `hungarian` accepts; its matrix of costs takes 3 GiB there."""
+
+Pairs = Int[Tensor, "matches 2"]
+
+
+class BestCosines(NamedTuple):
+    """For each row of one dictionary the row of another that is nearest in direction."""
+
+    cosine: Float[Tensor, " d_a"]
+    """From -1 to 1, float32."""
+    index: Int[Tensor, " d_a"]
+    """The nearest row, the first of equals; int64."""
+
+
+class Matching(NamedTuple):
+    """Rows of two dictionaries put together one to one."""
+
+    pairs: Pairs
+    """Row of a, row of b; ascending in a; int64."""
+    cosine: Float[Tensor, " matches"]
+    """Of the two, float32."""
+
+
+class Slopes(NamedTuple):
+    """How strongly one code fires where another does, latent by latent."""
+
+    slope: Float[Tensor, " matches"]
+    """float64; NaN where the two never fire together."""
+    tokens: Int[Tensor, " matches"]
+    """Tokens on which both fire."""
+
+
+@torch.no_grad()
+def best_cosines(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> BestCosines:
+    """The best cosine of each row of a among the rows of b; their mean is the mean max cosine similarity (MMCS).
+
+    It is not symmetric, and only means something beside `random_null`. Products are taken in float32; the cosine
+    of a row of zeros is 0.
+
+    Args:
+        W_a: Decoder rows.
+        W_b: Decoder rows of the same width, at least one.
+
+    Source: Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders".
+    """
+    rows_b = _unit(W_b)
+    best = [(_unit(rows) @ rows_b.T).max(dim=1) for rows in W_a.split(_rows_at_once(len(rows_b)))]
+    return BestCosines(torch.cat([values for values, _ in best]), torch.cat([index for _, index in best]))
+
+
+def random_null(d_in: int, d_b: int, samples: int, seed: int) -> Float[Tensor, " samples"]:
+    """Best cosines that chance gives: of random directions among `d_b` random directions, all uniform on the sphere.
+
+    About sqrt(2 ln(d_b) / d_in). All samples are compared with the same dictionary.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dictionary = torch.randn(d_b, d_in, generator=generator)
+    return best_cosines(torch.randn(samples, d_in, generator=generator), dictionary).cosine
+
+
+def mutual_nearest(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> Matching:
+    """The pairs of rows of which each is the other's nearest.
+
+    Chance alone pairs about d_b / (d_a + d_b) of a's rows, half of them for equal sizes: read cosines with the share.
+    """
+    return mutual_of(best_cosines(W_a, W_b), best_cosines(W_b, W_a))
+
+
+def mutual_of(a_to_b: BestCosines, b_to_a: BestCosines) -> Matching:
+    """The same as `mutual_nearest`, where both directions' best cosines are at hand."""
+    of_a = torch.arange(len(a_to_b.index), device=a_to_b.index.device)
+    mutual = b_to_a.index[a_to_b.index] == of_a
+    return Matching(torch.stack([of_a[mutual], a_to_b.index[mutual]], dim=1), a_to_b.cosine[mutual])
+
+
+@torch.no_grad()
+def hungarian(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> Matching:
+    """The one-to-one matching with the largest sum of cosines; the smaller dictionary is matched whole.
+
+    Time grows with the cube of the latents.
+
+    Raises:
+        ValueError: a dictionary has more than MAX_HUNGARIAN rows.
+
+    Source: Paulo & Belrose 2025, https://arxiv.org/abs/2501.16615, match dictionaries of two seeds this way.
+    """
+    latents = max(len(W_a), len(W_b))
+    if latents > MAX_HUNGARIAN:
+        raise ValueError(
+            f"A Hungarian matching of {latents:,} latents takes too long, as its time grows with their cube: at most "
+            f"{MAX_HUNGARIAN:,} are allowed. Leave out latents that never fire, or use mutual_nearest."
+        )
+    from scipy.optimize import linear_sum_assignment
+
+    rows_b = _unit(W_b)
+    # Costs, because `maximize=True` would copy the matrix.
+    costs = torch.empty(len(W_a), len(W_b), dtype=torch.float64)
+    at_once = _rows_at_once(len(rows_b))
+    for rows, block in zip(W_a.split(at_once), costs.split(at_once), strict=True):
+        block.copy_(-(_unit(rows) @ rows_b.T))
+    of_a, of_b = map(torch.from_numpy, linear_sum_assignment(costs.numpy()))
+    cosine = -costs[of_a, of_b].float()
+    return Matching(torch.stack([of_a, of_b], dim=1).to(W_a.device), cosine.to(W_a.device))
+
+
+@torch.no_grad()
+def firing_jaccard(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> Float[Tensor, " matches"]:
+    """Tokens on which both latents of a pair fire, over tokens on which at least one does.
+
+    It does not depend on magnitudes, nor on widths: the codes may come from SAEs of different models or sites.
+
+    Args:
+        code_a: Of any batch of tokens.
+        code_b: Of the same tokens.
+        pairs: Latents of a and of b. Memory grows with the firings of the a latents, counted once for each pair.
+
+    Returns:
+        From 0 to 1, float64; NaN where neither latent ever fires.
+
+    Raises:
+        ValueError: the codes do not have the same number of tokens.
+    """
+    both = _firing_together(code_a, code_b, pairs)
+    together = torch.bincount(both.pair, minlength=len(pairs)).double()
+    return together / (code_a.firing[pairs[:, 0]] + code_b.firing[pairs[:, 1]] - together)
+
+
+@torch.no_grad()
+def magnitude_slopes(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> Slopes:
+    """For each pair the slope through the origin of a's magnitudes on b's, over the tokens where both fire.
+
+    Minimises the sum of (a - slope * b)^2. Noise in b pulls the slope towards 0: latent a is the stronger one of
+    the two only if the slope of b on a, too, says so (their product is 1 where the magnitudes are proportional,
+    and less elsewhere). Magnitudes compare between SAEs whose decoder rows have equal norm, as saved ones have.
+
+    Args:
+        code_a: Of any batch of tokens.
+        code_b: Of the same tokens.
+        pairs: Latents of a and of b. Memory grows as for `firing_jaccard`.
+
+    Raises:
+        ValueError: the codes do not have the same number of tokens.
+    """
+    both = _firing_together(code_a, code_b, pairs)
+    zeros = both.a.new_zeros(len(pairs))
+    dot = zeros.index_add(0, both.pair, both.a * both.b)
+    square = zeros.index_add(0, both.pair, both.b.square())
+    return Slopes(dot / square, torch.bincount(both.pair, minlength=len(pairs)))
+
+
+class _Together(NamedTuple):
+    """Every token on which both latents of a pair fire."""
+
+    pair: Int[Tensor, " joint"]
+    """Which of the pairs, ascending."""
+    a: Float[Tensor, " joint"]
+    """The magnitude of its first latent, float64."""
+    b: Float[Tensor, " joint"]
+
+
+class _Firings(NamedTuple):
+    """A code's nonzero entries by latent, tokens ascending within each."""
+
+    keys: Int[Tensor, " firings"]
+    """latent * batch + token, ascending."""
+    tokens: Int[Tensor, " firings"]
+    values: Float[Tensor, " firings"]
+    """float64."""
+
+
+def _firing_together(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> _Together:
+    batch = code_a.support.batch
+    if batch != code_b.support.batch:
+        raise ValueError(
+            f"The codes are of {batch} and {code_b.support.batch} tokens, but firing is compared token by token. "
+            "Encode the same tokens with both SAEs."
+        )
+    a, b = _firings(code_a), _firings(code_b)
+    per_latent = code_a.firing
+    per_pair = per_latent[pairs[:, 0]]
+    pair = torch.arange(len(pairs), device=pairs.device).repeat_interleave(per_pair)
+    # Each pair visits all firings of its a latent, which lie side by side, and looks their tokens up among b's.
+    shift = (per_latent.cumsum(0) - per_latent)[pairs[:, 0]] - (per_pair.cumsum(0) - per_pair)
+    visited = shift[pair] + torch.arange(len(pair), device=pairs.device)
+    sought = pairs[:, 1][pair] * batch + a.tokens[visited]
+    # A last key beyond all others, so that a place is found for every key.
+    keys_b = torch.cat([b.keys, b.keys.new_tensor([torch.iinfo(torch.int64).max])])
+    place = torch.searchsorted(keys_b, sought)
+    found = keys_b[place] == sought
+    return _Together(pair[found], a.values[visited[found]], b.values[place[found]])
+
+
+def _firings(code: SparseCode) -> _Firings:
+    fires = code.nonzero()
+    keys, order = (fires.support.indices.long() * fires.support.batch + fires.support.tokens).sort()
+    return _Firings(keys, fires.support.tokens[order], fires.values[order].double())
+
+
+def _rows_at_once(d_b: int) -> int:
+    return max(1, BLOCK // max(1, d_b))
+
+
+def _unit(rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+    """The same directions in float32 with norm 1; rows of zeros stay zero."""
+    rows = rows.float()
+    norm = rows.norm(dim=1, keepdim=True)
+    return rows / torch.where(norm > 0, norm, 1)
