@@ -107,6 +107,37 @@ def test_the_interval_holds_the_ratio_and_widens_with_the_spread_of_the_resample
         assert entry["interval"][0] < 0.5 < entry["interval"][1]
 
 
+def test_seeds_are_pairs_whose_spread_widens_the_interval() -> None:
+    gated, relu = [], []
+    factors = {0: 0.4, 1: 0.5, 2: 0.6}
+    for seed, factor in factors.items():
+        # What differs between the seeds of both arms alike is no difference between the arms.
+        shift = 1 + seed
+        gated += arm("gated", [2, 60, 300], factor=factor * shift, seed=seed)
+        relu += arm("relu", [2, 60, 300], factor=shift, seed=seed)
+    found = only(gated + relu)
+    assert {entry["seed"]: entry["ratio"] for entry in found["by_seed"]} == pytest.approx(factors)
+    assert found["ratio"] == pytest.approx((0.4 * 0.5 * 0.6) ** (1 / 3))
+    # The resamples do not vary, so the interval is that of three numbers drawn three times: all sums of logs.
+    logs = np.log(list(factors.values()))
+    sums = [np.mean([logs[i], logs[j], logs[k]]) for i in range(3) for j in range(3) for k in range(3)]
+    low, high = np.exp(np.quantile(sums, [0.025, 0.975], method="inverted_cdf"))
+    assert found["interval"] == pytest.approx([low, high], rel=0.05)
+
+
+def test_a_seed_that_only_one_arm_has_is_left_out_beside_pairs() -> None:
+    pairs = [p._replace(seed=seed) for p in GATED + RELU for seed in (0, 1)]
+    found = only(pairs + arm("gated", [3, 5.5, 9, 20], factor=0.9, seed=7))
+    assert [entry["seed"] for entry in found["by_seed"]] == [0, 1]
+    assert found["ratio"] == pytest.approx(0.5)
+
+
+def test_without_common_seeds_the_means_over_seeds_are_compared() -> None:
+    found = only([p._replace(seed=3) for p in GATED] + RELU)
+    assert found["by_seed"] == []
+    assert found["ratio"] == pytest.approx(0.5)
+
+
 def test_what_varies_in_both_arms_together_does_not_widen_the_interval() -> None:
     spread = np.exp(0.3 * np.random.default_rng(0).normal(size=RESAMPLES))
     gated = arm("gated", [3, 5.5, 9, 20], factor=0.5, spread=spread)

@@ -2,7 +2,8 @@
 
 Along an arm log L0 is close to linear in log(1 - loss recovered), so it is interpolated in these
 coordinates, for each seed on its own, and averaged over seeds. Nothing is extrapolated: the arms are
-compared over the quality that both reach.
+compared over the quality that both reach. Seeds that both arms have are pairs: from two of them on only
+these count, and the bootstrap draws pairs as well as sequences, so that intervals cover both.
 """
 
 from collections import defaultdict
@@ -42,8 +43,9 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
 
     Returns:
         For each pair of arms: site, names, `ratio` of L0 arm / baseline averaged (geometrically) over the
-        quality that both reach, its bootstrap `interval`, the `overlap` in loss recovered, and a `grid` of
-        single values. `ratio` is None with a `reason` where the arms cannot be compared.
+        quality that both reach, its bootstrap `interval`, the ratios `by_seed` where two or more seeds are pairs
+        (the interval then covers seeds, too), the `overlap` in loss recovered, and a `grid`
+        of single values. `ratio` is None with a `reason` where the arms cannot be compared.
     """
     by_site: dict[str, dict[_Arm, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
@@ -68,7 +70,7 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
 
 
 def _ratio(arm: list[Point], baseline: list[Point]) -> dict[str, Any]:
-    empty = {"ratio": None, "interval": None, "overlap": None, "grid": []}
+    empty = {"ratio": None, "interval": None, "by_seed": [], "overlap": None, "grid": []}
     curves = _curves(arm), _curves(baseline)
     if min(len(curve.l0) for curves_of_arm in curves for curve in curves_of_arm) < 2:
         return empty | {"reason": "each arm needs at least two SAEs with a defined loss recovered per seed."}
@@ -80,11 +82,25 @@ def _ratio(arm: list[Point], baseline: list[Point]) -> dict[str, Any]:
             "reason": "the arms reach no loss recovered in common; train more values of L0, so that they do."
         }
     grid = np.linspace(low, high, GRID)
-    log_l0 = [np.mean([curve.at(grid) for curve in curves_of_arm], axis=0) for curves_of_arm in curves]
+    seeds = sorted({curve.seed for curve in curves[0]} & {curve.seed for curve in curves[1]})
+    paired = len(seeds) > 1
+    if paired:
+        curves = [curve for curve in curves[0] if curve.seed in seeds], [c for c in curves[1] if c.seed in seeds]
+    # [seeds, grid, 1 + resamples], the seeds of both arms in the same order.
+    by_seed = [np.stack([curve.at(grid) for curve in curves_of_arm]) for curves_of_arm in curves]
+    log_l0 = [values.mean(axis=0) for values in by_seed]
     log_ratio = log_l0[0] - log_l0[1]
+    if paired:
+        log_ratio[:, 1:] = _seeds_drawn(by_seed[0][:, :, 1:] - by_seed[1][:, :, 1:])
     return {
         "ratio": float(np.exp(log_ratio[:, 0].mean())),
         "interval": _interval(np.exp(log_ratio.mean(axis=0))[1:]),
+        "by_seed": [
+            {"seed": seed, "ratio": float(np.exp((arm_l0 - baseline_l0)[:, 0].mean()))}
+            for seed, arm_l0, baseline_l0 in zip(seeds, *by_seed, strict=True)
+        ]
+        if paired
+        else [],
         "overlap": [1 - float(np.exp(-low)), 1 - float(np.exp(-high))],
         "grid": [
             {
@@ -100,9 +116,20 @@ def _ratio(arm: list[Point], baseline: list[Point]) -> dict[str, Any]:
     }
 
 
+def _seeds_drawn(log_ratio: Floats) -> Floats:
+    """The mean over seeds drawn with replacement, anew for each resample: [seeds, grid, resamples] in.
+
+    Two or three seeds say little about all; the interval is then too narrow rather than too wide.
+    """
+    seeds, _, resamples = log_ratio.shape
+    drawn = np.random.default_rng(0).integers(seeds, size=(seeds, 1, resamples))
+    return np.take_along_axis(log_ratio, drawn, axis=0).mean(axis=0)
+
+
 class _Curve(NamedTuple):
     """One seed of an arm, sorted by quality = -log(1 - loss recovered); [points, 1 + resamples]."""
 
+    seed: int
     quality: Floats
     l0: Floats
 
@@ -127,11 +154,11 @@ def _curves(points: list[Point]) -> list[_Curve]:
         if np.isfinite(lost).all() and (lost > 0).all() and (point.l0 > 0).all():
             by_seed[point.seed].append(point)
     curves = []
-    for seed_points in by_seed.values():
+    for seed, seed_points in sorted(by_seed.items()):
         ordered = sorted(seed_points, key=lambda point: point.loss_recovered[0])
         quality = np.stack([-np.log(1 - point.loss_recovered) for point in ordered])
-        curves.append(_Curve(quality, np.stack([point.l0 for point in ordered])))
-    return curves or [_Curve(np.empty((0, 1)), np.empty((0, 1)))]
+        curves.append(_Curve(seed, quality, np.stack([point.l0 for point in ordered])))
+    return curves or [_Curve(0, np.empty((0, 1)), np.empty((0, 1)))]
 
 
 def _interval(values: Floats) -> list[float]:
