@@ -17,7 +17,8 @@ from penstock.language_models.loading import LanguageModel
 from penstock.saes import GatedSAE
 
 PACKAGE = Path(penstock.__file__).parent
-COMMANDS = ("sweep", "train", "eval", "report", "info")
+STUDIES = ("pursuit", "pruning", "refit", "dictionaries", "concepts", "cost")
+COMMANDS = ("sweep", "train", "eval", "report", "info", *STUDIES, "reproduce")
 
 Told = Callable[..., tuple[int, str, str]]
 
@@ -350,7 +351,7 @@ def test_ctrl_c_outside_the_training_ends_with_a_message(
     assert "error: stopped by Ctrl-C" in err
 
 
-SECTION_FIELDS = {"language_model", "data", "optim", "resampling", "eval"}
+SECTION_FIELDS = {"language_model", "data", "optim", "resampling", "eval", "settings", "refit"}
 """Fields that hold a section, whose own fields are what is told."""
 
 
@@ -383,6 +384,13 @@ SECTIONS = {"LanguageModelConfig", "DataConfig", "OptimConfig", "ResamplingConfi
         ("eval", {"Eval", "EvalConfig"}),
         ("report", {"Report"}),
         ("info", {"Info"}),
+        ("pursuit", {"Pursuit", "PursuitConfig"}),
+        ("pruning", {"Pruning", "PruningConfig"}),
+        ("refit", {"Refit", "RefitStudyConfig", "RefitConfig"}),
+        ("dictionaries", {"Dictionaries", "DictionariesConfig"}),
+        ("concepts", {"Concepts", "ConceptsConfig"}),
+        ("cost", {"Cost", "CostConfig"}),
+        ("reproduce", {"Reproduce"}),
     ],
 )
 def test_help_tells_what_every_setting_is(
@@ -392,15 +400,15 @@ def test_help_tells_what_every_setting_is(
     code, out, _ = told(command, "--help")
     assert code == 0
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
-    files = (PACKAGE / "cli.py", PACKAGE / "training" / "config.py")
+    files = (*PACKAGE.glob("cli/*.py"), PACKAGE / "training" / "config.py", *PACKAGE.glob("studies/*.py"))
     sources = {name: texts for file in files for name, texts in documented_fields(file, classes).items()}
     checked = 0
     for name in classes:
         for field, text in sources[name].items():
             assert " ".join(text.split()) in words, f"{name}.{field}"
             flag = field.rstrip("_").replace("_", "-")
-            prefix = "resampling." if name == "ResamplingConfig" else ""
-            assert f"--{prefix}{flag} " in words or field in ("path", "run", "trust_remote_code"), flag
+            prefix = {"ResamplingConfig": "resampling.", "RefitConfig": "refit."}.get(name, "")
+            assert f"--{prefix}{flag} " in words or field in ("path", "run", "preset", "trust_remote_code"), flag
             checked += 1
     assert checked >= len(classes)
 
@@ -422,3 +430,11 @@ def test_a_setting_that_its_section_refuses_is_a_usage_error(told: Told, argumen
     code, _, err = told("train", *arguments, "--out", "nowhere")
     assert code == 2
     assert err.startswith("error: ") and message in err
+
+
+@pytest.mark.parametrize("preset", ["embedded", "gelu-1l", "pythia-2.8b", "gemma-7b"])
+def test_a_dry_run_tells_what_a_preset_would_do_without_its_weights(told: Told, preset: str, tmp_path: Path) -> None:
+    code, out, _ = told("reproduce", preset, "--dry-run", "--out", str(tmp_path / "nothing"))
+    assert code == 0
+    assert "tokens in" in out and "GiB" in out and "hours" in out and "deviations from the paper" in out
+    assert not (tmp_path / "nothing").exists()

@@ -1,7 +1,7 @@
 """The Pareto figure of a run as PNG and SVG, for papers and READMEs; needs the optional extra `plots`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ PANELS = {
 MAX_SENTENCES = 3
 """Comparisons that are worded above the figure."""
 
-_MARKERS = {
+MARKERS = {
     **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D"},
     **{"down": "v", "hexagon": "h", "star": "*"},
 }
@@ -76,21 +76,31 @@ def write_pareto_figure(run_dir: Path) -> ParetoFiles:
         PlotsNotInstalled: matplotlib is missing; names the extra to install.
     """
     csv = write_records_csv(run_dir)
+    png = drawn(lambda: _draw(read_run(run_dir)), run_dir / "pareto")
+    return ParetoFiles(png, png.with_suffix(".svg"), csv)
+
+
+def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
+    """Saves a figure as `path` with .png and .svg, the same bytes for the same numbers, and returns the first.
+
+    Raises:
+        PlotsNotInstalled: matplotlib is missing; names the extra to install.
+    """
     try:
         import matplotlib
         import matplotlib.style
     except ImportError as error:
         raise PlotsNotInstalled(
-            "pareto.png and pareto.svg are drawn by matplotlib, which is not installed: "
-            "pip install 'penstock[plots]'. report.html and pareto.csv do not need it."
+            f"{path.name}.png and {path.name}.svg are drawn by matplotlib, which is not installed: "
+            "pip install 'penstock[plots]'. Reports and tables do not need it."
         ) from error
-    png, svg = run_dir / "pareto.png", run_dir / "pareto.svg"
+    png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
     # "default" first: a reader's own matplotlibrc must not change the figure.
     with matplotlib.style.context(["default", _STYLE]):
-        figure = _draw(read_run(run_dir))
+        figure = draw()
         figure.savefig(png, metadata={"Software": None})
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
-    return ParetoFiles(png, svg, csv)
+    return png
 
 
 def _draw(run: RunData) -> "Figure":
@@ -139,20 +149,21 @@ def _draw_panel(ax: "Axes", records: Sequence[dict[str, Any]], arms: Sequence[Ar
             y,
             xerr=_error_bars(seed_records, "l0"),
             yerr=_error_bars(seed_records, metric),
-            fmt=_MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+            fmt=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
             color=color,
             markersize=4.5,
             markerfacecolor=color if arm.variant % 2 == 0 else "white",
             elinewidth=1,
         )
-    _set_scales(ax, saes, metric)
+    set_scales(ax, saes, metric)
     if metric == "reconstruction_bias":
         ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     else:
         _draw_levels(ax, records, metric)
 
 
-def _set_scales(ax: "Axes", saes: Sequence[dict[str, Any]], metric: str) -> None:
+def set_scales(ax: "Axes", saes: Sequence[dict[str, Any]], metric: str) -> None:
+    """L0 on a logarithmic axis in octaves, and the metric too where it spans much."""
     from matplotlib.axis import Axis
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -247,7 +258,7 @@ def _arm_handle(arm: Arm) -> "Line2D":
         [],
         color=color,
         linestyle=_DASHES[arm.variant % len(_DASHES)],
-        marker=_MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+        marker=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
         markerfacecolor=color if arm.variant % 2 == 0 else "white",
         linewidth=1,
         markersize=5,

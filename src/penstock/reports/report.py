@@ -49,7 +49,8 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _render(run: RunData) -> str:
+def rendered(template: str, **values: Any) -> str:
+    """A page made from a template of this package, with the style of all pages as `css`."""
     import jinja2
     from markupsafe import Markup
 
@@ -61,9 +62,16 @@ def _render(run: RunData) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["number"] = wording.number
+    return environment.from_string(_template(template)).render(css=Markup(_template("report.css")), **values)
+
+
+def _render(run: RunData) -> str:
+    from markupsafe import Markup
+
     arms = find_arms(run.records)
     sites = _sites(run.records)
-    return environment.from_string(_template("report.html.j2")).render(
+    return rendered(
+        "report.html.j2",
         run=run,
         arms=arms,
         sites=sites,
@@ -78,7 +86,6 @@ def _render(run: RunData) -> str:
         notation=NOTATION,
         colors=COLORS,
         dark_colors=DARK_COLORS,
-        css=Markup(_template("report.css")),
         script=Markup("\n".join(_template(name) for name in SCRIPTS)),
         data=Markup(embedded_json(_page_data(run, arms, sites))),
     )

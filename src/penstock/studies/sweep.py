@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.activations.harvest import Text, TrainingStream, fill_cache
+from penstock.activations.harvest import Text, fill_cache
 from penstock.evaluation.evaluate import Candidate, evaluate
 from penstock.evaluation.records import record_of
 from penstock.evaluation.statistics import resample_weights, resampled_metrics
 from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.metrics import metrics_of
+from penstock.saes import SAE
 from penstock.studies.comparison import Point, compare, warnings_of
 from penstock.studies.controls import controls
 from penstock.studies.environment import environment_of
@@ -32,7 +33,7 @@ from penstock.training.config import (
     RunConfig,
 )
 from penstock.training.metrics_log import MetricsLog, Tracker
-from penstock.training.run import TrainingRun, decide, training_text
+from penstock.training.run import TrainingRun, decide, training_stream, training_text
 from penstock.training.stored_config import config_from_json, config_to_json
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
     """Evaluate the SAEs and controls of a trained run; writes records.jsonl and comparison.json."""
     config = read_config(folder)
     saes = [folder / "saes" / sae.folder for sae in config.saes]
-    candidates, about, _ = load_candidates(saes, device=config.language_model.device)
+    _, candidates, about, _ = load_candidates(saes, device=config.language_model.device)
     for candidate in _controls_of(config, model):
         candidates.append(candidate)
         about[candidate.name] = _about_control(candidate, config)
@@ -132,6 +133,8 @@ def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
 class LoadedSAEs(NamedTuple):
     """SAEs from disk, ready to be evaluated."""
 
+    saes: dict[str, SAE]
+    """By name, in the dtype they were saved in."""
     candidates: list[Candidate]
     about: dict[str, Mapping[str, Any]]
     """For each candidate's name what its record says of it."""
@@ -145,7 +148,7 @@ def load_candidates(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
     Raises:
         ValueError: a folder holds no SAE, or one that does not say its site.
     """
-    loaded = LoadedSAEs([], {}, [])
+    loaded = LoadedSAEs({}, [], {}, [])
     for folder in folders:
         sae, metadata = load_sae(folder, device=device)
         if "site" not in metadata:
@@ -155,6 +158,7 @@ def load_candidates(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
             )
         name = metadata.get("name", folder.name)
         name = str(folder) if name in loaded.about else name
+        loaded.saes[name] = sae
         loaded.candidates.append(Candidate.of(name, metadata["site"], sae))
         loaded.about[name] = _about_sae(sae.arch, sae.d_in, sae.d_sae, {**metadata, "name": name})
         loaded.metadata.append(metadata)
@@ -185,7 +189,7 @@ def evaluate_saes(
     Raises:
         ValueError: the SAEs belong to different models or texts, or do not fit this model.
     """
-    candidates, about, metadata = load_candidates(folders, device=device)
+    _, candidates, about, metadata = load_candidates(folders, device=device)
     own = LanguageModel.load(
         model or _common(metadata, "model"),
         dtype=dtype,
@@ -280,13 +284,7 @@ def _all_and_resampled(sums: Mapping[str, Tensor], weights: Tensor) -> dict[str,
 
 
 def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:
-    stream = TrainingStream(
-        text=training_text(config, model),
-        sites=config.sites,
-        batch_rows=config.data.model_batch_rows,
-        device=config.language_model.device,
-    )
-    acts = fill_cache(stream, min(CONTROL_TOKENS, config.data.tokens), seed=0).acts
+    acts = fill_cache(training_stream(config, model), min(CONTROL_TOKENS, config.data.tokens), seed=0).acts
     targets = {round(sae.target_l0) for sae in config.saes if sae.target_l0 is not None} or {8, 32}
     found = []
     for site in config.sites:

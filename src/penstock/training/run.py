@@ -181,13 +181,8 @@ class TrainingRun:
         return time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
 
     def _source(self) -> ActivationSource:
-        data, device = self.config.data, self.config.language_model.device
-        stream = TrainingStream(
-            text=training_text(self.config, self.model),
-            sites=self.config.sites,
-            batch_rows=data.model_batch_rows,
-            device=device,
-        )
+        data = self.config.data
+        stream = training_stream(self.config, self.model)
         if data.cache_tokens is not None:
             logger.info("Harvesting %s activations at %s", f"{data.cache_tokens:,}", ", ".join(self.config.sites))
             return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
@@ -297,6 +292,16 @@ def training_text(config: RunConfig, model: LanguageModel) -> Text:
         text_field=data.text_field or "text",
         context=data.context,
         packing=data.packing,
+    )
+
+
+def training_stream(config: RunConfig, model: LanguageModel) -> TrainingStream:
+    """The activations that a run whose settings are decided trains on, in the order of its text."""
+    return TrainingStream(
+        text=training_text(config, model),
+        sites=config.sites,
+        batch_rows=config.data.model_batch_rows,
+        device=config.language_model.device,
     )
 
 

@@ -1,0 +1,70 @@
+"""The command line: the only place that parses arguments or prints."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from penstock.cli.output import Usage
+from penstock.cli.reproduction import Reproduce, run_preset
+from penstock.cli.runs import Sweep, Train, train
+from penstock.cli.saved import Eval, Info, Report, evaluate, info, report
+from penstock.cli.studies import Concepts, Cost, Dictionaries, Pruning, Pursuit, Refit, study
+from penstock.training.checkpoint import CheckpointError
+from penstock.training.trainer import DivergenceError
+
+_PROGRAM = "Train, evaluate and compare sparse autoencoders on the activations of language models."
+
+_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "sweep": (Sweep, train),
+    "train": (Train, train),
+    "eval": (Eval, evaluate),
+    "report": (Report, report),
+    "info": (Info, info),
+    "pursuit": (Pursuit, study),
+    "pruning": (Pruning, study),
+    "refit": (Refit, study),
+    "dictionaries": (Dictionaries, study),
+    "concepts": (Concepts, study),
+    "cost": (Cost, study),
+    "reproduce": (Reproduce, run_preset),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 failed on the way, 2 settings that cannot be."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        parsed: Any = tyro.extras.subcommand_cli_from_dict(
+            {name: options for name, (options, _) in _COMMANDS.items()},
+            prog="penstock",
+            description=_PROGRAM,
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+    except ValueError as error:
+        # A single setting out of range, or two that exclude each other: the dataclasses check themselves.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        actions = dict(_COMMANDS.values())
+        actions[type(parsed)](parsed)
+    except Usage as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, ImportError, CheckpointError, DivergenceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        # While training, the loop itself answers; here there was nothing to save.
+        print("error: stopped by Ctrl-C.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run() -> None:
+    """Entry point of the `penstock` command."""
+    sys.exit(main())

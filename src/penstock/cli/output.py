@@ -1,0 +1,65 @@
+"""What several commands share: how records are printed, files named, and misuse said."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.reports import PlotsNotInstalled, write_pareto_figure, write_report
+
+
+class Usage(Exception):
+    """The options do not fit together."""
+
+
+def given(options: Any, blank: Any, prefix: str = "--") -> list[str]:
+    """The flags of the settings in which the options differ from `blank`."""
+    found = []
+    for one in dataclasses.fields(options):
+        value, other = getattr(options, one.name), getattr(blank, one.name)
+        flag = prefix + one.name.rstrip("_").replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            found += given(value, other, f"{flag}." if one.name == "resampling" else prefix)
+        elif value != other:
+            found.append(flag)
+    return found
+
+
+def write_figures(run: Path) -> None:
+    print(f"report: {write_report(run)}")
+    try:
+        files = write_pareto_figure(run)
+        print(f"figure: {files.png}")
+    except PlotsNotInstalled as error:
+        print(f"no pareto.png: {error}")
+
+
+def print_records(records: Sequence[dict[str, Any]]) -> None:
+    print(_table(records))
+    for record in records:
+        for warning in record["warnings"]:
+            print(f"warning: {record['name']}: {warning}", file=sys.stderr)
+
+
+def _table(records: Sequence[dict[str, Any]]) -> str:
+    """The main numbers of each record, aligned."""
+    return _aligned(records, ("name", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias", "frac_alive"))
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of any kind: the columns whose values are single."""
+    single = [key for key in rows[0] if not isinstance(rows[0][key], dict | list)] if rows else []
+    print(_aligned(rows, single) if rows else "nothing to compare")
+
+
+def _aligned(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    rows = [tuple(columns), *(tuple(_cell(record[column]) for column in columns) for record in records)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

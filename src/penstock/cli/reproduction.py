@@ -1,0 +1,88 @@
+"""`reproduce`: a preset of the paper's experiments, from its runs to one page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from penstock.cli.output import write_figures
+from penstock.cli.studies import write_study
+from penstock.reports.reproduction_page import write_reproduction_page
+from penstock.studies.estimate import estimate
+from penstock.studies.presets import PRESETS, Preset
+from penstock.studies.reproduction import STUDIES, reproduce, study_run
+from penstock.training.config import RunConfig
+
+GIB = 2**30
+
+SPEEDS = {"2 CPU cores": 1e11, "one H100": 3e14}
+"""Operations a second that the times of a dry run assume: guesses of what is reached, not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Run the paper's experiments on a model and write one page; the same command goes on where it was stopped."""
+
+    preset: Annotated[Literal["embedded", "gelu-1l", "pythia-2.8b", "gemma-7b"], tyro.conf.Positional]
+    """Which experiments; `embedded` needs no network."""
+    out: Path | None = None
+    """Directory of the reproduction; runs/reproduce-PRESET if left open."""
+    quick: bool = False
+    """One site, the ends of the range of L0, few steps: to see it work, not to conclude from."""
+    dry_run: bool = False
+    """Only say what would be trained, on how many tokens, in how much memory and about how long."""
+    model: str | None = None
+    """Another place of the same language model, e.g. a local folder."""
+    device: str = "cpu"
+    """Where the language model and the SAEs live: cpu, cuda, cuda:1."""
+
+
+def run_preset(options: Reproduce) -> None:
+    """Train, study and write; or, for a dry run, say what would be."""
+    preset = PRESETS[options.preset]
+    preset = preset.quick() if options.quick else preset
+    configs = {
+        site.name: config
+        for site, config in zip(
+            preset.sites, preset.run_configs(model=options.model, device=options.device), strict=True
+        )
+    }
+    if options.dry_run:
+        _tell(preset, configs)
+        return
+    out = options.out or Path("runs") / f"reproduce-{preset.name}"
+    reproduce(configs, out)
+    for name in configs:
+        write_figures(out / name)
+        for study, about in STUDIES.items():
+            for line in write_study(out / name, study, study_run(out / name, study, about.settings())):
+                print(line)
+    page = write_reproduction_page(
+        out, list(configs), f"Gated sparse autoencoders: the paper's experiments, {preset.name}"
+    )
+    print(f"page: {page}")
+
+
+def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
+    """What a preset would do, without its weights."""
+    print(f"{preset.name}: {preset.language_model['model'].value}, {len(configs)} runs, a run for each site")
+    hours = dict.fromkeys(SPEEDS, 0.0)
+    for site in preset.sites:
+        config = configs[site.name]
+        found = estimate(config, {site.name: site.d_in.value}, preset.model_parameters.value, preset.num_layers.value)
+        print(
+            f"  {site.name:<14} d_in {site.d_in.value}, {len(config.saes)} SAEs of "
+            f"{', '.join(f'{d_sae:,}' for d_sae in sorted({sae.d_sae for sae in config.saes}))} latents, "
+            f"{found.tokens:,} tokens in {found.steps:,} steps, about {found.bytes_total / GIB:.3g} GiB"
+        )
+        for machine, speed in SPEEDS.items():
+            hours[machine] += found.hours(speed)
+    for machine, speed in SPEEDS.items():
+        print(f"  training: {hours[machine]:.3g} hours if {machine} sustained {speed:.0e} operations a second (a guess)")
+    print("deviations from the paper:")
+    for deviation in preset.deviations:
+        print(f"  - {deviation}")
+    print("settings and where they come from:")
+    for path, cited in preset.cited().items():
+        print(f"  {path}: {cited.value}  [{cited.source}]")

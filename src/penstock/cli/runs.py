@@ -1,0 +1,202 @@
+"""`train` and `sweep`: from options to a run, its records and its report."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from penstock.cli.output import Usage, given, print_records, write_figures
+from penstock.language_models.loading import LanguageModel
+from penstock.studies import sweep as study
+from penstock.training.config import (
+    DataConfig,
+    EvalConfig,
+    LanguageModelConfig,
+    OptimConfig,
+    ResamplingConfig,
+    RunConfig,
+    SAEConfig,
+)
+from penstock.training.defaults import DEFAULT_RECIPE
+from penstock.training.trackers import TRACKERS
+
+RecipeName = Literal["paper_clipped", "paper", "norm_weighted", "norm_weighted_frozen"]
+Flat = tyro.conf.arg(name="")
+
+DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What `train` and `sweep` have in common."""
+
+    out: Path | None = None
+    """Directory of the run."""
+    resume: Path | None = None
+    """Continue the run in this directory from its last checkpoint; takes no other setting."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Run the settings of this config.json again, with a new --out; takes no other setting."""
+    language_model: Annotated[LanguageModelConfig, Flat] = field(default_factory=LanguageModelConfig)
+    data: Annotated[DataConfig, Flat] = field(default_factory=DataConfig)
+    optim: Annotated[OptimConfig, Flat] = field(default_factory=OptimConfig)
+    resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
+    eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
+    checkpoint_minutes: float = 10.0
+    """Time between two checkpoints."""
+    checkpoint_steps: int | None = None
+    """Checkpoint every so many steps instead."""
+    log_steps: int = 25
+    """Steps between two rows of metrics.jsonl."""
+    threads: int | None = None
+    """CPU threads; all cores if left open."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log to these (optional extras)."""
+
+    def settings(self, model: LanguageModel) -> RunConfig:
+        """The run these options describe."""
+        names = [f.name for f in dataclasses.fields(RunConfig) if f.name != "saes"]
+        return RunConfig(saes=self.saes(model), **{name: getattr(self, name) for name in names})
+
+    def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
+        """The SAEs these options describe."""
+        raise AssertionError("train and sweep each say which SAEs they mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Run):
+    """Train one SAE, evaluate it on held-out tokens, and write its report."""
+
+    arch: Literal["gated", "relu"] = "gated"
+    """Architecture."""
+    site: str | None = None
+    """Where in the language model; the residual stream in the middle if left open. See `penstock info`."""
+    d_sae: int | None = None
+    """Number of latents; 8 times the site's width if left open."""
+    recipe: RecipeName | None = None
+    """Training recipe; the arm's default if left open (docs/training.md)."""
+    target_l0: float | None = None
+    """Firing latents per token to steer to; 32 if neither this nor --sparsity-coef is given."""
+    sparsity_coef: float | None = None
+    """Weight of the sparsity penalty instead of a target."""
+    seed: int = 0
+    """Seed of the initial weights."""
+    lr: float | None = None
+    """Learning rate; chosen by the arm's rule if left open."""
+    beta1: float | None = None
+    """Adam's first-moment decay; the recipe's if left open."""
+    grad_clip: float | None = None
+    """Largest gradient norm, 0 for none; the recipe's if left open."""
+    decoder_init_norm: float | None = None
+    """Norm of the decoder rows at the start; the recipe's if left open."""
+    resample_at: tuple[float, ...] | None = None
+    """When to resample dead latents, in --resampling.unit; the recipe's if left open."""
+
+    def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
+        site = self.site or _middle(model)
+        target = 32.0 if self.target_l0 is None and self.sparsity_coef is None else self.target_l0
+        own = (
+            "arch",
+            "sparsity_coef",
+            "seed",
+            "lr",
+            "beta1",
+            "grad_clip",
+            "decoder_init_norm",
+            "resample_at",
+        )
+        settings = {name: getattr(self, name) for name in own}
+        d_sae = 8 * model.d_in(site) if self.d_sae is None else self.d_sae
+        recipe = self.recipe or DEFAULT_RECIPE[self.arch]
+        return (SAEConfig(site=site, d_sae=d_sae, recipe=recipe, target_l0=target, **settings),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(_Run):
+    """Train every combination of the given values on one stream, evaluate, compare, and write a report."""
+
+    archs: tuple[Literal["gated", "relu"], ...] = ("gated", "relu")
+    """Architectures."""
+    sites: tuple[str, ...] = ()
+    """Sites; the residual stream in the middle if left open. See `penstock info --model NAME`."""
+    d_sae: tuple[int, ...] = ()
+    """Numbers of latents; 8 times the site's width if left open."""
+    recipes: tuple[RecipeName, ...] = ()
+    """Training recipes; each arm's default if left open (docs/training.md)."""
+    target_l0: tuple[float, ...] = ()
+    """Firing latents per token to steer to; 8 16 32 64 if neither this nor --sparsity-coef is given."""
+    sparsity_coef: tuple[float, ...] = ()
+    """Weights of the sparsity penalty instead of targets."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the initial weights."""
+    lr: tuple[float, ...] = ()
+    """Learning rates to try; each arm's rule chooses one if left open."""
+
+    def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
+        targets = self.target_l0 or (() if self.sparsity_coef else DEFAULT_L0)
+        aims = [*((t, None) for t in targets), *((None, c) for c in self.sparsity_coef)]
+        return tuple(
+            SAEConfig(
+                arch=arch,
+                recipe=recipe,
+                site=site,
+                d_sae=d_sae,
+                target_l0=target,
+                sparsity_coef=coef,
+                seed=seed,
+                lr=lr,
+            )
+            for site in self.sites or (_middle(model),)
+            for d_sae in self.d_sae or (8 * model.d_in(site),)
+            for arch in self.archs
+            for recipe, (target, coef), seed, lr in product(
+                self.recipes or (DEFAULT_RECIPE[arch],), aims, self.seeds, self.lr or (None,)
+            )
+        )
+
+
+def train(options: Train | Sweep) -> None:
+    folder, model = _prepared(options)
+    trackers = tuple(TRACKERS[name](folder) for name in options.track)
+    study.train(folder, model, trackers)
+    records = study.evaluate_run(folder, model)
+    print_records(records)
+    write_figures(folder)
+
+
+def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
+    """The directory of a run that can be trained, and its model; settings that cannot be are a usage error."""
+    try:
+        if options.resume is not None:
+            _alone(options, "--resume")
+            return options.resume, study.load_model(study.read_config(options.resume))
+        if options.from_ is not None:
+            _alone(options, "--from", "--out")
+        if options.out is None:
+            raise Usage("--out is missing: give the directory that this run shall have, e.g. --out runs/first.")
+        if options.from_ is not None:
+            config = study.config_from_file(options.from_)
+            model = study.load_model(config)
+        else:
+            model = study.load_language_model(options.language_model)
+            config = options.settings(model)
+        study.prepare(config, options.out, model)
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        raise Usage(str(error)) from error
+    return options.out, model
+
+
+def _alone(options: Train | Sweep, flag: str, *allowed: str) -> None:
+    """Refuse settings beside --resume or --from, where they would have no effect."""
+    idle = [name for name in given(options, type(options)()) if name not in (flag, *allowed, "--track")]
+    if idle:
+        raise Usage(
+            f"{flag} takes every setting from the run's config.json, so {', '.join(idle)} would have no effect. "
+            f"Leave them out, or start a new run without {flag}."
+        )
+
+
+def _middle(model: LanguageModel) -> str:
+    return f"resid_post.{model.num_layers // 2}"

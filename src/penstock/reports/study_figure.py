@@ -1,0 +1,108 @@
+"""Figure and table of a study that changes the SAEs of a run: its points beside the run's own frontier."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.reports.arms import COLORS, SHAPES, arch_name, arm_index, find_arms, is_control
+from penstock.reports.pareto_figure import MARKERS, drawn, set_scales
+from penstock.reports.records_csv import records_csv
+from penstock.reports.run_data import read_records, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruction bias γ"}
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def write_study_table(folder: Path, records: Records) -> Path:
+    """Writes `table.csv`, a row for each record of a study, and returns its path."""
+    path = folder / "table.csv"
+    write_text(path, records_csv([dict(record) for record in records]))
+    return path
+
+
+def write_study_figure(run_dir: Path, folder: Path, records: Records) -> Path:
+    """Writes `figure.png` and `figure.svg` into a study's folder and returns the first.
+
+    Args:
+        run_dir: The run; the frontier of its SAEs is drawn as a line for each arm.
+        folder: The study's folder.
+        records: Of the study, with `series`, which tells what belongs together, and `of`, the SAE it was made from.
+
+    Raises:
+        PlotsNotInstalled: matplotlib is missing; names the extra to install.
+    """
+    run_records = [record for record in read_records(run_dir) if not is_control(record)]
+    return drawn(lambda: _draw(run_records, records), folder / "figure")
+
+
+def _draw(run_records: Records, records: Records) -> "Figure":
+    from matplotlib.figure import Figure
+
+    sites = list(dict.fromkeys(str(record["site"]) for record in records))
+    figure = Figure(figsize=(8.4, 3.4 * len(sites) + 1.2), layout="constrained")
+    axes = figure.subplots(len(sites), len(PANELS), squeeze=False)
+    for row, site in zip(axes, sites, strict=True):
+        for ax, (metric, title) in zip(row, PANELS.items(), strict=True):
+            ax.set_title(f"{title}, {site}")
+            _draw_panel(ax, _at(run_records, site), _at(records, site), metric)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5)
+    return figure
+
+
+def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str) -> None:
+    ax.set_xlabel("L0, firing latents per token")
+    arms = find_arms([dict(record) for record in run_records])
+    for place, arm in enumerate(arms):
+        mine = _drawable([r for r in run_records if arm_index(dict(r), arms) == place], metric)
+        ax.plot(
+            *zip(*mine, strict=True),
+            color=COLORS[arm.slot % len(COLORS)],
+            marker=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+            linewidth=1.6,
+            label=f"{arm.label}, its own encoder",
+        )
+    series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
+    for place, (arch, name) in enumerate(series):
+        mine = [record for record in records if (record["arch"], record["series"]) == (arch, name)]
+        # Colours are the architectures'; shapes and dashes tell the series apart.
+        slot = next((arm.slot for arm in arms if arm.arch == arch), len(arms))
+        for number, line in enumerate(_joined(mine)):
+            ax.plot(
+                *zip(*_drawable(line, metric), strict=True),
+                color=COLORS[slot % len(COLORS)],
+                marker=MARKERS[SHAPES[(place + 2) % len(SHAPES)]],
+                linestyle=("--", ":", "-.")[place % 3],
+                markerfacecolor="white",
+                linewidth=0.9,
+                markersize=4.5,
+                label=None if number else f"{arch_name(arch)}: {name}",
+            )
+    shown = [dict(record) for record in (*run_records, *records) if record.get(metric) is not None]
+    if shown:
+        set_scales(ax, shown, metric)
+    if metric == "reconstruction_bias":
+        ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+
+
+def _joined(series: Records) -> list[list[Mapping[str, Any]]]:
+    """Lines of a series: what was made of one SAE, or the whole series where each SAE gave one point."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for record in series:
+        lines.setdefault(str(record["of"]), []).append(record)
+    return list(lines.values()) if max(map(len, lines.values())) > 1 else [list(series)]
+
+
+def _at(records: Records, site: str) -> list[Mapping[str, Any]]:
+    return [record for record in records if record["site"] == site]
+
+
+def _drawable(records: Records, metric: str) -> list[tuple[float, float]]:
+    """L0 and metric of the records that have both, in the order of L0; never empty."""
+    points = sorted((r["l0"], r[metric]) for r in records if r.get(metric) is not None and (r.get("l0") or 0) > 0)
+    return points or [(float("nan"), float("nan"))]

@@ -1,0 +1,142 @@
+"""The paper's experiments on SAEs that are already trained: each a function from a finished run to records.
+
+pursuit       inference-time optimisation: the encoder replaced by gradient pursuit (appendix A)
+pruning       the baseline's low activations dropped at inference (section 7, left open there)
+refit         magnitudes refitted behind a frozen gate: is it enough to fix shrinkage? (section 5.2)
+
+The records are measured on the run's own held-out tokens, so they stand beside those of its records.jsonl.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock.evaluation.evaluate import Candidate
+from penstock.formats.native import save_sae
+from penstock.saes import SAE, ReLUSAE
+from penstock.shapes import Acts, PerLatent
+from penstock.studies.finished_run import FinishedRun
+from penstock.studies.pruning import (
+    best_scale,
+    global_threshold,
+    optimal_thresholds,
+    pruned,
+    quantile_thresholds,
+    threshold_for_l0,
+)
+from penstock.studies.pursuit import pursued
+from penstock.studies.refitting import RefitConfig, fine_tune, rescale_and_shift
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PursuitConfig:
+    num_latents: tuple[int, ...] = (4, 8, 16, 32)
+    """Latents per token that pursuit may use, one candidate each for every SAE of the run."""
+
+
+def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
+    """Every decoder of the run with its encoder replaced by gradient pursuit, at each number of latents."""
+    candidates, about = [], {}
+    for name, sae in run.saes.items():
+        sae_about = run.about[name]
+        for num_latents in config.num_latents:
+            new = f"{name}-pursuit_{num_latents}"
+            candidates.append(pursued(new, run.about[name]["site"], sae, num_latents))
+            about[new] = _about(
+                run, name, new, series=f"pursuit on the decoder {_aim(sae_about)}", num_latents=num_latents
+            )
+    return run.measure(candidates, about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    quantiles: tuple[float, ...] = (0.25, 0.5)
+    """Share of each latent's activations that is dropped."""
+    l0_shares: tuple[float, ...] = (0.75, 0.5)
+    """Mean L0 that one threshold for all latents leaves, as a share of the SAE's own."""
+    prices: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """What a firing latent costs where thresholds are optimised, in units of the SAE's squared error per firing latent:
+    a firing is kept if it saves more error than it costs."""
+    archs: tuple[str, ...] = ("relu",)
+    """Architectures whose SAEs are pruned."""
+    fit_tokens: int = 50_000
+    """Training activations on which thresholds and scales are fitted."""
+
+
+def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
+    """The SAEs of the run without their low activations, by three rules, with and without rescaling."""
+    acts = run.activations(config.fit_tokens)
+    candidates, about = [], {}
+    for name, sae in run.saes.items():
+        if run.about[name]["arch"] not in config.archs:
+            continue
+        site = run.about[name]["site"]
+        for rule, strength, thresholds in _thresholds(sae, acts[site], config):
+            for scaled in (False, True):
+                scale = best_scale(sae, acts[site], thresholds) if scaled else 1.0
+                series = f"{rule} thresholds{', rescaled' if scaled else ''}"
+                new = f"{name}-{rule}_{strength:g}{'-rescaled' if scaled else ''}"
+                candidates.append(pruned(new, site, sae, thresholds, scale))
+                about[new] = _about(
+                    run, name, new, series=series, rule=rule, strength=strength, rescaled=scaled, scale=scale
+                )
+    return run.measure(candidates, about)
+
+
+def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str, float, PerLatent]]:
+    """Rule, strength and thresholds of every pruning."""
+    code = sae.encode_sparse(x)
+    l0 = code.l0.double().mean().item()
+    for quantile in config.quantiles:
+        yield "quantile", quantile, quantile_thresholds(code, quantile)
+    for share in config.l0_shares:
+        yield "global", share, global_threshold(sae, threshold_for_l0(code, share * l0))
+    error = (sae.decode_sparse(code) - x).double().square().sum().item() / len(x)
+    for price in config.prices:
+        yield "optimal", price, optimal_thresholds(sae, x, price * error / max(l0, 1e-12))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitStudyConfig:
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    fit_tokens: int = 200_000
+    """Training activations on which magnitudes are refitted."""
+
+
+def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
+    """The ReLU SAEs of the run with rescaled and shifted magnitudes, and fine-tuned; saved in `studies/refit/saes`.
+
+    Raises:
+        ValueError: the run has no ReLU SAE.
+    """
+    baselines = {name: sae for name, sae in run.saes.items() if isinstance(sae, ReLUSAE)}
+    if not baselines:
+        raise ValueError(f"{run.folder} has no ReLU SAE to refit: train one (--archs relu).")
+    acts = run.activations(config.fit_tokens)
+    candidates, about = [], {}
+    for name, sae in baselines.items():
+        site = run.about[name]["site"]
+        for method, fit in (("rescale_and_shift", rescale_and_shift), ("fine_tune", fine_tune)):
+            new = f"{name}-{method}"
+            refitted = fit(sae, acts[site], config.refit)
+            save_sae(refitted.sae, run.folder / "studies" / "refit" / "saes" / new, {**run.about[name], "name": new})
+            candidates.append(Candidate.of(new, site, refitted.sae))
+            about[new] = _about(run, name, new, series=method.replace("_", " "), method=method)
+    return run.measure(candidates, about)
+
+
+def _aim(about: Mapping[str, Any]) -> str:
+    """What an SAE was trained for, in words."""
+    target = about.get("target_l0")
+    aim = f"at coefficient {about['sparsity_coef']:.3g}" if target is None else f"for L0 {target:g}"
+    return f"trained {aim}"
+
+
+def _about(run: FinishedRun, name: str, new: str, **study: Any) -> Mapping[str, Any]:
+    """What the record of a candidate made from an SAE of the run says.
+
+    `of` names that SAE, and `series` what belongs together in a figure.
+    """
+    return {**run.about[name], "name": new, "of": name, **study, "warnings": []}

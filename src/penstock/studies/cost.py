@@ -1,0 +1,133 @@
+"""What a Gated SAE costs beside its baseline: seconds and counted operations of a training step and of encoding, bytes.
+
+The paper (section 3.2.1 and appendix D) puts a Gated step at most 1.5 times a baseline step, because the decoder runs
+twice, and inference at about the same. Here both are measured at the sizes of a run, on its own activations.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from penstock.activations.sources import measure_scale
+from penstock.saes import RECIPES, SAE, GatedSAE, TrainableSAE
+from penstock.shapes import Acts
+from penstock.studies.estimate import step_flops
+from penstock.studies.finished_run import FinishedRun
+from penstock.training.config import SAEConfig
+from penstock.training.optimisers import make_optimiser
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostConfig:
+    repeats: int = 20
+    """Repetitions of which the median counts; all SAEs take turns."""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats={self.repeats} is out of range: it must be at least 1.")
+
+
+def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
+    """Seconds of a training step and of encoding one batch, for every trained SAE of a run.
+
+    Returns:
+        For each SAE: `step_seconds`, `encode_seconds` (medians over one batch of the run's size),
+        `encode_seconds_as_jumprelu` for a Gated SAE, `step_flops` and `step_flops_dense` (on the support, and if every
+        product were dense; two operations for a multiplication and addition), `parameter_bytes`;
+        for a Gated SAE with a baseline of its width at the site, the `baseline` nearest in L0, and ratios to it.
+    """
+    batch_size = run.config.optim.batch_size
+    settings = {sae.folder: sae for sae in run.config.saes}
+    acts = {site: x[:batch_size] for site, x in run.activations(batch_size).items()}
+    tasks: dict[tuple[str, str], Callable[[], object]] = {}
+    rows: dict[str, Record] = {}
+    for name, sae in run.saes.items():
+        x = acts[run.about[name]["site"]]
+        code = sae.encode_sparse(x)
+        l0 = code.l0.double().mean().item()
+        about = {key: run.about[name][key] for key in ("arch", "recipe", "site", "d_sae", "seed")}
+        rows[name] = {"name": name, **about, "l0": l0, "batch_size": len(x), **_counts(sae, settings[name], len(x), l0)}
+        tasks[name, "step_seconds"] = _training_step(run, name, settings[name], x)
+        tasks[name, "encode_seconds"] = lambda sae=sae, x=x: sae.encode_sparse(x)
+        if isinstance(sae, GatedSAE):
+            exported = sae.to_jumprelu()
+            tasks[name, "encode_seconds_as_jumprelu"] = lambda sae=exported, x=x: sae.encode_sparse(x)
+    for (name, key), seconds in _medians(tasks, config.repeats, run.config.language_model.device).items():
+        rows[name][key] = seconds
+    for row in rows.values():
+        row |= _ratios(row, list(rows.values()))
+    return list(rows.values())
+
+
+def _training_step(run: FinishedRun, name: str, settings: SAEConfig, x: Acts) -> Callable[[], None]:
+    """A whole step (loss, gradients, optimiser) at learning rate 0, so that every repetition does the same work."""
+    trained = copy.deepcopy(run.saes[name]).float().requires_grad_(True)
+    assert isinstance(trained, TrainableSAE), f"{name} is no architecture that is trained"
+    scale = measure_scale([x])
+    trained.fold_input_scale_(1 / scale)
+    recipe, coef = RECIPES[settings.recipe], run.about[name]["sparsity_coef"]
+    optimiser = make_optimiser(settings, trained, beta2=run.config.optim.beta2, unit_rows=recipe.decoder_norm == "unit")
+    for group in optimiser.param_groups:
+        group["lr"] = 0.0
+    scaled = scale * x
+
+    def step() -> None:
+        loss = trained.loss(scaled, coef, recipe)
+        loss.total.backward()
+        optimiser.update(loss.acts.support.latents)
+        optimiser.zero_grad()
+
+    return step
+
+
+def _medians(
+    tasks: Mapping[tuple[str, str], Callable[[], object]], repeats: int, device: str
+) -> dict[tuple[str, str], float]:
+    """Seconds of each task, after one round uncounted; they take turns, so that a slow spell meets all."""
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in tasks}
+    for _ in range(repeats + 1):
+        for key, task in tasks.items():
+            started = time.perf_counter()
+            task()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+            seconds[key].append(time.perf_counter() - started)
+    return {key: statistics.median(values[1:]) for key, values in seconds.items()}
+
+
+def _counts(sae: SAE, settings: SAEConfig, batch: int, l0: float) -> dict[str, float]:
+    """Operations of a training step, on the support and if every product were dense, and bytes of parameters.
+
+    Dense, a ReLU step has the encoder's and the decoder's product, the gradients of the code, of W_dec and of W_enc,
+    and that of b_dec through the encoder, a product with all of W_enc where it is written with matrices: 6. A Gated
+    step adds the auxiliary reconstruction and the gradient of its code: 8.
+    """
+    dense = 8 if isinstance(sae, GatedSAE) else 6
+    return {
+        "step_flops": step_flops(settings, sae.d_in, batch, l0),
+        "step_flops_dense": dense * 2.0 * batch * sae.d_in * sae.d_sae,
+        "parameter_bytes": float(sum(p.numel() * p.element_size() for p in sae.parameters())),
+    }
+
+
+def _ratios(row: Record, rows: list[Record]) -> dict[str, Any]:
+    """A Gated SAE's cost over that of the baseline nearest in L0, of its width and site; empty for all others."""
+    baselines = [
+        other for other in rows if other["arch"] == "relu" and all(other[key] == row[key] for key in ("site", "d_sae"))
+    ]
+    if row["arch"] != "gated" or not baselines:
+        return {}
+    baseline = min(baselines, key=lambda other: abs(other["l0"] - row["l0"]))
+    keys = ("step_seconds", "encode_seconds", "step_flops", "step_flops_dense", "parameter_bytes")
+    return (
+        {"baseline": baseline["name"]}
+        | {f"{key}_ratio": row[key] / baseline[key] for key in keys}
+        | {"encode_seconds_as_jumprelu_ratio": row["encode_seconds_as_jumprelu"] / baseline["encode_seconds"]}
+    )

@@ -1,0 +1,58 @@
+"""A run whose SAEs are trained, as the studies that look at them afterwards need it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.activations.harvest import fill_cache
+from penstock.evaluation.evaluate import Candidate
+from penstock.language_models.loading import LanguageModel
+from penstock.language_models.tokens import TokenRows
+from penstock.saes import SAE
+from penstock.shapes import Acts
+from penstock.studies.sweep import load_candidates, load_model, measure, read_config
+from penstock.training.config import RunConfig
+from penstock.training.run import training_stream, training_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """The SAEs of a run with their language model and their text."""
+
+    folder: Path
+    config: RunConfig
+    model: LanguageModel
+    saes: Mapping[str, SAE]
+    """By name, in the order of the settings: raw activations in and out."""
+    about: Mapping[str, Mapping[str, Any]]
+    """For each SAE's name what its record says beside the numbers."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "FinishedRun":
+        """Read a run.
+
+        Raises:
+            FileNotFoundError: there is no run in `folder`.
+            ValueError: its settings or one of its SAEs cannot be read; an SAE is missing until its training is over.
+        """
+        config = read_config(folder)
+        loaded = load_candidates(
+            [folder / "saes" / sae.folder for sae in config.saes], device=config.language_model.device
+        )
+        return cls(folder=folder, config=config, model=load_model(config), saes=loaded.saes, about=loaded.about)
+
+    def activations(self, num_tokens: int) -> dict[str, Acts]:
+        """For each site the first activations [at most num_tokens, d_in] that the run was trained on, raw units."""
+        stream = training_stream(self.config, self.model)
+        return fill_cache(stream, min(num_tokens, self.config.data.tokens), seed=0).acts
+
+    def held_out(self) -> TokenRows:
+        """The rows that the run is evaluated on."""
+        text = training_text(self.config, self.model)
+        return text.held_out(self.config.eval.eval_tokens, seed=self.config.eval.eval_seed)
+
+    def measure(self, candidates: Sequence[Candidate], about: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Records of candidates on the run's own held-out tokens, comparable with those of its records.jsonl."""
+        records, _ = measure(training_text(self.config, self.model), self.config.eval, candidates, about)
+        return records

@@ -1,0 +1,60 @@
+"""A study's records on disk, so that none is made twice for the same settings.
+
+RUN/studies/NAME/settings.json   what was asked, and of which run
+RUN/studies/NAME/records.jsonl   what was found
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from penstock.training.checkpoint import write_whole
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def study_folder(run: Path, name: str) -> Path:
+    """Where a study of a run lies."""
+    return run / "studies" / name
+
+
+def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Record]]) -> list[Record]:
+    """The records of a study: from disk if they were made with these settings on this run, else computed and written.
+
+    Args:
+        run: The run's directory.
+        name: Of the study.
+        settings: A dataclass; everything that decides the study beside the run.
+        compute: Makes the records.
+
+    Raises:
+        OSError: the run's directory cannot be written to.
+    """
+    folder = study_folder(run, name)
+    asked = {"settings": dataclasses.asdict(settings), "run": _hash_of(run)}
+    text = json.dumps(asked, indent=1) + "\n"
+    settings_file, records_file = folder / "settings.json", folder / "records.jsonl"
+    if settings_file.is_file() and records_file.is_file() and settings_file.read_text(encoding="utf-8") == text:
+        logger.info("%s holds this study already; delete it to make it again", folder)
+        return [json.loads(line) for line in records_file.read_text(encoding="utf-8").splitlines()]
+    records = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # The settings come last, and those of an earlier study go first: they vouch for the records.
+    settings_file.unlink(missing_ok=True)
+    write_whole(records_file, "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(settings_file, text)
+    return records
+
+
+def _hash_of(run: Path) -> str:
+    """Of the run's settings and the weights of its SAEs."""
+    found = hashlib.sha256((run / "config.json").read_bytes())
+    for weights in sorted(run.glob("saes/*/sae.safetensors")):
+        found.update(weights.read_bytes())
+    return found.hexdigest()

@@ -1,0 +1,71 @@
+"""Figure and table of a study, beside the frontier of its run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import write_fake_run
+
+from penstock.reports.study_figure import write_study_figure, write_study_table
+
+
+@pytest.fixture
+def studied(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
+    """A run, its study's folder, and records made from two of its SAEs."""
+    saes = [r for r in write_fake_run(tmp_path, seeds=(0,), metrics=False) if r["seed"] is not None]
+    records = [
+        {**sae, "name": f"{sae['name']}-{step}", "of": sae["name"], "series": series, "l0": sae["l0"] / step}
+        for sae in saes[:2]
+        for series in ("harsh", "mild")
+        for step in (2, 3)
+    ]
+    folder = tmp_path / "studies" / "some"
+    folder.mkdir(parents=True)
+    return tmp_path, folder, records
+
+
+def test_figure_and_table_hold_every_record(studied: tuple[Path, Path, list[dict[str, Any]]]) -> None:
+    run, folder, records = studied
+    png = write_study_figure(run, folder, records)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    table = write_study_table(folder, records).read_text().splitlines()
+    assert len(table) == 1 + len(records)
+    assert {"series", "of", "intervals.l0.low"} <= set(table[0].split(","))
+
+
+def test_a_figure_has_two_panels_for_each_site_and_is_the_same_every_time(
+    studied: tuple[Path, Path, list[dict[str, Any]]],
+) -> None:
+    run, folder, records = studied
+    first = write_study_figure(run, folder, records).with_suffix(".svg").read_text()
+    assert first.count('id="axes_') == 2
+    assert write_study_figure(run, folder, records).with_suffix(".svg").read_text() == first
+
+
+def test_points_made_of_one_sae_are_joined_and_single_ones_join_across_saes(
+    studied: tuple[Path, Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    run, folder, records = studied
+    drawn: list[list[float]] = []
+    original = Axes.plot
+
+    def watched(self: Axes, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(list(args[0]))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    write_study_figure(run, folder, records)
+    # Per panel two arms of four SAEs, then for each of two series a line of two points for each of two SAEs.
+    assert sorted(map(len, drawn)) == sorted(2 * [4, 4, 2, 2, 2, 2])
+    drawn.clear()
+    write_study_figure(run, folder, [record for record in records if record["name"].endswith("-2")])
+    assert sorted(map(len, drawn)) == sorted(2 * [4, 4, 2, 2])
+
+
+def test_an_undefined_metric_leaves_a_gap(studied: tuple[Path, Path, list[dict[str, Any]]]) -> None:
+    run, folder, records = studied
+    for record in records:
+        record["loss_recovered"] = None
+    assert write_study_figure(run, folder, records).exists()

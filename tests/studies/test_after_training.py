@@ -1,0 +1,99 @@
+"""The studies of a finished run: what they measure, and what they leave behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from penstock.formats.native import load_sae
+from penstock.studies.after_training import (
+    PruningConfig,
+    PursuitConfig,
+    RefitStudyConfig,
+    pruning,
+    pursuit,
+    refit,
+)
+from penstock.studies.finished_run import FinishedRun
+from penstock.studies.refitting import RefitConfig
+
+METRICS = ("l0", "fvu", "delta_ce", "reconstruction_bias")
+
+
+@pytest.fixture(scope="module")
+def own(run_folder: Path) -> dict[str, dict]:
+    """The run's own records by name."""
+    records = [json.loads(line) for line in (run_folder / "records.jsonl").read_text().splitlines()]
+    return {record["name"]: record for record in records}
+
+
+def test_a_finished_run_measures_its_own_saes_as_its_records_say(finished: FinishedRun, own: dict[str, dict]) -> None:
+    from penstock.evaluation import Candidate
+
+    candidates = [Candidate.of(name, "resid_post.0", sae) for name, sae in finished.saes.items()]
+    for record in finished.measure(candidates, finished.about):
+        assert {key: record[key] for key in METRICS} == {key: own[record["name"]][key] for key in METRICS}
+
+
+def test_training_activations_are_the_first_of_the_text_and_no_more_than_asked(finished: FinishedRun) -> None:
+    few, more = finished.activations(50)["resid_post.0"], finished.activations(80)["resid_post.0"]
+    assert len(few) == 50
+    assert torch.equal(few, more[:50])
+    assert len(finished.activations(10**9)["resid_post.0"]) <= finished.config.data.tokens
+
+
+def test_pursuit_measures_every_decoder_at_every_number_of_latents(finished: FinishedRun) -> None:
+    records = pursuit(finished, PursuitConfig(num_latents=(1, 4)))
+    assert {(record["of"], record["num_latents"]) for record in records} == {
+        (name, number) for name in finished.saes for number in (1, 4)
+    }
+    assert len({record["name"] for record in records}) == len(records)
+    for record in records:
+        assert 0 < record["l0"] <= record["num_latents"]
+    for name in finished.saes:
+        one, four = (record for record in records if record["of"] == name)
+        assert four["fvu"] < one["fvu"]
+
+
+def test_pruning_nothing_changes_nothing_and_pruning_lowers_l0(finished: FinishedRun, own: dict[str, dict]) -> None:
+    archs = ("relu", "gated")
+    config = PruningConfig(quantiles=(0.5,), l0_shares=(1.0, 0.5), prices=(1.0,), archs=archs, fit_tokens=1000)
+    records = pruning(finished, config)
+    assert len(records) == len(finished.saes) * 4 * 2
+    for record in records:
+        base = own[record["of"]]
+        if (record["rule"], record["strength"], record["rescaled"]) == ("global", 1.0, False):
+            assert {key: record[key] for key in METRICS} == pytest.approx({key: base[key] for key in METRICS})
+        elif record["rule"] == "optimal":
+            assert record["l0"] <= base["l0"]
+        elif record["strength"] == 0.5:
+            assert record["l0"] < 0.8 * base["l0"]
+        assert record["scale"] == 1.0 or record["rescaled"]
+
+
+def test_pruning_takes_the_architectures_asked_for(finished: FinishedRun) -> None:
+    config = PruningConfig(quantiles=(0.5,), l0_shares=(), prices=(), archs=("relu",), fit_tokens=500)
+    assert {record["of"] for record in pruning(finished, config)} == {"relu0", "relu1"}
+
+
+def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, own: dict[str, dict]) -> None:
+    records = refit(finished, RefitStudyConfig(refit=RefitConfig(steps=150, batch_size=256), fit_tokens=1500))
+    assert {record["name"] for record in records} == {
+        f"relu{seed}-{method}" for seed in (0, 1) for method in ("rescale_and_shift", "fine_tune")
+    }
+    for record in records:
+        sae, about = load_sae(finished.folder / "studies" / "refit" / "saes" / record["name"])
+        assert sae.arch == "gated"
+        assert about["site"] == "resid_post.0"
+        # A frozen gate: fewer latents may fire, never more. What is refitted is better where it was fitted.
+        assert record["l0"] <= own[record["of"]]["l0"]
+        assert record["fvu"] < own[record["of"]]["fvu"]
+
+
+def test_refit_without_a_baseline_is_an_error(finished: FinishedRun) -> None:
+    from dataclasses import replace
+
+    gated = {name: sae for name, sae in finished.saes.items() if name.startswith("gated")}
+    with pytest.raises(ValueError, match=r"no ReLU SAE to refit"):
+        refit(replace(finished, saes=gated), RefitStudyConfig())
