@@ -408,7 +408,14 @@ def test_help_tells_what_every_setting_is(
             assert " ".join(text.split()) in words, f"{name}.{field}"
             flag = field.rstrip("_").replace("_", "-")
             prefix = {"ResamplingConfig": "resampling.", "RefitConfig": "refit."}.get(name, "")
-            assert f"--{prefix}{flag} " in words or field in ("path", "run", "preset", "trust_remote_code"), flag
+            assert f"--{prefix}{flag} " in words or field in (
+                "path",
+                "run",
+                "preset",
+                "trust_remote_code",
+                "quick",
+                "dry_run",
+            ), flag
             checked += 1
     assert checked >= len(classes)
 

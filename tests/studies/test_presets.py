@@ -13,7 +13,9 @@ import torch
 from penstock.kernels.dispatch import forced
 from penstock.language_models.sites import named_sites
 from penstock.saes import RECIPES, GatedSAE
-from penstock.studies.presets import OURS, PRESETS, UNSTATED, Preset, PublishedRun, SitePreset, coefficient
+from penstock.studies.paper_tables import PublishedRun
+from penstock.studies.preset import OURS, UNSTATED, Preset, SitePreset, coefficient
+from penstock.studies.presets import PRESETS
 from penstock.training.defaults import resolve_sae
 from penstock.training.stored_config import config_from_json, config_to_json
 

@@ -10,7 +10,8 @@ from penstock.cli.output import write_figures
 from penstock.cli.studies import write_study
 from penstock.reports.reproduction_page import write_reproduction_page
 from penstock.studies.estimate import estimate
-from penstock.studies.presets import PRESETS, Preset
+from penstock.studies.preset import Preset
+from penstock.studies.presets import PRESETS
 from penstock.studies.reproduction import STUDIES, reproduce, study_run
 from penstock.training.config import RunConfig
 
@@ -79,7 +80,9 @@ def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
         for machine, speed in SPEEDS.items():
             hours[machine] += found.hours(speed)
     for machine, speed in SPEEDS.items():
-        print(f"  training: {hours[machine]:.3g} hours if {machine} sustained {speed:.0e} operations a second (a guess)")
+        print(
+            f"  training: {hours[machine]:.3g} hours if {machine} sustained {speed:.0e} operations a second (a guess)"
+        )
     print("deviations from the paper:")
     for deviation in preset.deviations:
         print(f"  - {deviation}")

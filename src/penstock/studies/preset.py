@@ -1,0 +1,205 @@
+"""What a preset is: an experiment as data, where each setting says where it comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from penstock.training.config import (
+    DataConfig,
+    EvalConfig,
+    LanguageModelConfig,
+    OptimConfig,
+    ResamplingConfig,
+    RunConfig,
+    SAEConfig,
+)
+
+UNSTATED = "not stated in the paper; chosen: "
+"""Begins the source of a setting that the paper leaves open."""
+
+OURS = "ours: "
+"""Begins the source of a setting that no experiment of the paper has."""
+
+QUICK_EVAL = 10_000
+"""Held-out tokens of a quick run."""
+
+
+class Cited(NamedTuple):
+    """A setting and where it comes from."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPreset:
+    """One arm at one site."""
+
+    arch: str
+    d_sae: Cited
+    lr: Cited
+    """None leaves it to the rule of docs/training.md."""
+    coefs: Cited
+    """The paper's lambdas, the largest first; `coefficient` brings those of a Gated arm into units of this library."""
+    target_l0s: Cited
+    """Ascending."""
+    published: Cited
+    """What the paper reports here, as `PublishedRun`s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePreset:
+    """A site with its arms: `gated`, `compute_matched` (1.5 times the latents) and `width_matched`."""
+
+    name: str
+    source: str
+    d_in: Cited
+    arms: Mapping[str, ArmPreset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """An experiment; the groups of settings have the names and keys of `RunConfig`."""
+
+    name: str
+    language_model: Mapping[str, Cited]
+    num_layers: Cited
+    """Blocks of the language model."""
+    model_parameters: Cited
+    """Of the language model, embeddings included."""
+    data: Mapping[str, Cited]
+    optim: Mapping[str, Cited]
+    resampling: Mapping[str, Cited]
+    eval: Mapping[str, Cited]
+    recipe: Cited
+    steps: Cited
+    quick_steps: Cited
+    """Steps of `quick()`."""
+    seeds: Cited
+    sites: tuple[SitePreset, ...]
+    deviations: tuple[str, ...]
+    """Where a run differs from the paper's, knowingly."""
+
+    def cited(self) -> dict[str, Cited]:
+        """Every setting by its path, such as `data.context` or `resid_post.20.gated.d_sae`."""
+        groups = {name: getattr(self, name) for name in ("language_model", "data", "optim", "resampling", "eval")}
+        found = {f"{group}.{key}": cited for group, settings in groups.items() for key, cited in settings.items()}
+        found |= {name: cited for name, cited in vars(self).items() if isinstance(cited, Cited)}
+        for site in self.sites:
+            found |= {site.name: Cited(site.name, site.source), f"{site.name}.d_in": site.d_in}
+            for name, arm in site.arms.items():
+                settings = {key: cited for key, cited in vars(arm).items() if isinstance(cited, Cited)}
+                found |= {f"{site.name}.{name}.{key}": cited for key, cited in settings.items()}
+        return found
+
+    def unstated(self) -> dict[str, Cited]:
+        """The settings that the paper leaves open and that are chosen here."""
+        return {path: cited for path, cited in self.cited().items() if UNSTATED in cited.source}
+
+    def quick(self) -> "Preset":
+        """The first site, the ends of each arm's range, `quick_steps` steps, QUICK_EVAL tokens: not to conclude from."""
+        site = self.sites[0]
+        arms = {
+            name: replace(arm, coefs=_ends(arm.coefs), target_l0s=_ends(arm.target_l0s))
+            for name, arm in site.arms.items()
+        }
+        shorter = (
+            f"quick: {site.name} alone, first and last of each list, {self.quick_steps.value} steps, evaluated on "
+            f"{QUICK_EVAL:,} tokens."
+        )
+        return replace(
+            self,
+            name=f"{self.name}-quick",
+            steps=self.quick_steps,
+            eval={
+                **self.eval,
+                "eval_tokens": Cited(QUICK_EVAL, f"{OURS}few, so that every study takes a minute or two"),
+            },
+            sites=(replace(site, arms=arms),),
+            deviations=(*self.deviations, shorter),
+        )
+
+    def run_configs(
+        self, *, model: str | None = None, device: str = "cpu", scales: Mapping[str, float] | None = None
+    ) -> tuple[RunConfig, ...]:
+        """One run for each site: every arm, L0 (or coefficient) and seed.
+
+        Args:
+            model: Another place of the same language model, e.g. a local folder.
+            device: Where the language model and the SAEs go.
+            scales: For each site 1 / sqrt(E |x|^2), known once the model has run. With them the Gated arms get the
+                paper's coefficients; without, L0 targets like the baselines.
+
+        Raises:
+            ValueError: a site has no scale, or its Gated arm no coefficients.
+        """
+        tokens = self.steps.value * self.optim["batch_size"].value
+        language_model = LanguageModelConfig(**_values(self.language_model), device=device)
+        return tuple(
+            RunConfig(
+                saes=self._saes(site, scales),
+                language_model=replace(language_model, model=model or language_model.model),
+                data=DataConfig(**_values(self.data), tokens=tokens),
+                optim=OptimConfig(**_values(self.optim)),
+                resampling=ResamplingConfig(**_values(self.resampling)),
+                eval=EvalConfig(**_values(self.eval)),
+            )
+            for site in self.sites
+        )
+
+    def _saes(self, site: SitePreset, scales: Mapping[str, float] | None) -> tuple[SAEConfig, ...]:
+        saes: list[SAEConfig] = []
+        for arm in site.arms.values():
+            aims: list[dict[str, Any]] = [{"target_l0": target} for target in arm.target_l0s.value]
+            if scales is not None and arm.arch == "gated":
+                aims = [{"sparsity_coef": coef} for coef in self._coefs(site, arm, scales)]
+            settings: dict[str, Any] = {
+                "arch": arm.arch,
+                "site": site.name,
+                "d_sae": arm.d_sae.value,
+                "recipe": self.recipe.value,
+                "lr": arm.lr.value,
+                "lr_rule": arm.lr.source if arm.lr.value else None,
+            }
+            saes += [SAEConfig(**settings, **aim, seed=seed) for aim in aims for seed in self.seeds.value]
+        return tuple(saes)
+
+    def _coefs(self, site: SitePreset, arm: ArmPreset, scales: Mapping[str, float]) -> list[float]:
+        if site.name not in scales or not arm.coefs.value:
+            missing = "has no coefficients" if site.name in scales else "was given no scale"
+            raise ValueError(
+                f"The Gated arm of {self.name} at {site.name} {missing}, and the paper's lambda needs both. Give the "
+                "scale of every site, or leave `scales` out to train to L0 targets."
+            )
+        return [coefficient(coef, site.d_in.value, scales[site.name]) for coef in arm.coefs.value]
+
+
+def coefficient(lambda_paper: float, d_in: int, scale: float) -> float:
+    """The paper's lambda of a Gated run as a `sparsity_coef`: lambda * d_in * scale.
+
+    A token of raw activation x costs |x - x_hat|^2 / d_in + lambda |f|_1 in the paper, its auxiliary error divided by
+    d_in like the other (appendix D; of the auxiliary error that is assumed). Here it costs |s x - s x_hat|^2 +
+    coef |s f|_1: an SAE is positively homogeneous in x and its biases together. That is d_in s^2 times the paper's.
+
+    Args:
+        lambda_paper: Above 0.
+        d_in: Width of the site.
+        scale: What brings the activations to unit mean squared norm, s = 1 / sqrt(E |x|^2).
+
+    Raises:
+        ValueError: an argument is not above 0.
+    """
+    if not (lambda_paper > 0 and d_in > 0 and scale > 0):
+        raise ValueError(
+            f"lambda_paper={lambda_paper}, d_in={d_in}, scale={scale}: all three must be above 0. The scale is "
+            "1 / sqrt(E |x|^2) of the raw activations (penstock.activations.sources.measure_scale)."
+        )
+    return lambda_paper * d_in * scale
+
+
+def _values(settings: Mapping[str, Cited]) -> dict[str, Any]:
+    return {name: cited.value for name, cited in settings.items()}
+
+
+def _ends(cited: Cited) -> Cited:
+    return Cited(cited.value[:1] + cited.value[1:][-1:], f"{cited.source} (first and last)")
