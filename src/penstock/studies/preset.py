@@ -97,7 +97,7 @@ class Preset:
         return {path: cited for path, cited in self.cited().items() if UNSTATED in cited.source}
 
     def quick(self) -> "Preset":
-        """The first site, the ends of each arm's range, `quick_steps` steps, QUICK_EVAL tokens: not to conclude from."""
+        """The first site, the ends of each range, `quick_steps` steps, QUICK_EVAL tokens: not to conclude from."""
         site = self.sites[0]
         arms = {
             name: replace(arm, coefs=_ends(arm.coefs), target_l0s=_ends(arm.target_l0s))
