@@ -15,6 +15,8 @@ from penstock.cli import main
 from penstock.formats.native import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import GatedSAE
+from penstock.studies.sweep import run_sweep
+from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 
 PACKAGE = Path(penstock.__file__).parent
 STUDIES = ("pursuit", "pruning", "refit", "dictionaries", "concepts", "cost")
@@ -437,6 +439,43 @@ def test_a_setting_that_its_section_refuses_is_a_usage_error(told: Told, argumen
     code, _, err = told("train", *arguments, "--out", "nowhere")
     assert code == 2
     assert err.startswith("error: ") and message in err
+
+
+@pytest.fixture(scope="module")
+def studied(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of both arms at one site."""
+    saes = [SAEConfig(arch=arch, site="resid_post.0", d_sae=32, target_l0=3.0, name=arch) for arch in ("gated", "relu")]
+    folder = tmp_path_factory.mktemp("studied") / "run"
+    run_sweep(tiny_run(*saes, steps=60, cached=True, resampling=ResamplingConfig(window_tokens=64)), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "shown"),
+    [
+        ("pursuit", ["--num-latents", "2"], "gated-pursuit_2"),
+        ("pruning", ["--quantiles", "0.5", "--l0-shares", "--prices"], "relu-quantile_0.5-rescaled"),
+        ("cost", ["--repeats", "1"], "encode_seconds_as_jumprelu_ratio"),
+        ("dictionaries", ["--most-apart", "100"], "hungarian_cosine"),
+        ("concepts", ["--min-firings", "2"], "context-dependent"),
+    ],
+)
+def test_a_study_prints_its_numbers_and_leaves_its_files(
+    told: Told, studied: Path, name: str, settings: list[str], shown: str
+) -> None:
+    code, out, _ = told(name, str(studied), *settings)
+    assert code == 0
+    assert shown in out
+    figures = {"figure.png", "figure.svg"} if name in ("pursuit", "pruning") else set()
+    files = {path.name for path in (studied / "studies" / name).iterdir()}
+    assert files == {"settings.json", "records.jsonl", "table.csv", *figures}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_of_a_folder_without_a_run_is_an_error_that_says_so(told: Told, tmp_path: Path, name: str) -> None:
+    code, _, err = told(name, str(tmp_path / "nowhere"))
+    assert code == 1
+    assert "there is no run to read" in err
 
 
 @pytest.mark.parametrize("preset", ["embedded", "gelu-1l", "pythia-2.8b", "gemma-7b"])

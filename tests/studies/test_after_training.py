@@ -77,6 +77,36 @@ def test_pruning_takes_the_architectures_asked_for(finished: FinishedRun) -> Non
     assert {record["of"] for record in pruning(finished, config)} == {"relu0", "relu1"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantiles": (1.5,)}, r"quantiles=1.5 is out of range"),
+        ({"l0_shares": (0.0,)}, r"l0_shares=0.0 is out of range"),
+        ({"prices": (1.0, -1.0)}, r"prices=-1.0 is out of range"),
+        ({"archs": ("rleu",)}, r"archs=rleu is out of range: allowed is relu, gated"),
+    ],
+)
+def test_pruning_refuses_settings_out_of_range(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PruningConfig(**settings)
+
+
+def test_pruning_without_anything_to_prune_says_what_there_is(finished: FinishedRun) -> None:
+    with pytest.raises(ValueError, match="has SAEs of gated, relu, asked for are none"):
+        pruning(finished, PruningConfig(archs=()))
+
+
+def test_what_is_changed_after_training_is_not_blamed_for_missing_its_target(finished: FinishedRun) -> None:
+    config = PruningConfig(quantiles=(), l0_shares=(0.3,), prices=(), fit_tokens=500)
+    assert not [w for record in pruning(finished, config) for w in record["warnings"] if "target" in w]
+
+
+def test_a_run_whose_training_is_not_over_says_how_to_go_on(finished: FinishedRun, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((finished.folder / "config.json").read_text())
+    with pytest.raises(ValueError, match=rf"not finished: it has no gated0 yet. Go on with: .* --resume {tmp_path}"):
+        FinishedRun.load(tmp_path)
+
+
 def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, own: dict[str, dict]) -> None:
     records = refit(finished, RefitStudyConfig(refit=RefitConfig(steps=150, batch_size=256), fit_tokens=1500))
     assert {record["name"] for record in records} == {

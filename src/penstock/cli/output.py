@@ -42,20 +42,19 @@ def print_records(records: Sequence[dict[str, Any]]) -> None:
             print(f"warning: {record['name']}: {warning}", file=sys.stderr)
 
 
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of texts, aligned; says so where there is no row."""
+    print(_aligned([columns, *rows]) if rows else "nothing to compare")
+
+
 def _table(records: Sequence[dict[str, Any]]) -> str:
     """The main numbers of each record, aligned."""
-    return _aligned(records, ("name", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias", "frac_alive"))
+    columns = ("name", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias", "frac_alive")
+    return _aligned([columns, *(tuple(_cell(record[column]) for column in columns) for record in records)])
 
 
-def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of any kind: the columns whose values are single."""
-    single = [key for key in rows[0] if not isinstance(rows[0][key], dict | list)] if rows else []
-    print(_aligned(rows, single) if rows else "nothing to compare")
-
-
-def _aligned(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    rows = [tuple(columns), *(tuple(_cell(record[column]) for column in columns) for record in records)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 

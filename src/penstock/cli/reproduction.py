@@ -74,8 +74,8 @@ def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
         found = estimate(config, {site.name: site.d_in.value}, preset.model_parameters.value, preset.num_layers.value)
         print(
             f"  {site.name:<14} d_in {site.d_in.value}, {len(config.saes)} SAEs of "
-            f"{', '.join(f'{d_sae:,}' for d_sae in sorted({sae.d_sae for sae in config.saes}))} latents, "
-            f"{found.tokens:,} tokens in {found.steps:,} steps, about {found.bytes_total / GIB:.3g} GiB"
+            f"{' and '.join(f'{d_sae:,}' for d_sae in sorted({sae.d_sae for sae in config.saes}))} latents, "
+            f"{found.tokens:,} tokens in {found.steps:,} steps, at most {found.bytes_total / GIB:.3g} GiB of memory"
         )
         for machine, speed in SPEEDS.items():
             hours[machine] += found.hours(speed)
@@ -88,4 +88,6 @@ def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
         print(f"  - {deviation}")
     print("settings and where they come from:")
     for path, cited in preset.cited().items():
+        if path.endswith(".published"):
+            continue
         print(f"  {path}: {cited.value}  [{cited.source}]")

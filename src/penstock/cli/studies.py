@@ -8,6 +8,7 @@ import tyro
 
 from penstock.cli.output import print_records, print_rows
 from penstock.reports import PlotsNotInstalled
+from penstock.reports.reproduction_page import study_table
 from penstock.reports.study_figure import write_study_figure, write_study_table
 from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
 from penstock.studies.cost import CostConfig
@@ -79,7 +80,10 @@ def study(options: Options) -> None:
     """Make a study's records, print them, and write table and figure."""
     name = type(options).__name__.lower()
     records = study_run(options.run, name, options.settings)
-    (print_records if STUDIES[name].of_saes else print_rows)(records)
+    if STUDIES[name].of_saes:
+        print_records(records)
+    else:
+        print_rows(*study_table(name, records))
     for line in write_study(options.run, name, records):
         print(line)
 

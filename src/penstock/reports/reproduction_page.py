@@ -59,9 +59,16 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 _MEASURED_COLUMNS = ("series", "of", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias")
 
 
-class _Table(NamedTuple):
+class StudyTable(NamedTuple):
+    """What is shown of a study's records; all of it is in its table.csv."""
+
     columns: Sequence[str]
     rows: list[list[str]]
+
+
+def study_table(study: str, records: Sequence[Mapping[str, Any]]) -> StudyTable:
+    """The main columns of a study, each value as text."""
+    return _concepts(records) if study == "concepts" else _table(records, _COLUMNS.get(study, _MEASURED_COLUMNS))
 
 
 def write_reproduction_page(out: Path, names: Sequence[str], title: str) -> Path:
@@ -101,15 +108,15 @@ def _part(run: Path, study: str) -> dict[str, Any]:
         "name": run.name,
         "folder": f"{run.name}/studies/{study}",
         "figure": _data_uri(folder / "figure.svg"),
-        "table": _concepts(records) if study == "concepts" else _table(records, _COLUMNS.get(study, _MEASURED_COLUMNS)),
+        "table": study_table(study, records),
     }
 
 
-def _table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> _Table:
-    return _Table(columns, [[_cell(record.get(column)) for column in columns] for record in records])
+def _table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> StudyTable:
+    return StudyTable(columns, [[_cell(record.get(column)) for column in columns] for record in records])
 
 
-def _concepts(records: Sequence[Mapping[str, Any]]) -> _Table:
+def _concepts(records: Sequence[Mapping[str, Any]]) -> StudyTable:
     kinds = list(dict.fromkeys(kind for record in records for kind in record["kinds"]))
     rows = [
         [
@@ -119,7 +126,7 @@ def _concepts(records: Sequence[Mapping[str, Any]]) -> _Table:
         ]
         for record in records
     ]
-    return _Table(("name", "l0", *kinds), rows)
+    return StudyTable(("name", "l0", *kinds), rows)
 
 
 def _share(found: Mapping[str, float | None] | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from penstock.evaluation.evaluate import Candidate
 from penstock.formats.native import save_sae
-from penstock.saes import SAE, ReLUSAE
+from penstock.saes import SAE, TRAINABLE, ReLUSAE
 from penstock.shapes import Acts, PerLatent
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.pruning import (
@@ -64,6 +64,17 @@ class PruningConfig:
     fit_tokens: int = 50_000
     """Training activations on which thresholds and scales are fitted."""
 
+    def __post_init__(self) -> None:
+        for name, values, fits, allowed in (
+            ("quantiles", self.quantiles, lambda value: 0 < value < 1, "above 0, below 1"),
+            ("l0_shares", self.l0_shares, lambda value: 0 < value <= 1, "above 0, up to 1"),
+            ("prices", self.prices, lambda value: 0 <= value < float("inf"), "0 or more"),
+            ("archs", self.archs, TRAINABLE.__contains__, ", ".join(TRAINABLE)),
+        ):
+            wrong = [value for value in values if not fits(value)]
+            if wrong:
+                raise ValueError(f"{name}={wrong[0]} is out of range: allowed is {allowed}.")
+
 
 def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
     """The SAEs of the run without their low activations, by three rules, with and without rescaling."""
@@ -82,6 +93,12 @@ def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
                 about[new] = _about(
                     run, name, new, series=series, rule=rule, strength=strength, rescaled=scaled, scale=scale
                 )
+    if not candidates:
+        archs = sorted({str(about["arch"]) for about in run.about.values()})
+        raise ValueError(
+            f"There is nothing to prune: {run.folder} has SAEs of {', '.join(archs)}, asked for are "
+            f"{', '.join(config.archs) or 'none'}. Change --archs, and name a quantile, an L0 share or a price."
+        )
     return run.measure(candidates, about)
 
 
@@ -139,4 +156,5 @@ def _about(run: FinishedRun, name: str, new: str, **study: Any) -> Mapping[str, 
 
     `of` names that SAE, and `series` what belongs together in a figure.
     """
-    return {**run.about[name], "name": new, "of": name, **study, "warnings": []}
+    # No target: what is changed after training need not meet it.
+    return {**run.about[name], "name": new, "of": name, "target_l0": None, **study, "warnings": []}

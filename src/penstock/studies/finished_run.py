@@ -34,9 +34,15 @@ class FinishedRun:
 
         Raises:
             FileNotFoundError: there is no run in `folder`.
-            ValueError: its settings or one of its SAEs cannot be read; an SAE is missing until its training is over.
+            ValueError: its training is not over, or its settings or one of its SAEs cannot be read.
         """
         config = read_config(folder)
+        missing = [sae.folder for sae in config.saes if not (folder / "saes" / sae.folder / "cfg.json").is_file()]
+        if missing:
+            raise ValueError(
+                f"The run in {folder} is not finished: it has no {missing[0]} yet. Go on with: penstock train --resume "
+                f"{folder}"
+            )
         loaded = load_candidates(
             [folder / "saes" / sae.folder for sae in config.saes], device=config.language_model.device
         )

@@ -46,7 +46,13 @@ STUDIES: dict[str, Study] = {
 
 
 def study_run(folder: Path, name: str, settings: Any) -> list[Record]:
-    """One study of a finished run, from disk if it was made before."""
+    """One study of a finished run, from disk if it was made before.
+
+    Raises:
+        FileNotFoundError: there is no run in `folder`.
+        ValueError: its training is not over, or the settings do not fit it.
+    """
+    read_config(folder)
     return stored(folder, name, settings, lambda: STUDIES[name].records(FinishedRun.load(folder), settings))
 
 
