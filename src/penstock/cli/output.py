@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from penstock.reports import PlotsNotInstalled, write_pareto_figure, write_report
+
+Flat = tyro.conf.arg(name="")
+"""For a section of settings whose flags get no prefix."""
 
 
 class Usage(Exception):

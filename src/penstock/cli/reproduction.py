@@ -17,8 +17,11 @@ from penstock.training.config import RunConfig
 
 GIB = 2**30
 
-SPEEDS = {"2 CPU cores": 1e11, "one H100": 3e14}
-"""Operations a second that the times of a dry run assume: guesses of what is reached, not measured."""
+SPEEDS = {
+    "2 CPU cores, as in benchmarks/README.md (scaling, batch 4096); small SAEs take several times as long": 1.5e11,
+    "one H100 at the most that its datasheet gives (bfloat16, dense), not measured": 9.9e14,
+}
+"""Operations a second that the times of a dry run assume, by what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +83,7 @@ def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
         for machine, speed in SPEEDS.items():
             hours[machine] += found.hours(speed)
     for machine, speed in SPEEDS.items():
-        print(
-            f"  training: {hours[machine]:.3g} hours if {machine} sustained {speed:.0e} operations a second (a guess)"
-        )
+        print(f"  training: at least {hours[machine]:.3g} hours at {speed:.2g} operations a second ({machine})")
     print("deviations from the paper:")
     for deviation in preset.deviations:
         print(f"  - {deviation}")

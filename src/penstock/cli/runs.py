@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from penstock.cli.output import Usage, given, print_records, write_figures
+from penstock.cli.output import Flat, Usage, given, print_records, write_figures
 from penstock.language_models.loading import LanguageModel
 from penstock.studies import sweep as study
 from penstock.training.config import (
@@ -24,7 +24,6 @@ from penstock.training.defaults import DEFAULT_RECIPE
 from penstock.training.trackers import TRACKERS
 
 RecipeName = Literal["paper_clipped", "paper", "norm_weighted", "norm_weighted_frozen"]
-Flat = tyro.conf.arg(name="")
 
 DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from penstock.cli.output import Usage, given, print_records, write_figures
+from penstock.cli.output import Flat, Usage, given, print_records, write_figures
 from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.studies import sweep as study
@@ -30,7 +30,7 @@ class Eval:
     """Another text than the SAEs were trained on."""
     text_field: str | None = None
     """Column of the text in .jsonl, .parquet and datasets; as in training, or `text`."""
-    eval: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
+    eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

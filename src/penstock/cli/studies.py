@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from penstock.cli.output import print_records, print_rows
+from penstock.cli.output import Flat, print_records, print_rows
 from penstock.reports import PlotsNotInstalled
 from penstock.reports.reproduction_page import study_table
 from penstock.reports.study_figure import write_study_figure, write_study_table
@@ -15,8 +15,6 @@ from penstock.studies.cost import CostConfig
 from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig
 from penstock.studies.reproduction import STUDIES, study_run
 from penstock.studies.stored import Record, study_folder
-
-Flat = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,7 @@ from penstock.studies.pruning import (
 )
 from penstock.studies.pursuit import pursued
 from penstock.studies.refitting import RefitConfig, fine_tune, rescale_and_shift
-
-Record = dict[str, Any]
+from penstock.studies.stored import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +39,11 @@ def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
     """Every decoder of the run with its encoder replaced by gradient pursuit, at each number of latents."""
     candidates, about = [], {}
     for name, sae in run.saes.items():
-        sae_about = run.about[name]
+        series = f"pursuit on the decoder {_aim(run.about[name])}"
         for num_latents in config.num_latents:
             new = f"{name}-pursuit_{num_latents}"
             candidates.append(pursued(new, run.about[name]["site"], sae, num_latents))
-            about[new] = _about(
-                run, name, new, series=f"pursuit on the decoder {_aim(sae_about)}", num_latents=num_latents
-            )
+            about[new] = _about(run, name, new, series=series, num_latents=num_latents)
     return run.measure(candidates, about)
 
 
@@ -119,7 +116,7 @@ def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str,
 class RefitStudyConfig:
     refit: RefitConfig = field(default_factory=RefitConfig)
     fit_tokens: int = 500_000
-    """Training activations on which magnitudes are refitted; fine-tuning overfits on a few hundred thousand."""
+    """Training activations on which magnitudes are refitted; those held back show whether they were enough."""
 
 
 def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:

@@ -18,10 +18,9 @@ from penstock.saes import RECIPES, SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
 from penstock.studies.estimate import step_flops
 from penstock.studies.finished_run import FinishedRun
+from penstock.studies.stored import Record
 from penstock.training.config import SAEConfig
 from penstock.training.optimisers import make_optimiser
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

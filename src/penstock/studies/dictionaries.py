@@ -19,9 +19,8 @@ from penstock.sparse import SparseCode
 from penstock.studies.agreement import agreement
 from penstock.studies.concepts import kind_shares, kinds
 from penstock.studies.finished_run import FinishedRun
+from penstock.studies.stored import Record
 from penstock.studies.token_facts import token_facts
-
-Record = dict[str, Any]
 
 MODEL_ROWS = 8
 """Rows in one forward pass of the language model."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,15 +46,17 @@ STUDIES: dict[str, Study] = {
 }
 
 
-def study_run(folder: Path, name: str, settings: Any) -> list[Record]:
-    """One study of a finished run, from disk if it was made before.
+def study_run(
+    folder: Path, name: str, settings: Any, load: Callable[[Path], FinishedRun] = FinishedRun.load
+) -> list[Record]:
+    """One study of a finished run, from disk if it was made before; only else is the run loaded.
 
     Raises:
         FileNotFoundError: there is no run in `folder`.
         ValueError: its training is not over, or the settings do not fit it.
     """
     read_config(folder)
-    return stored(folder, name, settings, lambda: STUDIES[name].records(FinishedRun.load(folder), settings))
+    return stored(folder, name, settings, lambda: STUDIES[name].records(load(folder), settings))
 
 
 def reproduce(configs: Mapping[str, RunConfig], out: Path) -> None:
@@ -67,9 +70,11 @@ def reproduce(configs: Mapping[str, RunConfig], out: Path) -> None:
         folder = out / name
         logger.info("Run %d of %d: %s", number, len(configs), folder)
         finish(config, folder)
+        # Once for all studies of a run: the language model may be large.
+        load = cache(FinishedRun.load)
         for study in STUDIES:
             logger.info("%s: %s", folder, study)
-            study_run(folder, study, STUDIES[study].settings())
+            study_run(folder, study, STUDIES[study].settings(), load)
 
 
 def finish(config: RunConfig, folder: Path) -> None:

@@ -17,6 +17,7 @@ from penstock.training.checkpoint import write_whole
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+"""A line of a study's records.jsonl, ready for JSON."""
 
 
 def study_folder(run: Path, name: str) -> Path:
