@@ -20,7 +20,7 @@ from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 
 PACKAGE = Path(penstock.__file__).parent
 STUDIES = ("pursuit", "pruning", "refit", "dictionaries", "concepts", "cost")
-COMMANDS = ("sweep", "train", "eval", "report", "info", *STUDIES, "reproduce")
+COMMANDS = ("sweep", "train", "eval", "report", "info", *STUDIES, "reproduce", "convert-gelu-1l")
 
 Told = Callable[..., tuple[int, str, str]]
 
@@ -456,6 +456,9 @@ def studied(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.TempPat
         ("pursuit", ["--num-latents", "2"], "gated-pursuit_2"),
         ("pruning", ["--quantiles", "0.5", "--l0-shares", "--prices"], "relu-quantile_0.5-rescaled"),
         ("cost", ["--repeats", "1"], "encode_seconds_as_jumprelu_ratio"),
+        ("shrinkage", ["--most-apart", "100"], "share_below_1"),
+        ("ablations", ["--ablations", "untied"], "gated-untied"),
+        ("sensitivity", ["--lr", "2", "--sparsity-coef", "--d-sae", "--warmup-share"], "lost_ratio"),
         ("dictionaries", ["--most-apart", "100"], "hungarian_cosine"),
         ("concepts", ["--min-firings", "2"], "context-dependent"),
     ],
@@ -466,9 +469,9 @@ def test_a_study_prints_its_numbers_and_leaves_its_files(
     code, out, _ = told(name, str(studied), *settings)
     assert code == 0
     assert shown in out
-    figures = {"figure.png", "figure.svg"} if name in ("pursuit", "pruning") else set()
-    files = {path.name for path in (studied / "studies" / name).iterdir()}
-    assert files == {"settings.json", "records.jsonl", "table.csv", *figures}
+    measured = {"sums.safetensors", "comparison.json"} if STUDIES[name].of_saes else set()
+    files = {path.name for path in (studied / "studies" / name).iterdir() if path.is_file()}
+    assert files == {"settings.json", "records.jsonl", "table.csv", "figure.png", "figure.svg", *measured}
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -1,5 +1,6 @@
 """The page about several runs and their studies."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,29 @@ from fake_run import NASTY, write_fake_run, write_lines
 
 from penstock.reports import write_pareto_figure
 from penstock.reports.reproduction_page import SECTIONS, write_reproduction_page
+from penstock.studies.presets import PRESETS
 
 KINDS = {"token": {"share": 0.25, "low": 0.2, "high": 0.3}, "bigram": {"share": None, "low": None, "high": None}}
+
+
+SITE = PRESETS["embedded"].sites[0]
 
 
 def write_studied_run(run: Path) -> None:
     records = write_fake_run(run, seeds=(0,), metrics=False)
     write_pareto_figure(run)
     rows = {
+        "shrinkage": [
+            {"kind": "toy", "arch": "relu", "magnitude": 0.5},
+            {"kind": "pair", "compared": "arms", "a": "gated-8", "b": NASTY, "median": 0.8125},
+        ],
         "cost": [{"name": "gated-8", "l0": 7.5, "step_seconds": 0.0125, "step_seconds_ratio": 1.0625}],
-        "dictionaries": [{"kind": "arms", "a": NASTY, "b": "relu-8", "hungarian_cosine": 0.75}],
+        "sensitivity": [{"arch": "gated", "setting": "lr", "factor": 4.0, "lost_ratio": 1.1875}],
+        "dictionaries": [
+            {"kind": "arms", "a": NASTY, "b": "relu-8", "hungarian_cosine": 0.75},
+            {"kind": "difference", "name": NASTY, "difference": -0.25, "low": -0.5, "high": 0.125, "shown": False},
+            {"kind": "difference", "name": "cosine", "difference": 0.5, "low": 0.25, "high": 0.75, "shown": True},
+        ],
         "concepts": [{"name": "gated-8", "l0": 7.5, "kinds": KINDS}],
     }
     measured = [{**records[0], "of": "gated-8", "series": "harsh"}]
@@ -24,19 +38,44 @@ def write_studied_run(run: Path) -> None:
         folder = run / "studies" / study
         folder.mkdir(parents=True)
         write_lines(folder / "records.jsonl", rows.get(study, measured))
+    compared = {"arm_label": NASTY, "baseline_label": "relu with harsh", "ratio": 0.5, "interval": [0.375, 0.625]}
+    (run / "studies" / "pruning" / "comparison.json").write_text(json.dumps({"comparisons": [compared]}))
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    for name in ("resid_post.2", "mlp_out.1"):
+    names = ("resid_post.2", "mlp_out.1")
+    for name in names:
         write_studied_run(tmp_path / name)
-    return write_reproduction_page(tmp_path, ["resid_post.2", "mlp_out.1"], "All of it").read_text()
+    studies = {"resid_post.2": tuple(SECTIONS), "mlp_out.1": ("shrinkage", "cost")}
+    return write_reproduction_page(tmp_path, studies, "All of it", dict.fromkeys(names, SITE)).read_text()
 
 
 def test_every_section_and_run_is_on_the_page(page: str) -> None:
     for title, _ in SECTIONS.values():
         assert f"<h2>{title}</h2>" in page
-    assert page.count("<h3>resid_post.2</h3>") == page.count("<h3>mlp_out.1</h3>") == len(SECTIONS)
+    assert page.count("<h3>resid_post.2</h3>") == len(SECTIONS)
+    assert page.count("<h3>mlp_out.1</h3>") == 2
+
+
+def test_a_section_that_no_run_has_is_left_out(tmp_path: Path) -> None:
+    write_studied_run(tmp_path / "a")
+    page = write_reproduction_page(tmp_path, {"a": ("cost",)}, "One", {"a": SITE}).read_text()
+    assert [title for title, _ in SECTIONS.values() if f"<h2>{title}</h2>" in page] == ["Cost"]
+
+
+def test_differences_are_read_by_their_intervals(page: str) -> None:
+    assert "<td>0.5</td>" not in page
+    assert "<td>-0.5 to 0.125</td><td>no difference shown</td>" in page.replace("−", "-")
+    assert "<td>0.25 to 0.75</td><td>more</td>" in page
+    assert "<td>0.50</td><td>0.375 to 0.625</td><td>fewer</td>" in page
+
+
+def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:
+    write_studied_run(tmp_path / "a")
+    site = next(site for site in PRESETS["gemma-7b"].sites if site.name == "resid_post.20")
+    page = write_reproduction_page(tmp_path, {"a": ()}, "One", {"a": site}).read_text()
+    assert "The paper's numbers" in page and "<td>97.14</td>" in page and "<td>27.8</td>" in page
 
 
 def test_numbers_shares_and_gaps_stand_in_the_tables(page: str) -> None:

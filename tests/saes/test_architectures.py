@@ -128,8 +128,9 @@ def test_folding_the_input_scale_moves_it_from_the_activations_into_the_sae(
 def test_a_new_sae_reads_along_the_unit_directions_it_writes(arch: str) -> None:
     sae = TRAINABLE[arch](16, 40, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
-    assert torch.equal(sae.W_enc, sae.W_dec.T)
-    rest = {name: value for name, value in sae.named_parameters() if name not in ("W_enc", "W_dec")}
+    matrices = sae.encoder_matrices
+    assert all(torch.equal(sae.get_parameter(name), sae.W_dec.T) for name in matrices)
+    rest = {name: value for name, value in sae.named_parameters() if name not in (*matrices, "W_dec")}
     assert all((value == 0).all() for value in rest.values())
 
 
@@ -215,9 +216,8 @@ def test_louder_latents_with_shorter_rows_cost_the_same_when_the_penalty_is_norm
     before, plain = sae.loss(x, 0.5, RECIPES[name]), sae.loss(x, 0.5, RECIPES["paper"])
     with torch.no_grad():
         sae.W_dec /= 2
-        sae.W_enc *= 2
-        for bias in sae.scaled_by_decoder_norm:
-            sae.get_parameter(bias).mul_(2)
+        for parameter in (*sae.encoder_matrices, *sae.scaled_by_decoder_norm):
+            sae.get_parameter(parameter).mul_(2)
     after, plain_after = sae.loss(x, 0.5, RECIPES[name]), sae.loss(x, 0.5, RECIPES["paper"])
 
     torch.testing.assert_close(after.acts.to_dense(), 2 * before.acts.to_dense())

@@ -32,7 +32,7 @@ def test_a_finished_run_measures_its_own_saes_as_its_records_say(finished: Finis
     from penstock.evaluation import Candidate
 
     candidates = [Candidate.of(name, "resid_post.0", sae) for name, sae in finished.saes.items()]
-    for record in finished.measure(candidates, finished.about):
+    for record in finished.measure(candidates, finished.about).records:
         assert {key: record[key] for key in METRICS} == {key: own[record["name"]][key] for key in METRICS}
 
 

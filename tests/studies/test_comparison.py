@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from penstock.studies.comparison import GRID, Point, compare, warnings_of
+from penstock.studies.comparison import GRID, Point, compare, point_of, warnings_of
 
 RESAMPLES = 200
 
@@ -257,3 +258,19 @@ def test_different_training_lengths_become_a_warning() -> None:
     assert warnings_of([one, one, control], []) == []
     (warning,) = warnings_of([one, other, control], [])
     assert "different numbers of tokens" in warning
+
+
+def test_a_point_is_the_metrics_of_all_tokens_and_of_every_resample() -> None:
+    names = ("tokens", "ce_tokens", "l0", "l1", "square_error", "square_deviation", "square_x_hat", "dot", "cosine")
+    values = np.random.default_rng(0).uniform(1, 2, size=(14, 3))
+    sums = dict(zip((*names, "kl", "ce_clean", "ce_spliced", "ce_mean", "ce_zero"), values, strict=True))
+    sums["ce_spliced"], sums["ce_zero"] = sums["ce_clean"] + 1, sums["ce_clean"] + 3 * values[-1]
+    weights = np.array([[3.0, 0.0, 0.0], [1.0, 0.0, 2.0]])
+    record = {"arch": "gated", "recipe": "paper", "site": "mlp_out.1", "d_sae": 7, "seed": 5, "l0": None}
+    found = point_of(record, {name: torch.from_numpy(v) for name, v in sums.items()}, torch.from_numpy(weights))
+    assert (found.arch, found.recipe, found.site, found.d_sae, found.seed) == ("gated", "paper", "mlp_out.1", 7, 5)
+    for column, weight in enumerate([np.ones(3), *weights]):
+        total = {name: sum(w * v for w, v in zip(weight, value, strict=True)) for name, value in sums.items()}
+        gap = total["ce_zero"] - total["ce_clean"]
+        assert found.l0[column] == pytest.approx(total["l0"] / total["tokens"])
+        assert found.loss_recovered[column] == pytest.approx((total["ce_zero"] - total["ce_spliced"]) / gap)

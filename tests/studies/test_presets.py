@@ -16,6 +16,7 @@ from penstock.saes import RECIPES, GatedSAE
 from penstock.studies.paper_tables import PublishedRun
 from penstock.studies.preset import OURS, UNSTATED, Preset, SitePreset, coefficient
 from penstock.studies.presets import PRESETS
+from penstock.studies.reproduction import STUDIES
 from penstock.training.defaults import resolve_sae
 from penstock.training.stored_config import config_from_json, config_to_json
 
@@ -246,9 +247,8 @@ def test_embedded_trains_as_the_demo_does() -> None:
         assert [sae.target_l0 for sae in gated] == found["target-l0"] == [4, 8, 16, 32]
         assert [float(sae.d_sae) for sae in gated] == 4 * found["d-sae"]
         assert [config.optim.batch_size] == found["batch-size"]
-        assert [config.data.tokens, config.data.cache_tokens] == found["tokens"] + found["cache-tokens"]
+        assert [config.data.cache_tokens] == found["cache-tokens"]
         assert [config.data.model_batch_rows] == found["model-batch-rows"]
-        assert [config.eval.eval_tokens] == found["eval-tokens"]
         assert {sae.recipe for sae in config.saes} == {"paper_clipped"}
 
 
@@ -259,6 +259,7 @@ def test_every_setting_has_a_source(name: str) -> None:
     assert all(source.strip() for _, source in cited.values())
     # What a preset holds that is no name, note or group of others is cited.
     plain = {"name", "sites", "deviations", "language_model", "data", "optim", "resampling", "eval"}
+    plain |= {"study_settings", "quick_study_settings"}
     assert {field.name for field in fields(Preset)} - plain <= set(cited)
     numbers = re.compile(r"[0-9]")
     for path, (value, source) in cited.items():
@@ -397,3 +398,33 @@ def test_a_coefficient_of_nothing_is_refused(arguments: tuple[float, int, float]
 def test_a_preset_is_data_that_json_takes(name: str) -> None:
     stored: dict[str, Any] = json.loads(json.dumps(asdict(PRESETS[name])))
     assert stored["name"] == name
+
+
+@EVERY
+def test_every_site_has_studies_with_their_settings(name: str) -> None:
+    for preset in (PRESETS[name], PRESETS[name].quick()):
+        plans = preset.plans()
+        assert list(plans) == [site.name for site in preset.sites]
+        for plan in plans.values():
+            assert plan.studies and set(plan.studies) <= set(STUDIES)
+            for study, settings in plan.studies.items():
+                assert type(settings) is STUDIES[study].settings
+    assert set(PRESETS["embedded"].plans()["resid_post.2"].studies) == set(STUDIES)
+
+
+def test_settings_of_a_study_come_from_the_preset() -> None:
+    embedded = PRESETS["embedded"]
+    assert embedded.plans()["resid_post.2"].studies["pursuit"] == embedded.study_settings["pursuit"].value
+    quick = embedded.quick().plans()["resid_post.2"].studies
+    assert quick["pursuit"] == embedded.quick_study_settings["pursuit"].value
+    targets = set(embedded.sites[0].arms["gated"].target_l0s.value)
+    for settings in (embedded.study_settings, embedded.quick_study_settings):
+        assert set(settings["ablations"].value.target_l0s) <= targets
+
+
+def test_a_run_beyond_the_memory_is_divided() -> None:
+    whole = PRESETS["gemma-7b"].plans()["resid_post.20"]
+    assert whole.divide(whole.run) == (whole.run,)
+    parts = PRESETS["gemma-7b"].plans(max_bytes=141 * 2**30)["resid_post.20"].divide(whole.run)
+    assert len(parts) > 1
+    assert sorted(sae.folder for part in parts for sae in part.saes) == sorted(sae.folder for sae in whole.run.saes)

@@ -1,17 +1,18 @@
 """Runs brought to their end and studied once; what is done is not done again."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from penstock.studies import reproduction
+from penstock.studies import reproduction, sweep
 from penstock.studies.finished_run import FinishedRun
-from penstock.studies.reproduction import Study, finish, reproduce
+from penstock.studies.reproduction import Plan, Study, finish, reproduce
 from penstock.studies.stored import Record
 from penstock.studies.sweep import prepare
-from penstock.training.config import RunConfig
+from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 
 MakeRun = Callable[..., RunConfig]
 
@@ -20,14 +21,14 @@ MakeRun = Callable[..., RunConfig]
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each step was made; the studies are replaced by one that only counts."""
     counts = {"train": 0, "evaluate_run": 0, "study": 0}
-    for name in ("train", "evaluate_run"):
-        original = getattr(reproduction, name)
+    for module, name in ((sweep, "train"), (reproduction, "evaluate_run")):
+        original = getattr(module, name)
 
         def counting(*args: object, name: str = name, original: Callable[..., object] = original) -> object:
             counts[name] += 1
             return original(*args)
 
-        monkeypatch.setattr(reproduction, name, counting)
+        monkeypatch.setattr(module, name, counting)
 
     def study(run: FinishedRun, settings: object) -> list[Record]:
         counts["study"] += 1
@@ -40,12 +41,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_every_run_is_trained_evaluated_and_studied_once(
     tiny_run: MakeRun, tmp_path: Path, counted: dict[str, int]
 ) -> None:
-    configs = {"a": tiny_run(steps=25, cached=True), "b": tiny_run(steps=30, cached=True)}
-    reproduce({"a": configs["a"]}, tmp_path)
+    studies = {"counting": reproduction.CostConfig()}
+    plans = {name: Plan(tiny_run(steps=steps, cached=True), studies) for name, steps in (("a", 25), ("b", 30))}
+    reproduce({"a": plans["a"]}, tmp_path)
     assert counted == {"train": 1, "evaluate_run": 1, "study": 1}
-    reproduce(configs, tmp_path)
+    reproduce(plans, tmp_path)
     assert counted == {"train": 2, "evaluate_run": 2, "study": 2}
-    reproduce(configs, tmp_path)
+    reproduce(plans, tmp_path)
     assert counted == {"train": 2, "evaluate_run": 2, "study": 2}
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
@@ -55,9 +57,9 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 ) -> None:
     config = tiny_run(steps=25, cached=True)
     prepare(config, tmp_path, reproduction.load_model(config))
-    finish(config, tmp_path)
+    finish(Plan(config, {}), tmp_path)
     (tmp_path / "records.jsonl").unlink()
-    finish(config, tmp_path)
+    finish(Plan(config, {}), tmp_path)
     assert counted["train"] == 1
     assert counted["evaluate_run"] == 2
 
@@ -66,5 +68,17 @@ def test_a_folder_with_another_run_is_left_alone(tiny_run: MakeRun, tmp_path: Pa
     config = tiny_run(steps=25, cached=True)
     prepare(config, tmp_path, reproduction.load_model(config))
     with pytest.raises(ValueError, match="holds a run with other settings"):
-        finish(replace(config, log_steps=7), tmp_path)
+        finish(Plan(replace(config, log_steps=7), {}), tmp_path)
     assert counted["train"] == 0
+
+
+def test_a_run_in_parts_becomes_the_same_as_one_in_a_piece(
+    tiny_run: MakeRun, tmp_path: Path, counted: dict[str, int]
+) -> None:
+    saes = [SAEConfig(arch="gated", site="resid_post.0", d_sae=32, target_l0=3.0, seed=seed) for seed in (0, 1)]
+    config = replace(tiny_run(*saes, steps=25, cached=True, resampling=ResamplingConfig(window_tokens=64)), threads=1)
+    finish(Plan(config, {}), tmp_path / "whole")
+    finish(Plan(config, {}, lambda whole: [replace(whole, saes=(sae,)) for sae in whole.saes]), tmp_path / "parts")
+    assert counted == {"train": 3, "evaluate_run": 2, "study": 0}
+    whole, parts = ((tmp_path / name / "records.jsonl").read_text().splitlines() for name in ("whole", "parts"))
+    assert [json.loads(line)["loss_recovered"] for line in whole] == [json.loads(x)["loss_recovered"] for x in parts]

@@ -53,7 +53,7 @@ def test_a_run_is_a_directory_with_all_its_files(swept: tuple[Path, list[dict[st
     folder, _ = swept
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "environment.json", "metrics.jsonl", "checkpoints", "saes"),
-        *("records.jsonl", "comparison.json"),
+        *("records.jsonl", "comparison.json", "sums.safetensors"),
     }
     assert {path.name for path in (folder / "saes").iterdir()} == {GATED, RELU}
     for name in ("config.json", "environment.json", "comparison.json"):

@@ -38,6 +38,7 @@ def everything_set() -> RunConfig:
                 seed=3,
                 lr=1e-3 / 3,
                 lr_rule="given",
+                warmup_share=0.2,
                 beta1=0.1,
                 optimiser="adam",
                 grad_clip=0.5,

@@ -7,11 +7,23 @@ from typing import Any
 
 import tyro
 
+from penstock.cli.conversion import ConvertGelu1L, convert
 from penstock.cli.output import Usage
 from penstock.cli.reproduction import Reproduce, run_preset
 from penstock.cli.runs import Sweep, Train, train
 from penstock.cli.saved import Eval, Info, Report, evaluate, info, report
-from penstock.cli.studies import Concepts, Cost, Dictionaries, Pruning, Pursuit, Refit, study
+from penstock.cli.studies import (
+    Ablations,
+    Concepts,
+    Cost,
+    Dictionaries,
+    Pruning,
+    Pursuit,
+    Refit,
+    Sensitivity,
+    Shrinkage,
+    study,
+)
 from penstock.training.checkpoint import CheckpointError
 from penstock.training.trainer import DivergenceError
 
@@ -23,13 +35,17 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval": (Eval, evaluate),
     "report": (Report, report),
     "info": (Info, info),
+    "shrinkage": (Shrinkage, study),
+    "ablations": (Ablations, study),
+    "refit": (Refit, study),
     "pursuit": (Pursuit, study),
     "pruning": (Pruning, study),
-    "refit": (Refit, study),
+    "cost": (Cost, study),
+    "sensitivity": (Sensitivity, study),
     "dictionaries": (Dictionaries, study),
     "concepts": (Concepts, study),
-    "cost": (Cost, study),
     "reproduce": (Reproduce, run_preset),
+    "convert-gelu-1l": (ConvertGelu1L, convert),
 }
 
 

@@ -12,7 +12,7 @@ from penstock.reports.reproduction_page import write_reproduction_page
 from penstock.studies.estimate import estimate
 from penstock.studies.preset import Preset
 from penstock.studies.presets import PRESETS
-from penstock.studies.reproduction import STUDIES, reproduce, study_run
+from penstock.studies.reproduction import reproduce, study_run
 from penstock.training.config import RunConfig
 
 GIB = 2**30
@@ -40,31 +40,33 @@ class Reproduce:
     """Another place of the same language model, e.g. a local folder."""
     device: str = "cpu"
     """Where the language model and the SAEs live: cpu, cuda, cuda:1."""
+    memory: float | None = None
+    """GiB that training a run may need (--dry-run tells); larger runs are trained in parts, one after the other."""
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and not self.memory > 0:
+            raise ValueError(f"memory={self.memory} is out of range: it must be above 0, in GiB.")
 
 
 def run_preset(options: Reproduce) -> None:
     """Train, study and write; or, for a dry run, say what would be."""
     preset = PRESETS[options.preset]
     preset = preset.quick() if options.quick else preset
-    configs = {
-        site.name: config
-        for site, config in zip(
-            preset.sites, preset.run_configs(model=options.model, device=options.device), strict=True
-        )
-    }
+    max_bytes = None if options.memory is None else round(options.memory * GIB)
+    plans = preset.plans(model=options.model, device=options.device, max_bytes=max_bytes)
     if options.dry_run:
-        _tell(preset, configs)
+        _tell(preset, {name: plan.run for name, plan in plans.items()})
         return
     out = options.out or Path("runs") / f"reproduce-{preset.name}"
-    reproduce(configs, out)
-    for name in configs:
+    reproduce(plans, out)
+    for name, plan in plans.items():
         write_figures(out / name)
-        for study, about in STUDIES.items():
-            for line in write_study(out / name, study, study_run(out / name, study, about.settings())):
+        for study, settings in plan.studies.items():
+            for line in write_study(out / name, study, study_run(out / name, study, settings)):
                 print(line)
-    page = write_reproduction_page(
-        out, list(configs), f"Gated sparse autoencoders: the paper's experiments, {preset.name}"
-    )
+    studies = {name: tuple(plan.studies) for name, plan in plans.items()}
+    title = f"Gated sparse autoencoders: the paper's experiments, {preset.name}"
+    page = write_reproduction_page(out, studies, title, {site.name: site for site in preset.sites})
     print(f"page: {page}")
 
 

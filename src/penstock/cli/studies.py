@@ -8,70 +8,90 @@ import tyro
 
 from penstock.cli.output import Flat, print_records, print_rows
 from penstock.reports import PlotsNotInstalled
-from penstock.reports.reproduction_page import study_table
+from penstock.reports.reproduction_page import comparison_table, difference_table, study_table
+from penstock.reports.row_figures import write_row_figure
 from penstock.reports.study_figure import write_study_figure, write_study_table
+from penstock.studies.ablations import AblationsConfig
 from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
 from penstock.studies.cost import CostConfig
 from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig
 from penstock.studies.reproduction import STUDIES, study_run
+from penstock.studies.sensitivity import SensitivityConfig
+from penstock.studies.series import comparisons_of
+from penstock.studies.shrinkage import ShrinkageConfig
 from penstock.studies.stored import Record, study_folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pursuit:
-    """Measure the decoders of a run with the encoder replaced by gradient pursuit (paper, appendix A)."""
-
+class _OfRun:
     run: Annotated[Path, tyro.conf.Positional]
     """The run's directory."""
-    settings: Annotated[PursuitConfig, Flat] = field(default_factory=PursuitConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """Drop the low activations of the SAEs of a run and redraw the frontier (paper, section 7)."""
+class Shrinkage(_OfRun):
+    """Say how much the penalty shrinks: the one-latent toy, and matched latents of two arms (paper, figure 2)."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's directory."""
-    settings: Annotated[PruningConfig, Flat] = field(default_factory=PruningConfig)
+    settings: Annotated[ShrinkageConfig, Flat] = field(default_factory=ShrinkageConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refit:
+class Ablations(_OfRun):
+    """Train the Gated SAEs of a run once more with one part of the method changed (paper, figure 8)."""
+
+    settings: Annotated[AblationsConfig, Flat] = field(default_factory=AblationsConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit(_OfRun):
     """Refit the magnitudes of the ReLU SAEs of a run: is it enough to fix shrinkage? (paper, section 5.2)"""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's directory."""
     settings: Annotated[RefitStudyConfig, Flat] = field(default_factory=RefitStudyConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dictionaries:
+class Pursuit(_OfRun):
+    """Measure the decoders of a run with the encoder replaced by gradient pursuit (paper, appendix A)."""
+
+    settings: Annotated[PursuitConfig, Flat] = field(default_factory=PursuitConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(_OfRun):
+    """Drop the low activations of the SAEs of a run and redraw the frontier (paper, section 7)."""
+
+    settings: Annotated[PruningConfig, Flat] = field(default_factory=PruningConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(_OfRun):
+    """Time a training step and encoding for every SAE of a run, Gated beside its baseline."""
+
+    settings: Annotated[CostConfig, Flat] = field(default_factory=CostConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity(_OfRun):
+    """Train SAEs of a run once more with a setting off by a factor, and say what that costs."""
+
+    settings: Annotated[SensitivityConfig, Flat] = field(default_factory=SensitivityConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dictionaries(_OfRun):
     """Say what the dictionaries of a run share, between arms and between seeds."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's directory."""
     settings: Annotated[DictionariesConfig, Flat] = field(default_factory=DictionariesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Concepts:
+class Concepts(_OfRun):
     """Say which kinds of concept the latents of a run are, by rules over single tokens."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's directory."""
     settings: Annotated[ConceptsConfig, Flat] = field(default_factory=ConceptsConfig)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Time a training step and encoding for every SAE of a run, Gated beside its baseline."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's directory."""
-    settings: Annotated[CostConfig, Flat] = field(default_factory=CostConfig)
-
-
-Options = Pursuit | Pruning | Refit | Dictionaries | Concepts | Cost
+Options = Shrinkage | Ablations | Refit | Pursuit | Pruning | Cost | Sensitivity | Dictionaries | Concepts
 
 
 def study(options: Options) -> None:
@@ -80,8 +100,12 @@ def study(options: Options) -> None:
     records = study_run(options.run, name, options.settings)
     if STUDIES[name].of_saes:
         print_records(records)
+        print_rows(*comparison_table(comparisons_of(options.run, name)))
     else:
         print_rows(*study_table(name, records))
+        differences = difference_table(records)
+        if differences.rows:
+            print_rows(*differences)
     for line in write_study(options.run, name, records):
         print(line)
 
@@ -90,9 +114,12 @@ def write_study(run: Path, name: str, records: list[Record]) -> list[str]:
     """Write a study's table and figure; returns lines that say where."""
     folder = study_folder(run, name)
     lines = [f"table: {write_study_table(folder, records)}"]
-    if STUDIES[name].of_saes:
-        try:
-            lines.append(f"figure: {write_study_figure(run, folder, records)}")
-        except PlotsNotInstalled as error:
-            lines.append(f"no figure.png: {error}")
+    try:
+        if STUDIES[name].of_saes:
+            figure = write_study_figure(run, folder, records)
+        else:
+            figure = write_row_figure(name, folder, records)
+        lines.append(f"figure: {figure}")
+    except PlotsNotInstalled as error:
+        lines.append(f"no figure.png: {error}")
     return lines

@@ -78,5 +78,7 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
         sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise SAEFileError(f"{folder}/sae.safetensors does not fit {folder}/cfg.json: {error}") from error
-    sae.W_enc.data = latent_major(sae.W_enc.data)
+    for name in sae.encoder_matrices:
+        matrix = getattr(sae, name)
+        matrix.data = latent_major(matrix.data)
     return SavedSAE(sae.requires_grad_(False), cfg.get("metadata", {}))

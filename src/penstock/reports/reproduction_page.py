@@ -8,10 +8,32 @@ from typing import Any, NamedTuple
 
 from penstock.reports import wording
 from penstock.reports.arms import find_arms
+from penstock.reports.published import headline_table, published_table
 from penstock.reports.report import rendered
 from penstock.reports.run_data import read_run, write_text
+from penstock.studies.preset import SitePreset
+from penstock.studies.series import comparisons_of
 
 SECTIONS: dict[str, tuple[str, str]] = {
+    "shrinkage": (
+        "Shrinkage",
+        "A penalty on magnitudes shrinks them: with one latent and one feature by half of the coefficient (paper, "
+        "figure 2). In trained SAEs, latents that two of them share are compared on the same tokens: a ratio below 1 "
+        "says that the second SAE's latent is the weaker one. Two seeds of one arm are the yardstick. γ against L0 is "
+        "in the figures of the frontier above.",
+    ),
+    "ablations": (
+        "Ablations",
+        "The Gated SAEs trained once more with one part of the method changed (paper, figure 8). The inconsistent "
+        "mixture (penalty weighted by norms that pass a gradient, decoder frozen in the auxiliary task) is what the "
+        "paper's authors warn against. Without the auxiliary task the coefficient is the one that the Gated SAE ended "
+        "with; all others are steered to its L0.",
+    ),
+    "refit": (
+        "Is it enough to fix shrinkage?",
+        "The gate of the width-matched baseline is frozen and its magnitudes are fitted to the reconstruction alone: "
+        "rescaled and shifted (section 5.2), or fine-tuned together with the decoder (after Wright & Sharkey 2024).",
+    ),
     "pursuit": (
         "Inference-time optimisation",
         "The encoder is left out: each decoder is given to non-negative gradient pursuit, with a number of latents for "
@@ -22,15 +44,16 @@ SECTIONS: dict[str, tuple[str, str]] = {
         "Activations below a threshold are dropped at inference, by three rules, fitted on training activations. The "
         "paper leaves open (section 7) whether this closes the baseline's gap.",
     ),
-    "refit": (
-        "Is it enough to fix shrinkage?",
-        "The baseline's gate is frozen and its magnitudes are fitted to the reconstruction alone: rescaled and shifted "
-        "(section 5.2), or fine-tuned together with the decoder (after Wright & Sharkey 2024).",
-    ),
     "cost": (
         "Cost",
         "Median seconds of a training step and of encoding one batch on this machine; ratios are to the baseline of "
         "the same width that is nearest in L0. The last column counts operations as if every product were dense.",
+    ),
+    "sensitivity": (
+        "Sensitivity to settings",
+        "One SAE of each arm trained once more with a setting off by a factor. `lost_ratio` is 1 - loss recovered over "
+        "that of the centre, at equal L0; `of_best` is the same over the arm's best. Where the coefficient is off, L0 "
+        "is what moves; everywhere else it is steered to the centre's.",
     ),
     "dictionaries": (
         "What two dictionaries share",
@@ -55,8 +78,18 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         *("kind", "a", "b", "l0_a", "l0_b", "mean_max_cosine_a_to_b", "mean_max_cosine_b_to_a", "null_mean_a_to_b"),
         *("mutual_share_a", "matched_share_a", "hungarian_cosine", "mutual_jaccard", "slope_a_on_b_median"),
     ),
+    "shrinkage": (
+        *("compared", "a", "b", "l0_a", "l0_b", "gamma_a", "gamma_b", "latents", "median", "low", "high", "q25", "q75"),
+        "share_below_1",
+    ),
+    "sensitivity": (
+        *("arch", "site", "setting", "factor", "l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"),
+        "of_best",
+    ),
 }
 _MEASURED_COLUMNS = ("series", "of", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias")
+_NOT_SHOWN = ("toy", "difference")
+"""Kinds of rows that have a place of their own: the figure, and the table of differences."""
 
 
 class StudyTable(NamedTuple):
@@ -68,34 +101,81 @@ class StudyTable(NamedTuple):
 
 def study_table(study: str, records: Sequence[Mapping[str, Any]]) -> StudyTable:
     """The main columns of a study, each value as text."""
-    return _concepts(records) if study == "concepts" else _table(records, _COLUMNS.get(study, _MEASURED_COLUMNS))
+    shown = [record for record in records if record.get("kind") not in _NOT_SHOWN]
+    return _concepts(shown) if study == "concepts" else _table(shown, _COLUMNS.get(study, _MEASURED_COLUMNS))
 
 
-def write_reproduction_page(out: Path, names: Sequence[str], title: str) -> Path:
+def difference_table(records: Sequence[Mapping[str, Any]]) -> StudyTable:
+    """The differences among a study's rows with their intervals; no rows if it has none."""
+    columns = ("what", "difference", "95% interval", "reading")
+    rows = [
+        [str(record["name"]), _cell(record["difference"]), _interval(record["low"], record["high"]), _reading(record)]
+        for record in records
+        if record.get("kind") == "difference"
+    ]
+    return StudyTable(columns, rows)
+
+
+def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> StudyTable:
+    """Ratios of L0 at equal loss recovered between what a study made and the arms of its run."""
+    columns = ("SAE", "beside", "L0 ratio at equal loss recovered", "95% interval", "reading")
+    rows = [
+        [
+            str(one["arm_label"]),
+            str(one["baseline_label"]),
+            "–" if one["ratio"] is None else wording.ratio_text(one["ratio"]),
+            _interval(*(one["interval"] or (None, None))),
+            wording.ratio_reading(one),
+        ]
+        for one in comparisons
+    ]
+    return StudyTable(columns, rows)
+
+
+def write_reproduction_page(
+    out: Path, studies: Mapping[str, Sequence[str]], title: str, sites: Mapping[str, SitePreset]
+) -> Path:
     """Writes `index.html` into the folder of a reproduction and returns its path.
 
     Args:
-        out: Holds a finished run for each of `names`, with its figures.
-        names: Folders of the runs.
+        out: Holds a finished run for each of `studies`, with its figures.
+        studies: For each run's folder the studies that were made of it.
         title: Of the page.
+        sites: For each run's folder what the paper has there.
 
     Raises:
         FileNotFoundError: a run has no records.
     """
-    runs = [read_run(out / name) for name in names]
-    sentences = [
-        (name, [comparison.sentence for comparison in wording.comparisons(run, find_arms(run.records))])
-        for name, run in zip(names, runs, strict=True)
-    ]
+    frontier = [_frontier(out / name, sites[name]) for name in studies]
     sections = [
-        {"title": heading, "text": text, "parts": [_part(out / name, study) for name in names]}
+        {
+            "title": heading,
+            "text": text,
+            "parts": [_part(out / name, study) for name, made in studies.items() if study in made],
+        }
         for study, (heading, text) in SECTIONS.items()
     ]
-    frontier = [{"name": name, "figure": _data_uri(out / name / "pareto.svg")} for name in names]
-    page = rendered("reproduction.html.j2", title=title, sentences=sentences, frontier=frontier, sections=sections)
+    sections = [section for section in sections if section["parts"]]
+    page = rendered("reproduction.html.j2", title=title, frontier=frontier, sections=sections)
     path = out / "index.html"
     write_text(path, page)
     return path
+
+
+def _frontier(folder: Path, site: SitePreset) -> dict[str, Any]:
+    """One run's frontier, and the paper's numbers where it has some."""
+    run = read_run(folder)
+    comparisons = (run.comparison or {}).get("comparisons", [])
+    return {
+        "name": folder.name,
+        "sentences": [comparison.sentence for comparison in wording.comparisons(run, find_arms(run.records))],
+        "figure": _data_uri(folder / "pareto.svg"),
+        "published": [
+            table
+            for table in (headline_table(site, comparisons), published_table(site, run.records))
+            if table is not None
+        ],
+    }
 
 
 def _part(run: Path, study: str) -> dict[str, Any]:
@@ -108,6 +188,9 @@ def _part(run: Path, study: str) -> dict[str, Any]:
         "name": run.name,
         "folder": f"{run.name}/studies/{study}",
         "figure": _data_uri(folder / "figure.svg"),
+        "answers": [
+            table for table in (comparison_table(comparisons_of(run, study)), difference_table(records)) if table.rows
+        ],
         "table": study_table(study, records),
     }
 
@@ -139,6 +222,16 @@ def _share(found: Mapping[str, float | None] | None) -> str:
 
 def _cell(value: Any) -> str:
     return value if isinstance(value, str) else wording.number(value)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{wording.short(low)} to {wording.short(high)}"
+
+
+def _reading(difference: Mapping[str, Any]) -> str:
+    if not difference["shown"]:
+        return "no difference shown"
+    return "more" if difference["difference"] > 0 else "less"
 
 
 def _data_uri(svg: Path) -> str | None:

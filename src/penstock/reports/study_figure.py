@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.reports.arms import COLORS, SHAPES, arch_name, arm_index, find_arms, is_control
+from penstock.reports.arms import COLORS, SHAPES, Arm, arch_name, arm_index, find_arms, is_control
 from penstock.reports.pareto_figure import MARKERS, drawn, set_scales
 from penstock.reports.records_csv import records_csv
 from penstock.reports.run_data import read_records, write_text
@@ -64,30 +64,44 @@ def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str)
             *zip(*mine, strict=True),
             color=COLORS[arm.slot % len(COLORS)],
             marker=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+            linestyle=("-", "--", ":", "-.")[arm.variant % 4],
             linewidth=1.6,
-            label=f"{arm.label}, its own encoder",
+            label=f"{arm.label}, as trained",
         )
     series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
+    colors = _colors(series, arms)
     for place, (arch, name) in enumerate(series):
         mine = [record for record in records if (record["arch"], record["series"]) == (arch, name)]
-        # Colours are the architectures'; shapes and dashes tell the series apart.
-        slot = next((arm.slot for arm in arms if arm.arch == arch), len(arms))
         for number, line in enumerate(_joined(mine)):
             ax.plot(
                 *zip(*_drawable(line, metric), strict=True),
-                color=COLORS[slot % len(COLORS)],
+                color=colors[place],
                 marker=MARKERS[SHAPES[(place + 2) % len(SHAPES)]],
                 linestyle=("--", ":", "-.")[place % 3],
                 markerfacecolor="white",
                 linewidth=0.9,
                 markersize=4.5,
-                label=None if number else f"{arch_name(arch)}: {name}",
+                label=None if number else f"{arch_name(arch)}: {name}" if _shared(series, name) else name,
             )
     shown = [dict(record) for record in (*run_records, *records) if record.get(metric) is not None]
     if shown:
         set_scales(ax, shown, metric)
     if metric == "reconstruction_bias":
         ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+
+
+def _colors(series: Sequence[tuple[str, str]], arms: Sequence[Arm]) -> list[str]:
+    """The architecture's where the same is done to several; else one for each series, those of the arms left out."""
+    slots = {arm.arch: arm.slot for arm in arms}
+    if any(_shared(series, name) for _, name in series):
+        return [COLORS[slots.get(arch, len(arms)) % len(COLORS)] for arch, _ in series]
+    free = [color for slot, color in enumerate(COLORS) if slot not in slots.values()]
+    return [free[place % len(free)] for place in range(len(series))]
+
+
+def _shared(series: Sequence[tuple[str, str]], name: str) -> bool:
+    """Whether SAEs of more than one architecture have a series of this name."""
+    return [other for _, other in series].count(name) > 1
 
 
 def _joined(series: Records) -> list[list[Mapping[str, Any]]]:

@@ -123,6 +123,16 @@ def comparison_sentence(item: dict[str, Any], arm: str, baseline: str) -> str:
     return f"At equal {metric} {arm} {needs} ({words}){over}."
 
 
+def ratio_reading(item: Mapping[str, Any]) -> str:
+    """What a ratio of firing latents says: "fewer", "more", "no difference shown", or why there is none."""
+    ratio, interval = item.get("ratio"), item.get("interval")
+    if ratio is None:
+        return f"no ratio: {str(item.get('reason') or 'no reason is recorded').rstrip('.')}"
+    if interval is None or interval[0] <= 1.0 <= interval[1]:
+        return "no difference shown"
+    return "fewer" if ratio < 1 else "more"
+
+
 def model_words(model: str) -> str:
     """A language model's name inside a sentence."""
     return "the embedded language model" if model == "embedded" else model

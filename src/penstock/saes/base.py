@@ -37,6 +37,8 @@ class SAE(nn.Module, ABC):
     """The architecture's name in configs and files."""
     scaled_by_decoder_norm: ClassVar[tuple[str, ...]]
     """The parameters, one entry per latent, that live in the units of the code."""
+    encoder_matrices: ClassVar[tuple[str, ...]] = ("W_enc",)
+    """The parameters [d_in, d_sae] that read x; latent-major in memory."""
 
     W_enc: Float[Tensor, "d_in d_sae"]
     W_dec: Float[Tensor, "d_sae d_in"]
@@ -92,14 +94,13 @@ class SAE(nn.Module, ABC):
     def fold_decoder_norm_(self) -> None:
         """Give every decoder row unit norm without changing any reconstruction.
 
-        A row's norm moves into its latent: W_enc, biases and thresholds are multiplied by it, `r_mag` is
+        A row's norm moves into its latent: encoder matrices, biases and thresholds are multiplied by it, `r_mag` is
         not. A row of exactly zero is left as it is.
         """
         norm = self.W_dec.norm(dim=1)
         norm = torch.where(norm > 0, norm, torch.ones_like(norm))
         self.W_dec.div_(norm[:, None])
-        self.W_enc.mul_(norm)
-        for name in self.scaled_by_decoder_norm:
+        for name in (*self.encoder_matrices, *self.scaled_by_decoder_norm):
             getattr(self, name).mul_(norm)
 
 
@@ -107,7 +108,7 @@ class TrainableSAE(SAE):
     """An SAE with a training loss."""
 
     encoder_biases: ClassVar[tuple[str, ...]]
-    """The parameters, besides W_enc, that decide how a latent fires: reset when it is resampled."""
+    """The parameters, besides its matrices, that decide how a latent fires: reset when it is resampled."""
 
     @abstractmethod
     def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:

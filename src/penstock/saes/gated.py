@@ -53,21 +53,7 @@ class GatedSAE(TrainableSAE):
 
     def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
         """Reconstruction, penalty on the gate, and the auxiliary task that trains it (equation 8)."""
-        acts, gate_acts = self._paths(x)
-        x_hat, x_aux = decode_from_support(
-            acts.support,
-            [acts.values, gate_acts.values],
-            self.W_dec,
-            self.b_dec,
-            trained=[True, recipe.auxiliary_decoder == "trained"],
-        )
-        errors = squared_errors(x_hat, x)
-        reconstruction = errors.mean()
-        auxiliary = squared_errors(x_aux, x).mean()
-        sparsity = penalty(gate_acts, self.W_dec, recipe)
-        terms = {"reconstruction": reconstruction, "sparsity": sparsity, "auxiliary": auxiliary}
-        total = reconstruction + sparsity_coef * sparsity + auxiliary
-        return Loss(total, terms, acts.detach(), errors.detach())
+        return gated_loss(self, x, *self._paths(x), sparsity_coef, recipe)
 
     @torch.no_grad()
     def to_jumprelu(self) -> JumpReLUSAE:
@@ -92,3 +78,23 @@ class GatedSAE(TrainableSAE):
         gate_acts = shared.values + per_latent(self.b_gate, support)
         acts = torch.relu(shared.values * per_latent(self.r_mag.exp(), support) + per_latent(self.b_mag, support))
         return SparseCode(support, acts), SparseCode(support, gate_acts)
+
+
+def gated_loss(
+    sae: TrainableSAE, x: Acts, acts: SparseCode, gate_acts: SparseCode, sparsity_coef: float, recipe: Recipe
+) -> Loss:
+    """Equation 8, of the code and of ReLU(pi_gate) on one support."""
+    x_hat, x_aux = decode_from_support(
+        acts.support,
+        [acts.values, gate_acts.values],
+        sae.W_dec,
+        sae.b_dec,
+        trained=[True, recipe.auxiliary_decoder == "trained"],
+    )
+    errors = squared_errors(x_hat, x)
+    reconstruction = errors.mean()
+    auxiliary = squared_errors(x_aux, x).mean()
+    sparsity = penalty(gate_acts, sae.W_dec, recipe)
+    terms = {"reconstruction": reconstruction, "sparsity": sparsity, "auxiliary": auxiliary}
+    total = reconstruction + sparsity_coef * sparsity + auxiliary
+    return Loss(total, terms, acts.detach(), errors.detach())

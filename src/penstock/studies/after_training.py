@@ -4,16 +4,17 @@ pursuit       inference-time optimisation: the encoder replaced by gradient purs
 pruning       the baseline's low activations dropped at inference (section 7, left open there)
 refit         magnitudes refitted behind a frozen gate: is it enough to fix shrinkage? (section 5.2)
 
-The records are measured on the run's own held-out tokens, so they stand beside those of its records.jsonl.
+The records are measured on the run's own held-out tokens, so they stand beside those of its records.jsonl. The sums
+behind them are left in RUN/studies/NAME/sums.safetensors, from which `series.py` compares them with the run's arms.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.evaluation.evaluate import Candidate
 from penstock.formats.native import save_sae
-from penstock.saes import SAE, TRAINABLE, ReLUSAE
+from penstock.saes import SAE, TRAINABLE, GatedSAE, ReLUSAE
 from penstock.shapes import Acts, PerLatent
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.pruning import (
@@ -26,7 +27,8 @@ from penstock.studies.pruning import (
 )
 from penstock.studies.pursuit import pursued
 from penstock.studies.refitting import RefitConfig, fine_tune, rescale_and_shift
-from penstock.studies.stored import Record
+from penstock.studies.stored import Record, study_folder
+from penstock.studies.sums import SUMS_FILE, write_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,8 @@ def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
         for num_latents in config.num_latents:
             new = f"{name}-pursuit_{num_latents}"
             candidates.append(pursued(new, run.about[name]["site"], sae, num_latents))
-            about[new] = _about(run, name, new, series=series, num_latents=num_latents)
-    return run.measure(candidates, about)
+            about[new] = _about(run, name, new, series=series, curve=series, num_latents=num_latents)
+    return measured_records(run, "pursuit", candidates, about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,19 @@ def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
         for rule, strength, thresholds in _thresholds(sae, acts[site], config):
             for scaled in (False, True):
                 scale = best_scale(sae, acts[site], thresholds) if scaled else 1.0
-                series = f"{rule} thresholds{', rescaled' if scaled else ''}"
+                rescaled = ", rescaled" if scaled else ""
                 new = f"{name}-{rule}_{strength:g}{'-rescaled' if scaled else ''}"
                 candidates.append(pruned(new, site, sae, thresholds, scale))
                 about[new] = _about(
-                    run, name, new, series=series, rule=rule, strength=strength, rescaled=scaled, scale=scale
+                    run,
+                    name,
+                    new,
+                    series=f"{rule} thresholds{rescaled}",
+                    curve=f"{rule} thresholds at {strength:g}{rescaled}",
+                    rule=rule,
+                    strength=strength,
+                    rescaled=scaled,
+                    scale=scale,
                 )
     if not candidates:
         archs = sorted({str(about["arch"]) for about in run.about.values()})
@@ -96,7 +106,7 @@ def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
             f"There is nothing to prune: {run.folder} has SAEs of {', '.join(archs)}, asked for are "
             f"{', '.join(config.archs) or 'none'}. Change --archs, and name a quantile, an L0 share or a price."
         )
-    return run.measure(candidates, about)
+    return measured_records(run, "pruning", candidates, about)
 
 
 def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str, float, PerLatent]]:
@@ -120,12 +130,17 @@ class RefitStudyConfig:
 
 
 def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
-    """The ReLU SAEs of the run with rescaled and shifted magnitudes, and fine-tuned; saved in `studies/refit/saes`.
+    """The baselines of the run with rescaled and shifted magnitudes, and fine-tuned; saved in `studies/refit/saes`.
+
+    Baselines are the ReLU SAEs that have the width of a Gated SAE at their site, or all if none has.
 
     Raises:
         ValueError: the run has no ReLU SAE.
     """
     baselines = {name: sae for name, sae in run.saes.items() if isinstance(sae, ReLUSAE)}
+    gated = {(run.about[name]["site"], sae.d_sae) for name, sae in run.saes.items() if isinstance(sae, GatedSAE)}
+    matched = {name: sae for name, sae in baselines.items() if (run.about[name]["site"], sae.d_sae) in gated}
+    baselines = matched or baselines
     if not baselines:
         raise ValueError(f"{run.folder} has no ReLU SAE to refit: train one (--archs relu).")
     acts = run.activations(config.fit_tokens)
@@ -137,8 +152,9 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
             refitted = fit(sae, acts[site], config.refit)
             save_sae(refitted.sae, run.folder / "studies" / "refit" / "saes" / new, {**run.about[name], "name": new})
             candidates.append(Candidate.of(new, site, refitted.sae))
-            about[new] = _about(run, name, new, series=method.replace("_", " "), method=method)
-    return run.measure(candidates, about)
+            series = method.replace("_", " ")
+            about[new] = _about(run, name, new, series=series, curve=series, method=method)
+    return measured_records(run, "refit", candidates, about)
 
 
 def _aim(about: Mapping[str, Any]) -> str:
@@ -151,7 +167,21 @@ def _aim(about: Mapping[str, Any]) -> str:
 def _about(run: FinishedRun, name: str, new: str, **study: Any) -> Mapping[str, Any]:
     """What the record of a candidate made from an SAE of the run says.
 
-    `of` names that SAE, and `series` what belongs together in a figure.
+    `of` names that SAE, and `series` what belongs together in a figure. The candidates of one arm and seed with the
+    same `curve` differ only in what moves them along the frontier.
     """
     # No target: what is changed after training need not meet it.
     return {**run.about[name], "name": new, "of": name, "target_l0": None, **study, "warnings": []}
+
+
+def measured_records(
+    run: FinishedRun, study: str, candidates: Sequence[Candidate], about: Mapping[str, Mapping[str, Any]]
+) -> list[Record]:
+    """Records of a study's candidates; their sums are left in its folder."""
+    measured = run.measure(candidates, about)
+    folder = study_folder(run.folder, study)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The settings of an earlier study vouch for its sums, too: they go first (`stored`).
+    (folder / "settings.json").unlink(missing_ok=True)
+    write_sums(folder / SUMS_FILE, measured.evaluations)
+    return measured.records

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from penstock.evaluation.statistics import LEVEL
+from penstock.evaluation.statistics import LEVEL, resampled_metrics
+from penstock.metrics import metrics_of
 
 GRID = 5
 """Qualities, evenly spaced in log(1 - loss recovered), at which the arms are compared."""
@@ -32,10 +35,31 @@ class Point(NamedTuple):
     loss_recovered: Floats
 
 
-class _Arm(NamedTuple):
+class Arm(NamedTuple):
+    """SAEs that share architecture, recipe and width."""
+
     arch: str
     recipe: str
     d_sae: int
+
+
+def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Tensor) -> Point:
+    """The point of an SAE.
+
+    Args:
+        record: Says what SAE it is.
+        sums: Its sums [sequences] (`Evaluation.sums`).
+        weights: Bootstrap weights [resamples, sequences]; the same for all points that are compared.
+    """
+    on_all = metrics_of({name: value.sum() for name, value in sums.items()})
+    resampled = resampled_metrics(sums, weights)
+    metrics = {name: torch.cat([on_all[name].view(1), resampled[name]]).numpy() for name in ("l0", "loss_recovered")}
+    return Point(record["arch"], record["recipe"], record["site"], record["d_sae"], record["seed"], **metrics)
+
+
+def arm_of(point: Point) -> Arm:
+    """Which arm an SAE belongs to."""
+    return Arm(point.arch, point.recipe, point.d_sae)
 
 
 def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "relu") -> list[dict[str, Any]]:
@@ -47,20 +71,15 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
         (the interval then covers seeds, too), the `overlap` in loss recovered, and a `grid`
         of single values. `ratio` is None with a `reason` where the arms cannot be compared.
     """
-    by_site: dict[str, dict[_Arm, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    by_site: dict[str, dict[Arm, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
-        by_site[point.site][_Arm(point.arch, point.recipe, point.d_sae)].append(point)
+        by_site[point.site][arm_of(point)].append(point)
     return [
         {
             "site": site,
-            "arm": one.arch,
-            "arm_recipe": one.recipe,
-            "arm_d_sae": one.d_sae,
-            "baseline": other.arch,
-            "baseline_recipe": other.recipe,
-            "baseline_d_sae": other.d_sae,
-            "metric": "loss_recovered",
-            **_ratio(arms[one], arms[other]),
+            **names_of("arm", one),
+            **names_of("baseline", other),
+            **l0_ratio(arms[one], arms[other]),
         }
         for site, arms in by_site.items()
         for one in arms
@@ -69,8 +88,19 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
     ]
 
 
-def _ratio(arm: list[Point], baseline: list[Point]) -> dict[str, Any]:
-    empty = {"ratio": None, "interval": None, "by_seed": [], "overlap": None, "grid": []}
+def names_of(role: str, arm: Arm) -> dict[str, Any]:
+    """An arm in the words of comparison.json; its role there is `arm` or `baseline`."""
+    return {role: arm.arch, f"{role}_recipe": arm.recipe, f"{role}_d_sae": arm.d_sae}
+
+
+def l0_ratio(arm: Sequence[Point], baseline: Sequence[Point]) -> dict[str, Any]:
+    """The ratio of L0, arm / baseline, at equal loss recovered: what `compare` says of a pair of arms, less its names.
+
+    Args:
+        arm: At one site; the points of a seed lie on one curve.
+        baseline: Likewise, with the same resamples.
+    """
+    empty = {"metric": "loss_recovered", "ratio": None, "interval": None, "by_seed": [], "overlap": None, "grid": []}
     curves = _curves(arm), _curves(baseline)
     if min(len(curve.l0) for curves_of_arm in curves for curve in curves_of_arm) < 2:
         return empty | {"reason": "each arm needs at least two SAEs with a defined loss recovered per seed."}
@@ -93,6 +123,7 @@ def _ratio(arm: list[Point], baseline: list[Point]) -> dict[str, Any]:
     if paired:
         log_ratio[:, 1:] = _seeds_drawn(by_seed[0][:, :, 1:] - by_seed[1][:, :, 1:])
     return {
+        "metric": "loss_recovered",
         "ratio": float(np.exp(log_ratio[:, 0].mean())),
         "interval": _interval(np.exp(log_ratio.mean(axis=0))[1:]),
         "by_seed": [
@@ -147,7 +178,7 @@ class _Curve(NamedTuple):
         return result
 
 
-def _curves(points: list[Point]) -> list[_Curve]:
+def _curves(points: Sequence[Point]) -> list[_Curve]:
     by_seed: dict[int, list[Point]] = defaultdict(list)
     for point in points:
         lost = 1 - point.loss_recovered

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from penstock.activations.sources import measure_scale
-from penstock.saes import RECIPES, SAE, GatedSAE, TrainableSAE
+from penstock.saes import KNOWN_RECIPES, SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
 from penstock.studies.estimate import step_flops
 from penstock.studies.finished_run import FinishedRun
@@ -71,7 +71,7 @@ def _training_step(run: FinishedRun, name: str, settings: SAEConfig, x: Acts) ->
     assert isinstance(trained, TrainableSAE), f"{name} is no architecture that is trained"
     scale = measure_scale([x])
     trained.fold_input_scale_(1 / scale)
-    recipe, coef = RECIPES[settings.recipe], run.about[name]["sparsity_coef"]
+    recipe, coef = KNOWN_RECIPES[settings.recipe], run.about[name]["sparsity_coef"]
     optimiser = make_optimiser(settings, trained, beta2=run.config.optim.beta2, unit_rows=recipe.decoder_norm == "unit")
     for group in optimiser.param_groups:
         group["lr"] = 0.0

@@ -12,13 +12,13 @@ import torch
 
 from penstock.kernels.reference import BLOCK
 from penstock.language_models.pretrained import DTYPES
-from penstock.saes import RECIPES, TRAINABLE
+from penstock.saes import KNOWN_RECIPES, TRAINABLE
 from penstock.training.config import RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
 from penstock.training.run import DEFAULT_BUFFER_TOKENS
 from penstock.training.trainer import PAIRS_AT_ONCE
 
-CODES = {"gated": 2, "relu": 1}
+CODES = {"relu": 1, "gated": 2, "gated_no_r_mag": 2, "gated_untied": 2, "gated_no_auxiliary": 1}
 """Codes that an architecture's loss decodes: for Gated the auxiliary task's, too."""
 
 FLOAT, INT = 4, 8
@@ -135,14 +135,17 @@ def step_flops(sae: SAEConfig, d_in: int, batch: int, pairs_per_token: float) ->
         pairs_per_token: Pairs on the support: latents that fire (Gated: whose gate is open, which is a little more).
     """
     codes = CODES[sae.arch]
-    training_decoder = codes if RECIPES[sae.recipe].auxiliary_decoder == "trained" else 1
+    training_decoder = codes if KNOWN_RECIPES[sae.recipe].auxiliary_decoder == "trained" else 1
     dense = 2 * (batch + 1) * d_in * sae.d_sae
+    # Forward and backward: an encoder matrix besides W_enc is multiplied densely (saes/ablations.py).
+    dense += 3 * 2 * batch * d_in * sae.d_sae * (len(TRAINABLE[sae.arch].encoder_matrices) - 1)
     return dense + 2 * d_in * batch * pairs_per_token * (codes + codes + training_decoder + 1)
 
 
 def parameters(sae: SAEConfig, d_in: int) -> int:
-    """Number of parameters: two matrices [d_in, d_sae], b_dec [d_in], and the encoder's vectors [d_sae]."""
-    return 2 * d_in * sae.d_sae + d_in + len(TRAINABLE[sae.arch].encoder_biases) * sae.d_sae
+    """Number of parameters: matrices [d_in, d_sae], b_dec [d_in], and the encoder's vectors [d_sae]."""
+    arch = TRAINABLE[sae.arch]
+    return (len(arch.encoder_matrices) + 1) * d_in * sae.d_sae + d_in + len(arch.encoder_biases) * sae.d_sae
 
 
 def _share_of_blocks(site: str, num_layers: int) -> float:
@@ -166,7 +169,7 @@ def _optimiser_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
     moments, latents = FLOAT * parameters(sae, d_in), INT * sae.d_sae
     if resolve_sae(sae, config, d_in).optimiser == "latent_adam":
         return moments + INT + 2 * latents
-    tensors = 3 + len(TRAINABLE[sae.arch].encoder_biases)
+    tensors = 2 + len(TRAINABLE[sae.arch].encoder_matrices) + len(TRAINABLE[sae.arch].encoder_biases)
     return 2 * moments + FLOAT * tensors + latents
 
 

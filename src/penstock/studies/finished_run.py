@@ -11,7 +11,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.saes import SAE
 from penstock.shapes import Acts
-from penstock.studies.sweep import load_candidates, load_model, measure, read_config
+from penstock.studies.sweep import Measured, load_candidates, load_model, measure, read_config
 from penstock.training.config import RunConfig
 from penstock.training.run import training_stream, training_text
 
@@ -58,7 +58,6 @@ class FinishedRun:
         text = training_text(self.config, self.model)
         return text.held_out(self.config.eval.eval_tokens, seed=self.config.eval.eval_seed)
 
-    def measure(self, candidates: Sequence[Candidate], about: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Records of candidates on the run's own held-out tokens, comparable with those of its records.jsonl."""
-        records, _ = measure(training_text(self.config, self.model), self.config.eval, candidates, about)
-        return records
+    def measure(self, candidates: Sequence[Candidate], about: Mapping[str, Mapping[str, Any]]) -> Measured:
+        """Measure candidates on the run's own held-out tokens, to be compared with what the run has found."""
+        return measure(training_text(self.config, self.model), self.config.eval, candidates, about)

@@ -47,6 +47,18 @@ class Slopes(NamedTuple):
     """Tokens on which both fire."""
 
 
+class MagnitudeSums(NamedTuple):
+    """Over the tokens where both latents of a pair fire, for each pair; sums in float64."""
+
+    ab: Float[Tensor, " matches"]
+    """Sum of the products of their magnitudes."""
+    aa: Float[Tensor, " matches"]
+    """Sum of a's squares."""
+    bb: Float[Tensor, " matches"]
+    tokens: Int[Tensor, " matches"]
+    """How many they are."""
+
+
 @torch.no_grad()
 def best_cosines(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> BestCosines:
     """The best cosine of each row of a among the rows of b; their mean is the mean max cosine similarity (MMCS).
@@ -158,11 +170,22 @@ def magnitude_slopes(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> Sl
     Raises:
         ValueError: the codes do not have the same number of tokens.
     """
+    sums = magnitude_sums(code_a, code_b, pairs)
+    return Slopes(sums.ab / sums.bb, sums.tokens)
+
+
+@torch.no_grad()
+def magnitude_sums(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> MagnitudeSums:
+    """For each pair the sums that every slope between its magnitudes is made of, over the tokens where both fire.
+
+    Args and errors as for `magnitude_slopes`.
+    """
     both = _firing_together(code_a, code_b, pairs)
     zeros = both.a.new_zeros(len(pairs))
-    dot = zeros.index_add(0, both.pair, both.a * both.b)
-    square = zeros.index_add(0, both.pair, both.b.square())
-    return Slopes(dot / square, torch.bincount(both.pair, minlength=len(pairs)))
+    ab, aa, bb = (
+        zeros.index_add(0, both.pair, product) for product in (both.a * both.b, both.a.square(), both.b.square())
+    )
+    return MagnitudeSums(ab, aa, bb, torch.bincount(both.pair, minlength=len(pairs)))
 
 
 class _Together(NamedTuple):

@@ -1,9 +1,11 @@
 """What a preset is: an experiment as data, where each setting says where it comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from penstock.studies.reproduction import STUDIES, Plan
+from penstock.studies.splitting import split
 from penstock.training.config import (
     DataConfig,
     EvalConfig,
@@ -55,6 +57,8 @@ class SitePreset:
     source: str
     d_in: Cited
     arms: Mapping[str, ArmPreset]
+    studies: Cited
+    """Names of the studies made here, beside the frontier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +80,23 @@ class Preset:
     quick_steps: Cited
     """Steps of `quick()`."""
     seeds: Cited
+    study_settings: Mapping[str, Cited]
+    """For some studies their settings; the others have their defaults."""
+    quick_study_settings: Mapping[str, Cited]
+    """The same for `quick()`."""
     sites: tuple[SitePreset, ...]
     deviations: tuple[str, ...]
     """Where a run differs from the paper's, knowingly."""
 
     def cited(self) -> dict[str, Cited]:
         """Every setting by its path, such as `data.context` or `resid_post.20.gated.d_sae`."""
-        groups = {name: getattr(self, name) for name in ("language_model", "data", "optim", "resampling", "eval")}
+        names = ("language_model", "data", "optim", "resampling", "eval", "study_settings")
+        groups = {name: getattr(self, name) for name in names}
         found = {f"{group}.{key}": cited for group, settings in groups.items() for key, cited in settings.items()}
         found |= {name: cited for name, cited in vars(self).items() if isinstance(cited, Cited)}
         for site in self.sites:
             found |= {site.name: Cited(site.name, site.source), f"{site.name}.d_in": site.d_in}
+            found[f"{site.name}.studies"] = site.studies
             for name, arm in site.arms.items():
                 settings = {key: cited for key, cited in vars(arm).items() if isinstance(cited, Cited)}
                 found |= {f"{site.name}.{name}.{key}": cited for key, cited in settings.items()}
@@ -116,6 +126,7 @@ class Preset:
                 "eval_tokens": Cited(QUICK_EVAL, f"{OURS}few, so that every study takes a minute or two"),
             },
             sites=(replace(site, arms=arms),),
+            study_settings=self.quick_study_settings,
             deviations=(*self.deviations, shorter),
         )
 
@@ -146,6 +157,30 @@ class Preset:
             )
             for site in self.sites
         )
+
+    def plans(self, *, model: str | None = None, device: str = "cpu", max_bytes: int | None = None) -> dict[str, Plan]:
+        """For each site its run and its studies, to be handed to `reproduce`.
+
+        Args:
+            model: As of `run_configs`.
+            device: As of `run_configs`.
+            max_bytes: What training may need, by `estimate`; larger runs are trained in parts.
+        """
+        configs = self.run_configs(model=model, device=device)
+        settings = {name: cited.value for name, cited in self.study_settings.items()}
+        widths = {site.name: site.d_in.value for site in self.sites}
+
+        def divide(whole: RunConfig) -> Sequence[RunConfig]:
+            if max_bytes is None:
+                return (whole,)
+            return split(whole, widths, self.model_parameters.value, self.num_layers.value, max_bytes)
+
+        return {
+            site.name: Plan(
+                run, {name: settings.get(name) or STUDIES[name].settings() for name in site.studies.value}, divide
+            )
+            for site, run in zip(self.sites, configs, strict=True)
+        }
 
     def _saes(self, site: SitePreset, scales: Mapping[str, float] | None) -> tuple[SAEConfig, ...]:
         saes: list[SAEConfig] = []

@@ -7,8 +7,14 @@ leaves the setting open, OURS that no experiment of the paper has it.
 
 from typing import Any
 
+from penstock.studies.ablations import AblationsConfig
+from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
+from penstock.studies.cost import CostConfig
 from penstock.studies.paper_tables import GEMMA_BASELINE, GEMMA_GATED, PYTHIA_BASELINE, PYTHIA_GATED, PublishedRun
 from penstock.studies.preset import OURS, UNSTATED, ArmPreset, Cited, Preset, SitePreset
+from penstock.studies.refitting import RefitConfig
+from penstock.studies.reproduction import STUDIES
+from penstock.studies.sensitivity import SensitivityConfig
 
 APPENDIX_D = "Appendix D"
 TABLES = "Tables 1-8"
@@ -58,7 +64,7 @@ def _published_site(model: str, name: str, d_in: Cited, widths: tuple[int, int],
         target_l0s = Cited(gated.target_l0s.value, f"{OURS}the Gated arm's, as the baseline's were not read here")
         baseline = _unpublished("relu", width, baseline_lr, target_l0s, f"none was read: {in_baseline}")
     source = f"{APPENDIX_D}, its layers taken to be counted from 0"
-    return SitePreset(name=name, source=source, d_in=d_in, arms=_arms(gated, baseline))
+    return SitePreset(name=name, source=source, d_in=d_in, arms=_arms(gated, baseline), studies=WITHOUT_TRAINING)
 
 
 def _paper_settings(steps: int) -> dict[str, Any]:
@@ -86,6 +92,8 @@ def _paper_settings(steps: int) -> dict[str, Any]:
         "steps": Cited(steps, APPENDIX_D),
         "quick_steps": Cited(10_000, f"{OURS}a short run"),
         "seeds": Cited((0,), f"{UNSTATED}one"),
+        "study_settings": {},
+        "quick_study_settings": {},
     }
 
 
@@ -97,6 +105,12 @@ def _paper_data(text: str, why: str, context: int, buffer: str) -> dict[str, Cit
         "buffer_tokens": Cited(1_000_000, buffer),
     }
 
+
+EVERY_STUDY = tuple(STUDIES)
+WITHOUT_TRAINING = Cited(
+    ("shrinkage", "pruning", "cost", "dictionaries", "concepts"),
+    f"{OURS}those that train nothing; the paper has its ablations, refits and pursuit on GELU-1L",
+)
 
 PUBLISHED = {"Gemma-7B": (GEMMA_GATED, GEMMA_BASELINE), "Pythia-2.8B": (PYTHIA_GATED, PYTHIA_BASELINE)}
 """For each model of the tables the runs of both arms by site."""
@@ -164,12 +178,16 @@ GELU_1L = Preset(
                 _unpublished("gated", Cited(2**17, GELU_WIDTH), GATED_LR, GELU_L0S, GELU_TABLES),
                 _unpublished("relu", Cited(3 * 2**16, GELU_WIDTH), GELU_LR, GELU_L0S, GELU_TABLES),
             ),
+            studies=Cited(EVERY_STUDY, f"sections 4 and 5 and appendix A; {OURS}pruning, sensitivity, dictionaries"),
         ),
     ),
     deviations=(
         *DEVIATIONS,
         "The paper has no table of this model: widths are those of its other models, the L0s our own.",
-        "The model is no Hugging Face model: convert it with penstock.language_models.gelu_1l and give the folder.",
+        "The model is no Hugging Face model: convert it with `penstock convert-gelu-1l FOLDER OUT`, give --model OUT.",
+        f"Which GELU the model computes is {UNSTATED}what its config.json says, where gelu is the exact function as in "
+        "TransformerLens 3.5.1. The code that trained it (neelnanda-io/solu_project at 2e76d17) computes the tanh "
+        "approximation: for that, write gelu_new there.",
     ),
 )
 
@@ -243,8 +261,24 @@ GEMMA = Preset(
 
 _RULE = Cited(None, f"{OURS}the rule of docs/training.md")
 _DEMO = f"{OURS}as in `make demo`"
+_BUDGET = f"{OURS}as much as two cores do in an hour, all studies together"
+_QUICK = f"{OURS}as much as two cores do in ten minutes, all studies together"
 _EMBEDDED_L0S = Cited((4.0, 8.0, 16.0, 32.0), _DEMO)
 _NO_TABLE = f"{OURS}none; the paper does not have this model"
+
+
+def _embedded_site(name: str, studies: tuple[str, ...]) -> SitePreset:
+    return SitePreset(
+        name=name,
+        source=f"{OURS}one of each kind that the paper has for Pythia-2.8B and Gemma-7B",
+        d_in=Cited(192, "config.json of the model: hidden_size, and 6 heads of 32"),
+        arms=_arms(
+            _unpublished("gated", Cited(1024, _DEMO), _RULE, _EMBEDDED_L0S, _NO_TABLE),
+            _unpublished("relu", Cited(1536, f"{OURS}1.5 times the Gated arm's"), _RULE, _EMBEDDED_L0S, _NO_TABLE),
+        ),
+        studies=Cited(studies, _BUDGET),
+    )
+
 
 EMBEDDED = Preset(
     name="embedded",
@@ -259,28 +293,39 @@ EMBEDDED = Preset(
     },
     optim={"batch_size": Cited(512, _DEMO)},
     resampling={},
-    eval={"eval_tokens": Cited(50_000, _DEMO)},
+    eval={"eval_tokens": Cited(25_000, _BUDGET)},
     recipe=Cited("paper_clipped", f"{OURS}the best of docs/training.md for short runs"),
-    steps=Cited(3000, _DEMO),
+    steps=Cited(1500, _BUDGET),
     quick_steps=Cited(1000, f"{OURS}one pass over the cache"),
     seeds=Cited((0, 1), f"{OURS}two, so that what differs between seeds can be told from what differs between arms"),
-    sites=tuple(
-        SitePreset(
-            name=name,
-            source=f"{OURS}one of each kind that the paper has for Pythia-2.8B and Gemma-7B",
-            d_in=Cited(192, "config.json of the model: hidden_size, and 6 heads of 32"),
-            arms=_arms(
-                _unpublished("gated", Cited(1024, _DEMO), _RULE, _EMBEDDED_L0S, _NO_TABLE),
-                _unpublished("relu", Cited(1536, f"{OURS}1.5 times the Gated arm's"), _RULE, _EMBEDDED_L0S, _NO_TABLE),
-            ),
-        )
-        for name in ("resid_post.2", "mlp_out.1", "attn_z.2")
+    study_settings={
+        "ablations": Cited(AblationsConfig(target_l0s=(8.0, 32.0)), _BUDGET),
+        "pursuit": Cited(PursuitConfig(num_latents=(8, 32)), _BUDGET),
+        "pruning": Cited(PruningConfig(quantiles=(0.5,), prices=(1.0,)), _BUDGET),
+        "refit": Cited(RefitStudyConfig(refit=RefitConfig(steps=300, batch_size=2048)), _BUDGET),
+        "sensitivity": Cited(SensitivityConfig(d_sae=(0.5, 2.0), warmup_share=(0.25, 4.0), target_l0=16.0), _BUDGET),
+    },
+    quick_study_settings={
+        "ablations": Cited(AblationsConfig(target_l0s=(32.0,)), _QUICK),
+        "pursuit": Cited(PursuitConfig(num_latents=(16,)), _QUICK),
+        "pruning": Cited(PruningConfig(quantiles=(), l0_shares=(0.5,), prices=(1.0,)), _QUICK),
+        "refit": Cited(RefitStudyConfig(refit=RefitConfig(steps=100, batch_size=1024), fit_tokens=200_000), _QUICK),
+        "sensitivity": Cited(
+            SensitivityConfig(lr=(0.25, 4.0), sparsity_coef=(0.25, 4.0), d_sae=(0.5,), warmup_share=(4.0,)), _QUICK
+        ),
+        "cost": Cited(CostConfig(repeats=5), _QUICK),
+    },
+    sites=(
+        _embedded_site("resid_post.2", EVERY_STUDY),
+        _embedded_site("mlp_out.1", ("shrinkage", "dictionaries")),
+        _embedded_site("attn_z.2", ("shrinkage", "dictionaries")),
     ),
     deviations=(
         "Model, text, sites, widths, L0s, rates and lengths are ours: the experiments are the paper's, the numbers are "
-        "not. A batch of 512 and 3,000 steps are 1.5 million activations, where the paper takes more than a billion.",
+        "not. A batch of 512 and 1,500 steps are 768,000 activations, where the paper takes more than a billion.",
         "Gradients are clipped and dead latents are not resampled (docs/training.md).",
-        "512,000 activations are passed over three times; the paper's are all different.",
+        "512,000 activations are passed over one and a half times; the paper's are all different.",
+        "Studies that train or measure many SAEs are made at resid_post.2 alone.",
     ),
 )
 

@@ -11,21 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from penstock.activations.harvest import Text, fill_cache
-from penstock.evaluation.evaluate import Candidate, evaluate
+from penstock.evaluation.evaluate import Candidate, Evaluation, evaluate
 from penstock.evaluation.records import record_of
-from penstock.evaluation.statistics import resample_weights, resampled_metrics
+from penstock.evaluation.statistics import resample_weights
 from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
-from penstock.metrics import metrics_of
 from penstock.saes import SAE
-from penstock.studies.comparison import Point, compare, warnings_of
+from penstock.studies.comparison import Point, compare, point_of, warnings_of
 from penstock.studies.controls import controls
 from penstock.studies.environment import environment_of
+from penstock.studies.sums import SUMS_FILE, write_sums
 from penstock.training.checkpoint import write_whole
 from penstock.training.config import (
     EvalConfig,
@@ -114,20 +112,50 @@ def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()
     run.save_saes()
 
 
+def train_to_end(config: RunConfig, folder: Path, model: LanguageModel) -> None:
+    """Prepare a run and train it, whatever of that is missing; raises as `prepare_once`, and as `train`."""
+    prepare_once(config, folder, model)
+    if not is_trained(config, folder):
+        train(folder, model)
+
+
+def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
+    """Prepare a run, unless its folder holds the same already.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or the settings do not fit the model.
+        OSError: as `prepare`.
+    """
+    if not (folder / "config.json").exists():
+        prepare(config, folder, model)
+    elif read_config(folder) != decide(config, model, {site: model.d_in(site) for site in config.sites}):
+        raise ValueError(
+            f"{folder} holds a run with other settings. Delete it, choose another --out, or give the settings that it "
+            "was begun with."
+        )
+
+
+def is_trained(config: RunConfig, folder: Path) -> bool:
+    """Whether every SAE of a run is saved."""
+    return all((folder / "saes" / sae.folder / "cfg.json").is_file() for sae in config.saes)
+
+
 def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
-    """Evaluate the SAEs and controls of a trained run; writes records.jsonl and comparison.json."""
+    """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl."""
     config = read_config(folder)
     saes = [folder / "saes" / sae.folder for sae in config.saes]
     _, candidates, about, _ = load_candidates(saes, device=config.language_model.device)
     for candidate in _controls_of(config, model):
         candidates.append(candidate)
         about[candidate.name] = _about_control(candidate, config)
-    records, points = measure(training_text(config, model), config.eval, candidates, about)
-    write_whole(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    comparisons = compare(points)
-    summary = {"comparisons": comparisons, "warnings": warnings_of(records, comparisons)}
+    measured = measure(training_text(config, model), config.eval, candidates, about)
+    comparisons = compare(measured.points)
+    summary = {"comparisons": comparisons, "warnings": warnings_of(measured.records, comparisons)}
+    write_sums(folder / SUMS_FILE, measured.evaluations)
     write_whole(folder / "comparison.json", json.dumps(summary, indent=1) + "\n")
-    return records
+    # Last, because the records are what makes a run an evaluated one.
+    write_whole(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in measured.records))
+    return measured.records
 
 
 class LoadedSAEs(NamedTuple):
@@ -203,7 +231,7 @@ def evaluate_saes(
         context=min(_common(metadata, "context", 1024), own.context),
         packing=_common(metadata, "packing", "packed"),
     )
-    return measure(read, settings, candidates, about)[0]
+    return measure(read, settings, candidates, about).records
 
 
 _NEEDED = object()
@@ -222,13 +250,24 @@ def _common(metadata: Sequence[Mapping[str, Any]], key: str, default: Any = _NEE
     return values[0]
 
 
+class Measured(NamedTuple):
+    """What an evaluation found."""
+
+    records: list[dict[str, Any]]
+    """Of all candidates, in their order."""
+    points: list[Point]
+    """Of the SAEs among them, with bootstrap resamples."""
+    evaluations: dict[str, Evaluation]
+    """For each candidate's name the sums that both were made of."""
+
+
 def measure(
     text: Text,
     settings: EvalConfig,
     candidates: Sequence[Candidate],
     about: Mapping[str, Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], list[Point]]:
-    """Records of all candidates, and the SAEs among them as points with bootstrap resamples.
+) -> Measured:
+    """Evaluate candidates on the held-out tokens of a text.
 
     Args:
         text: Its held-out split is evaluated on.
@@ -242,18 +281,11 @@ def measure(
     weights = resample_weights(len(rows.tokens), settings.bootstrap, settings.eval_seed)
     records = [record_of(evaluations[c.name], weights, about[c.name]) for c in candidates]
     points = [
-        Point(
-            arch=record["arch"],
-            recipe=record["recipe"],
-            site=record["site"],
-            d_sae=record["d_sae"],
-            seed=record["seed"],
-            **_all_and_resampled(evaluations[record["name"]].sums, weights),
-        )
+        point_of(record, evaluations[record["name"]].sums, weights)
         for record in records
         if record["recipe"] is not None
     ]
-    return records, points
+    return Measured(records, points, evaluations)
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -275,12 +307,6 @@ def config_from_file(path: Path) -> RunConfig:
             f"{path} does not exist, so there is no run to read. Start one with penstock train or sweep --out DIR."
         )
     return config_from_json(path.read_text(), str(path))
-
-
-def _all_and_resampled(sums: Mapping[str, Tensor], weights: Tensor) -> dict[str, np.ndarray]:
-    on_all = metrics_of({name: value.sum() for name, value in sums.items()})
-    resampled = resampled_metrics(sums, weights)
-    return {name: torch.cat([on_all[name].view(1), resampled[name]]).numpy() for name in ("l0", "loss_recovered")}
 
 
 def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:

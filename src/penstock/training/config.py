@@ -7,7 +7,7 @@ holds every number that was used. Sizes are in tokens unless the name says other
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from penstock.saes import RECIPES, TRAINABLE
+from penstock.saes import KNOWN_RECIPES, TRAINABLE
 
 MAX_SEED = 2**31 - 1
 """Leaves room to derive other seeds from a seed."""
@@ -142,7 +142,7 @@ class SAEConfig:
     """
 
     arch: str
-    """`gated` or `relu`."""
+    """`gated` or `relu`; in ablations also those of saes/ablations.py."""
     site: str
     """Where in the language model, e.g. `resid_post.2`."""
     d_sae: int
@@ -161,6 +161,8 @@ class SAEConfig:
     """Learning rate; the rule of its arm if left open (docs/training.md)."""
     lr_rule: str | None = None
     """Where `lr` comes from; written when the run starts."""
+    warmup_share: float | None = None
+    """Share of the steps over which the learning rate rises linearly; that of the run if left open."""
     beta1: float | None = None
     """Adam's first-moment decay; the recipe's if left open."""
     optimiser: Literal["latent_adam", "adam"] | None = None
@@ -175,7 +177,7 @@ class SAEConfig:
 
     def __post_init__(self) -> None:
         _one_of("arch", self.arch, TRAINABLE)
-        _one_of("recipe", self.recipe, RECIPES)
+        _one_of("recipe", self.recipe, KNOWN_RECIPES)
         _at_least("d_sae", self.d_sae, 2)
         _between("seed", self.seed, 0, MAX_SEED)
         if (self.sparsity_coef is None) == (self.target_l0 is None):
@@ -190,6 +192,7 @@ class SAEConfig:
                 f"target_l0={self.target_l0} is out of range: it must lie between 0 and d_sae={self.d_sae}."
             )
         _between("lr", self.lr, 1e-9, 10.0)
+        _between("warmup_share", self.warmup_share, 0.0, 0.9)
         _between("beta1", self.beta1, 0.0, 0.9999)
         if self.optimiser == "latent_adam" and self.beta1:
             raise ValueError(
@@ -198,7 +201,7 @@ class SAEConfig:
             )
         _between("grad_clip", self.grad_clip, 0.0, 1e9)
         _between("decoder_init_norm", self.decoder_init_norm, 1e-6, 1e3)
-        if RECIPES[self.recipe].decoder_norm == "unit" and self.decoder_init_norm not in (None, 1.0):
+        if KNOWN_RECIPES[self.recipe].decoder_norm == "unit" and self.decoder_init_norm not in (None, 1.0):
             raise ValueError(
                 f"decoder_init_norm={self.decoder_init_norm} has no effect with the recipe {self.recipe!r}, "
                 "whose decoder rows have unit norm. Leave it out, or train another recipe."

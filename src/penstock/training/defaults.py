@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
+from penstock.saes import ABLATED
 from penstock.training.config import RunConfig, SAEConfig
 
 
@@ -28,17 +29,19 @@ RECIPE_DEFAULTS: dict[str, RecipeDefaults] = {
     "paper_clipped": RecipeDefaults(0.0, CLIP, 1.0, ()),
     "norm_weighted": RecipeDefaults(0.9, CLIP, 0.1, ()),
     "norm_weighted_frozen": RecipeDefaults(0.9, CLIP, 0.1, ()),
+    "auxiliary_unfrozen": RecipeDefaults(0.0, CLIP, 1.0, ()),
+    "inconsistent_mixture": RecipeDefaults(0.9, CLIP, 0.1, ()),
 }
 
 DEFAULT_RECIPE = {"gated": "paper_clipped", "relu": "paper_clipped"}
 """The recipe of each architecture unless another is asked for; chosen by measurement (docs/training.md)."""
 
-INITIAL_COEF = {"gated": 0.3, "relu": 0.1}
+INITIAL_COEF = {"relu": 0.1, **dict.fromkeys(("gated", *ABLATED), 0.3)}
 """Where the steering towards a target L0 starts."""
 
 
-BASE_LR = {"gated": 4.5e-3, "relu": 7e-3}
-"""Best learning rates measured at d_in 192 and 2,000 steps (docs/training.md)."""
+BASE_LR = {"relu": 7e-3, **dict.fromkeys(("gated", *ABLATED), 4.5e-3)}
+"""Best learning rates measured at d_in 192 and 2,000 steps (docs/training.md); ablations have that of the whole."""
 
 
 def learning_rate(arch: str, d_in: int, num_steps: int) -> tuple[float, str]:
@@ -67,6 +70,7 @@ def resolve_sae(sae: SAEConfig, config: RunConfig, d_in: int) -> SAEConfig:
         name=sae.folder,
         lr=lr,
         lr_rule=rule,
+        warmup_share=config.optim.warmup_share if sae.warmup_share is None else sae.warmup_share,
         beta1=beta1,
         optimiser=sae.optimiser or ("adam" if beta1 else "latent_adam"),
         grad_clip=defaults.grad_clip if sae.grad_clip is None else sae.grad_clip,

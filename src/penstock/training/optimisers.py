@@ -58,8 +58,10 @@ class LatentAdam(torch.optim.Optimizer):
     """
 
     def __init__(self, sae: TrainableSAE, *, lr: float, beta2: float, max_norm: float, unit_rows: bool) -> None:
-        """See DenseAdam; W_enc and W_dec must be latent-major in memory, as every SAE makes them."""
-        assert sae.W_enc.T.is_contiguous(), "W_enc is not latent-major: see penstock.saes.base.latent_major"
+        """See DenseAdam; all matrices must be latent-major in memory, as every SAE makes them."""
+        for name in sae.encoder_matrices:
+            contiguous = sae.get_parameter(name).T.is_contiguous()
+            assert contiguous, f"{name} is not latent-major: see penstock.saes.base.latent_major"
         super().__init__(sae.parameters(), {"lr": lr, "eps": EPS})
         self.sae = sae
         self.beta2 = beta2
@@ -73,7 +75,7 @@ class LatentAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update(self, latents: Int[Tensor, " some"]) -> None:
-        """One step; `latents` are those with a gradient, each once: no other row of W_enc and W_dec changes."""
+        """One step; `latents` are those with a gradient, each once: no other row of a matrix changes."""
         shared = self.state[self.sae.W_dec]
         shared["step"] += 1
         number = int(shared["step"])
@@ -109,11 +111,15 @@ class LatentAdam(torch.optim.Optimizer):
         return min(1.0, self.max_norm / (float(torch.stack(squares).sum().sqrt()) + 1e-6))
 
     def _matrices(self) -> list["_Matrix"]:
-        sae, found = self.sae, []
-        if sae.W_enc.grad is not None:
-            found.append(_Matrix(sae.W_enc.T, sae.W_enc.grad.T, self.state[sae.W_enc]["exp_avg_sq"].T, False))
-        if sae.W_dec.grad is not None:
-            found.append(_Matrix(sae.W_dec, sae.W_dec.grad, self.state[sae.W_dec]["exp_avg_sq"], self.unit_rows))
+        encoders = [self.sae.get_parameter(name) for name in self.sae.encoder_matrices]
+        found = [
+            _Matrix(matrix.T, matrix.grad.T, self.state[matrix]["exp_avg_sq"].T, False)
+            for matrix in encoders
+            if matrix.grad is not None
+        ]
+        W_dec = self.sae.W_dec
+        if W_dec.grad is not None:
+            found.append(_Matrix(W_dec, W_dec.grad, self.state[W_dec]["exp_avg_sq"], self.unit_rows))
         return found
 
     def _vectors(self) -> list[tuple[Tensor, Tensor]]:

@@ -70,21 +70,18 @@ def resample_(
     centred = chosen - sae.b_dec
     directions = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-12)
     sae.W_dec[dead] = directions * sae.W_dec[alive].norm(dim=1).mean()
-    sae.W_enc[:, dead] = directions.T * (encoder_scale * sae.W_enc[:, alive].norm(dim=0).mean())
+    for name in sae.encoder_matrices:
+        matrix = getattr(sae, name)
+        matrix[:, dead] = directions.T * (encoder_scale * matrix[:, alive].norm(dim=0).mean())
     for name in sae.encoder_biases:
         getattr(sae, name)[dead] = 0.0
     for name, parameter in sae.named_parameters():
         for value in optimiser.state[parameter].values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                _forget_(name, value, dead)
-
-
-def _forget_(name: str, state: Tensor, dead: Bool[Tensor, " d_sae"]) -> None:
-    """Zero the part of a parameter's optimiser state that belongs to the dead latents."""
-    if name == "W_enc":
-        state[:, dead] = 0.0
-    elif name != "b_dec":
-        state[dead] = 0.0
+                if name in sae.encoder_matrices:
+                    value[:, dead] = 0.0
+                elif name != "b_dec":
+                    value[dead] = 0.0
 
 
 class DeadCounter:

@@ -193,7 +193,7 @@ class TrainingRun:
         optim, resampling, steps = self.config.optim, self.config.resampling, self.config.num_steps
         schedule = Schedule(
             num_steps=steps,
-            warmup=round(optim.warmup_share * steps),
+            warmup=round((optim.warmup_share if sae.warmup_share is None else sae.warmup_share) * steps),
             decay=round(optim.decay_share * steps),
             sparsity_warmup=round(optim.sparsity_warmup_share * steps),
             dips=self.config.resampling_steps(sae),

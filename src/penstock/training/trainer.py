@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from penstock.saes import RECIPES, TRAINABLE, Recipe, TrainableSAE
+from penstock.saes import KNOWN_RECIPES, TRAINABLE, Recipe, TrainableSAE
 from penstock.shapes import Acts
 from penstock.training.config import SAEConfig
 from penstock.training.defaults import INITIAL_COEF
@@ -67,7 +67,7 @@ class SAETrainer:
         self.dead_window = dead_window
         self.encoder_scale = encoder_scale
         self.rounded = encoder_precision == "bfloat16"
-        self.recipe: Recipe = RECIPES[config.recipe]
+        self.recipe: Recipe = KNOWN_RECIPES[config.recipe]
         generator = torch.Generator().manual_seed(config.seed)
         self.sae: TrainableSAE = TRAINABLE[config.arch](
             d_in, config.d_sae, decoder_norm=config.decoder_init_norm, generator=generator

@@ -1,0 +1,27 @@
+"""`convert-gelu-1l`: the paper's smallest model, from the files that it is published as."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from penstock.language_models.gelu_1l import convert_gelu_1l
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertGelu1L:
+    """Write GELU-1L, which is no Hugging Face model, as one that every command takes."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Holds config.json and the weights of NeelNanda/GELU_1L512W_C4_Code, and the files of its tokenizer,
+    NeelNanda/gpt-neox-tokenizer-digits."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Another folder, which is made; files of the same names in it are replaced."""
+
+
+def convert(options: ConvertGelu1L) -> None:
+    convert_gelu_1l(options.folder, options.out)
+    print(f"model: {options.out}")
+    print(f"next: penstock reproduce gelu-1l --model {shlex.quote(str(options.out))}")

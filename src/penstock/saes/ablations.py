@@ -1,0 +1,116 @@
+"""Gated SAEs with one part changed, and the recipes that change one: what the paper's ablations compare.
+
+Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.1 and figure 8; for the mixture the
+authors' reply on penalties weighted by decoder norms (saes/recipes.py). They exist to be compared with, not to be
+used: `penstock ablations` trains them.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from penstock.kernels import encode_to_support, per_latent
+from penstock.saes.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
+from penstock.saes.gated import GatedSAE, gated_loss
+from penstock.saes.recipes import Recipe
+from penstock.shapes import Acts
+from penstock.sparse import SparseCode
+
+
+class GatedWithoutRMagSAE(GatedSAE):
+    """Gate and magnitude differ by their biases alone: r_mag is 0 and not trained."""
+
+    arch: ClassVar[str] = "gated_no_r_mag"
+    encoder_biases: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag")
+
+    def __init__(
+        self, d_in: int, d_sae: int, *, decoder_norm: float = 1.0, generator: torch.Generator | None = None
+    ) -> None:
+        """As `GatedSAE`."""
+        super().__init__(d_in, d_sae, decoder_norm=decoder_norm, generator=generator)
+        del self.r_mag
+        self.register_buffer("r_mag", torch.zeros(d_sae))
+
+
+class GatedWithoutAuxiliarySAE(GatedSAE):
+    """Nothing but the penalty (and, through the shared encoder, the reconstruction) trains the gate: it closes."""
+
+    arch: ClassVar[str] = "gated_no_auxiliary"
+
+    def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
+        """Equation 8 without its last term."""
+        acts, gate_acts = self._paths(x)
+        errors = squared_errors(self.decode_sparse(acts), x)
+        reconstruction, sparsity = errors.mean(), penalty(gate_acts, self.W_dec, recipe)
+        terms = {"reconstruction": reconstruction, "sparsity": sparsity}
+        return Loss(reconstruction + sparsity_coef * sparsity, terms, acts.detach(), errors.detach())
+
+
+class UntiedGatedSAE(TrainableSAE):
+    """Gate and magnitude have encoders of their own: half as many parameters again.
+
+    With W_gate = W_enc, in row vectors: pi_gate = (x - b_dec) W_enc + b_gate, and
+    acts = 1[pi_gate > 0] * ReLU((x - b_dec) W_mag + b_mag). The product with W_mag is dense, forward and backward, and
+    memory for it grows with batch * d_sae.
+    """
+
+    arch: ClassVar[str] = "gated_untied"
+    scaled_by_decoder_norm: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag")
+    encoder_matrices: ClassVar[tuple[str, ...]] = ("W_enc", "W_mag")
+    encoder_biases: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag")
+
+    def __init__(
+        self, d_in: int, d_sae: int, *, decoder_norm: float = 1.0, generator: torch.Generator | None = None
+    ) -> None:
+        """Random decoder rows of norm `decoder_norm`, both encoders their transpose, biases zero."""
+        super().__init__()
+        generator = generator or torch.Generator().manual_seed(0)
+        W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
+        self.W_enc = nn.Parameter(latent_major(W_dec.T))
+        self.W_mag = nn.Parameter(latent_major(W_dec.T))
+        self.b_gate = nn.Parameter(torch.zeros(d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+        self.W_dec = nn.Parameter(W_dec)
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    def encode_sparse(self, x: Acts) -> SparseCode:
+        acts, _ = self._paths(x)
+        return acts.nonzero()
+
+    def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
+        """As a Gated SAE's (equation 8)."""
+        return gated_loss(self, x, *self._paths(x), sparsity_coef, recipe)
+
+    def _paths(self, x: Acts) -> tuple[SparseCode, SparseCode]:
+        """The code, and ReLU(pi_gate), where the gate is open."""
+        gate = encode_to_support(x, self.W_enc, self.b_dec, cut=-self.b_gate)
+        support = gate.support
+        gate_acts = gate.values + per_latent(self.b_gate, support)
+        # Magnitudes are not rounded, as the values on the support of other architectures are not.
+        with torch.autocast(x.device.type, enabled=False):
+            products = ((x - self.b_dec) @ self.W_mag)[support.tokens, support.indices]
+        acts = torch.relu(products + per_latent(self.b_mag, support))
+        return SparseCode(support, acts), SparseCode(support, gate_acts)
+
+
+class _InconsistentMixture(Recipe):
+    """Both halves of the advice not taken: the one combination that `Recipe` refuses."""
+
+    def __post_init__(self) -> None:
+        """Nothing is checked: to show what the refused combination does is what it is for."""
+
+
+ABLATED: dict[str, type[GatedWithoutRMagSAE] | type[GatedWithoutAuxiliarySAE] | type[UntiedGatedSAE]] = {
+    sae.arch: sae for sae in (GatedWithoutRMagSAE, GatedWithoutAuxiliarySAE, UntiedGatedSAE)
+}
+"""Architectures by name."""
+
+ABLATION_RECIPES: dict[str, Recipe] = {
+    "auxiliary_unfrozen": Recipe(decoder_norm="unit", auxiliary_decoder="trained"),
+    "inconsistent_mixture": _InconsistentMixture(
+        decoder_norm="free", auxiliary_decoder="frozen", penalty_norm="trained"
+    ),
+}
+"""Recipes by name: unit rows that the auxiliary task trains, too; and penalty norms with a gradient into a decoder that
+is frozen in the auxiliary task, which the authors warn against."""

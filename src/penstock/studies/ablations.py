@@ -1,0 +1,91 @@
+"""The paper's ablations: the Gated SAEs of a run once more, with one part of the method changed (study 3).
+
+Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.1 and figure 8, for the first three;
+its section 3.2 and an author's comment for what happens without the auxiliary task; the authors' reply on penalties
+weighted by decoder norms for the two consistent recipes and for the mixture, which only this study trains.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from penstock.studies.after_training import measured_records
+from penstock.studies.finished_run import FinishedRun
+from penstock.studies.stored import Record
+from penstock.studies.variants import train_variants
+from penstock.training.config import SAEConfig
+
+
+def _with_recipe(recipe: str) -> Callable[[SAEConfig], SAEConfig]:
+    """The same SAE with another recipe, and the optimiser settings that belong to that."""
+    own = dict.fromkeys(("beta1", "optimiser", "grad_clip", "decoder_init_norm", "resample_at"))
+    return lambda sae: replace(sae, recipe=recipe, **own)
+
+
+def _with_arch(arch: str) -> Callable[[SAEConfig], SAEConfig]:
+    return lambda sae: replace(sae, arch=arch)
+
+
+ABLATIONS: dict[str, Callable[[SAEConfig], SAEConfig]] = {
+    # All else as it was, so that nothing but the stopped gradient differs.
+    "auxiliary_unfrozen": lambda sae: replace(sae, recipe="auxiliary_unfrozen"),
+    "no_r_mag": _with_arch("gated_no_r_mag"),
+    "untied": _with_arch("gated_untied"),
+    "no_auxiliary": _with_arch("gated_no_auxiliary"),
+    "norm_weighted": _with_recipe("norm_weighted"),
+    "norm_weighted_frozen": _with_recipe("norm_weighted_frozen"),
+    "inconsistent_mixture": _with_recipe("inconsistent_mixture"),
+}
+"""By name what becomes of the settings of a Gated SAE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationsConfig:
+    ablations: tuple[str, ...] = tuple(ABLATIONS)
+    """What is changed, one thing at a time."""
+    target_l0s: tuple[float, ...] = ()
+    """Which of the run's Gated SAEs are trained once more, by their target L0; all of them if empty."""
+
+    def __post_init__(self) -> None:
+        for name in self.ablations:
+            if name not in ABLATIONS:
+                raise ValueError(f"ablations={name} is not known: allowed are {', '.join(ABLATIONS)}.")
+
+
+def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
+    """Every Gated SAE of the run trained once more for each ablation, to the same L0, and measured beside it.
+
+    Without the auxiliary task nothing holds the gate open, and a steered coefficient would only follow it down: that
+    ablation has the coefficient that its Gated SAE ended with.
+
+    Raises:
+        ValueError: the run has no Gated SAE, or none with such a target.
+    """
+    wanted = [sae for sae in run.config.saes if sae.arch == "gated"]
+    wanted = [sae for sae in wanted if not config.target_l0s or sae.target_l0 in config.target_l0s]
+    if not wanted:
+        raise ValueError(
+            f"{run.folder} has no Gated SAE{_with_target(config)}, so there is nothing to change. Train one, or name "
+            "other --target-l0s."
+        )
+    saes, of = [], {}
+    for name in config.ablations:
+        for sae in wanted:
+            changed = replace(ABLATIONS[name](sae), name=f"{sae.folder}-{name}")
+            if name == "no_auxiliary":
+                coef = run.about[sae.folder]["sparsity_coef"]
+                changed = replace(changed, target_l0=None, sparsity_coef=coef)
+            saes.append(changed)
+            of[changed.folder] = (sae.folder, name)
+    trained = train_variants(run, "ablations", saes)
+    about = {new: _about(trained.about[new], *of[new]) for new in of}
+    return measured_records(run, "ablations", trained.candidates, about)
+
+
+def _about(own: Mapping[str, Any], base: str, ablation: str) -> dict[str, Any]:
+    words = ablation.replace("_", " ").replace("r mag", "r_mag")
+    return {**own, "of": base, "series": words, "curve": words, "ablation": ablation}
+
+
+def _with_target(config: AblationsConfig) -> str:
+    return f" with target L0 {' or '.join(f'{target:g}' for target in config.target_l0s)}" if config.target_l0s else ""

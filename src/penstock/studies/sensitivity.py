@@ -1,0 +1,197 @@
+"""What it costs to have a setting wrong: learning rate, coefficient, width and warm-up off by known factors (study 8).
+
+For each arm of a run one SAE is the centre, and is trained once more for every factor. All but those with another
+coefficient are steered to the centre's L0. What is left of a difference in L0 is taken out along the arm's own
+frontier, where log(1 - loss recovered) is close to linear in log L0 (`comparison.py`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+
+from penstock.evaluation.statistics import LEVEL
+from penstock.studies.comparison import Floats, Point
+from penstock.studies.finished_run import FinishedRun
+from penstock.studies.series import own_points
+from penstock.studies.stored import Record
+from penstock.studies.variants import train_variants
+from penstock.training.config import SAEConfig
+
+SETTINGS = ("lr", "sparsity_coef", "d_sae", "warmup_share")
+
+Factors = Mapping[str, float]
+"""For each of SETTINGS what it is multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityConfig:
+    lr: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
+    """Factors on the learning rate."""
+    sparsity_coef: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
+    """Factors on the coefficient that the centre ended with."""
+    d_sae: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
+    """Factors on the number of latents."""
+    warmup_share: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
+    """Factors on the share of the steps over which the learning rate rises."""
+    grid: Literal["one_at_a_time", "full"] = "one_at_a_time"
+    """Whether one setting is off at a time, or every combination is trained: the product of all factors and 1."""
+    target_l0: float | None = None
+    """Which SAE of each arm is the centre; the middle one of its L0s if left open."""
+
+    def __post_init__(self) -> None:
+        for name in SETTINGS:
+            wrong = [factor for factor in getattr(self, name) if not 0 < factor < math.inf or factor == 1]
+            if wrong:
+                raise ValueError(
+                    f"{name}={wrong[0]} is out of range: allowed are factors above 0 other than 1, which is the centre."
+                )
+
+
+def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
+    """The centre of each arm with its settings off.
+
+    Returns:
+        For every SAE, centres included: `factors`, and `setting` with its `factor` where one is off; `l0_ratio` to the
+        centre's; `lost_ratio`, 1 - loss recovered over the centre's at equal L0, with `low` and `high` of its paired
+        95% interval over held-out sequences; `of_best`, the same over the arm's least; `shown`, whether the interval
+        lies on one side of 1. None where a ratio is undefined.
+
+    Raises:
+        ValueError: no SAE of an arm has that target, or settings that are off are out of range.
+    """
+    own = own_points(run.folder)
+    centres = _centres(run, config)
+    saes: dict[str, SAEConfig] = {}
+    of: dict[str, tuple[str, Factors]] = {}
+    for centre in centres:
+        coef = run.about[centre.folder]["sparsity_coef"]
+        for factors in _grid(config):
+            sae = _with(centre, factors, coef)
+            saes[sae.folder] = sae
+            of[sae.folder] = (centre.folder, factors)
+    trained = train_variants(run, "sensitivity", list(saes.values()))
+    measured = run.measure(trained.candidates, trained.about)
+    found: list[Record] = []
+    for centre in centres:
+        reference = own[centre.folder]
+        slope = _slope([own[sae.folder] for sae in _arm(run, centre) if sae.seed == centre.seed])
+        rows = [_row(run.about[centre.folder], reference, reference, slope, dict.fromkeys(SETTINGS, 1.0))]
+        rows += [
+            _row(record, point, reference, slope, of[record["name"]][1])
+            for record, point in zip(measured.records, measured.points, strict=True)
+            if of[record["name"]][0] == centre.folder
+        ]
+        least = min(row["lost_ratio"] for row in rows if row["lost_ratio"] is not None)
+        for row in rows:
+            row["of_best"] = None if row["lost_ratio"] is None else row["lost_ratio"] / least
+        found += rows
+    return found
+
+
+def _arm(run: FinishedRun, centre: SAEConfig) -> list[SAEConfig]:
+    """The SAEs of the run that differ from the centre in L0 and seed alone."""
+    return [sae for sae in run.config.saes if _key(sae) == _key(centre)]
+
+
+def _key(sae: SAEConfig) -> tuple[Any, ...]:
+    return sae.site, sae.arch, sae.recipe, sae.d_sae
+
+
+def _centres(run: FinishedRun, config: SensitivityConfig) -> list[SAEConfig]:
+    """For each site and architecture the SAE whose L0 is asked for, of the first width, recipe and seed."""
+    firsts: dict[tuple[str, str], list[SAEConfig]] = {}
+    for sae in run.config.saes:
+        group = firsts.setdefault((sae.site, sae.arch), [])
+        if not group or (_key(sae), sae.seed) == (_key(group[0]), group[0].seed):
+            group.append(sae)
+    if config.target_l0 is None:
+        return [
+            sorted(group, key=lambda sae: (sae.target_l0 or 0.0, -(sae.sparsity_coef or 0.0)))[(len(group) - 1) // 2]
+            for group in firsts.values()
+        ]
+    found = [sae for group in firsts.values() for sae in group if sae.target_l0 == config.target_l0]
+    if len(found) < len(firsts):
+        allowed = sorted({sae.target_l0 for sae in run.config.saes if sae.target_l0 is not None})
+        raise ValueError(
+            f"target_l0={config.target_l0:g} is not a target of every arm of {run.folder}: its targets are "
+            f"{', '.join(f'{target:g}' for target in allowed) or 'none'}. Choose one of them, or leave it out."
+        )
+    return found
+
+
+def _grid(config: SensitivityConfig) -> Iterator[Factors]:
+    """The factors of every SAE but the centre."""
+    centre = dict.fromkeys(SETTINGS, 1.0)
+    if config.grid == "one_at_a_time":
+        for name in SETTINGS:
+            yield from ({**centre, name: factor} for factor in getattr(config, name))
+        return
+    for factors in product(*((1.0, *getattr(config, name)) for name in SETTINGS)):
+        if any(factor != 1 for factor in factors):
+            yield dict(zip(SETTINGS, factors, strict=True))
+
+
+def _with(centre: SAEConfig, factors: Factors, coef: float) -> SAEConfig:
+    """The centre with its settings off; steered to its L0 unless the coefficient is off, too."""
+    assert centre.lr is not None and centre.warmup_share is not None
+    off = "-".join(f"{name}_x{factor:g}" for name, factor in factors.items() if factor != 1)
+    changed: dict[str, Any] = {
+        "name": f"{centre.folder}-{off}",
+        "lr": centre.lr * factors["lr"],
+        "lr_rule": f"{factors['lr']:g} times {centre.lr:g}",
+        "d_sae": round(centre.d_sae * factors["d_sae"]),
+        "warmup_share": centre.warmup_share * factors["warmup_share"],
+    }
+    if factors["sparsity_coef"] != 1 or centre.target_l0 is None:
+        changed |= {"target_l0": None, "sparsity_coef": coef * factors["sparsity_coef"]}
+    return replace(centre, **changed)
+
+
+def _row(about: Mapping[str, Any], point: Point, centre: Point, slope: float, factors: Factors) -> Record:
+    off = [name for name, factor in factors.items() if factor != 1]
+    log_ratio = _log_lost(point) - _log_lost(centre) - slope * (np.log(point.l0) - np.log(centre.l0))
+    ratio, low, high = _with_interval(log_ratio)
+    return {
+        **{key: about[key] for key in ("name", "arch", "recipe", "site", "d_sae", "seed", "lr", "sparsity_coef")},
+        "factors": dict(factors),
+        "setting": off[0] if len(off) == 1 else None,
+        "factor": factors[off[0]] if len(off) == 1 else None,
+        "l0": float(point.l0[0]),
+        "l0_ratio": float(point.l0[0] / centre.l0[0]),
+        "loss_recovered": float(point.loss_recovered[0]),
+        "lost_ratio": ratio,
+        "low": low,
+        "high": high,
+        "shown": low is not None and high is not None and not low <= 1 <= high,
+    }
+
+
+def _log_lost(point: Point) -> Floats:
+    """log(1 - loss recovered); NaN where nothing is lost."""
+    lost = 1 - point.loss_recovered
+    return np.log(np.where(lost > 0, lost, np.nan))
+
+
+def _slope(arm: Sequence[Point]) -> float:
+    """Of log(1 - loss recovered) over log L0 along an arm, by least squares; 0 where one SAE is all there is."""
+    points = [point for point in arm if point.l0[0] > 0 and point.loss_recovered[0] < 1]
+    if len({point.l0[0] for point in points}) < 2:
+        return 0.0
+    log_l0 = np.array([math.log(point.l0[0]) for point in points])
+    return float(np.polyfit(log_l0, [_log_lost(point)[0] for point in points], 1)[0])
+
+
+def _with_interval(log_ratio: Floats) -> tuple[float | None, float | None, float | None]:
+    """The ratio on all tokens and the ends of its interval over resamples; None where they are undefined."""
+    if not np.isfinite(log_ratio[0]):
+        return None, None, None
+    ratio = float(np.exp(log_ratio[0]))
+    if not np.isfinite(log_ratio).all():
+        return ratio, None, None
+    tail = (1 - LEVEL) / 2
+    low, high = np.exp(np.quantile(log_ratio[1:], [tail, 1 - tail]))
+    return ratio, float(low), float(high)

@@ -1,0 +1,152 @@
+"""How many firing latents the SAEs of a study need beside the run's own arms: ratios at equal loss recovered.
+
+A study measures on the run's own held-out tokens, so the same resamples serve both, and a difference is paired by
+sequence and by seed as between two arms (`comparison.py`). One curve are the candidates of one seed that were made in
+the same way (`curve` in their records) from the SAEs of one arm.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from penstock.evaluation.statistics import resample_weights
+from penstock.studies.comparison import Arm, Point, arm_of, l0_ratio, names_of, point_of
+from penstock.studies.stored import Record, study_folder
+from penstock.studies.sums import SUMS_FILE, SequenceSums, read_sums
+from penstock.studies.sweep import read_config
+from penstock.training.checkpoint import write_whole
+
+ARM = "gated"
+"""The architecture that every series is measured against."""
+
+
+class _Series(NamedTuple):
+    """What is compared: an arm of the run, or what a study made of one."""
+
+    arm: Arm
+    curve: str | None
+    """How it was made; None for the arm itself."""
+
+
+def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
+    """Compare the series of a study that measures SAEs with the arms of its run; written to its comparison.json.
+
+    Args:
+        run: The run's directory, evaluated.
+        study: The study's name; its records and sums lie in RUN/studies/NAME.
+
+    Returns:
+        As `series_comparisons`.
+
+    Raises:
+        FileNotFoundError: the records or sums of the run or of the study are missing.
+        ValueError: the study was measured on other tokens than the run.
+    """
+    folder = study_folder(run, study)
+    own_sums, made_sums = read_sums(run / SUMS_FILE), read_sums(folder / SUMS_FILE)
+    _check_same_rows(run, folder, [*own_sums.values(), *made_sums.values()])
+    weights = _weights(run, own_sums)
+    made: dict[str, list[Point]] = defaultdict(list)
+    for record in _records(folder / "records.jsonl"):
+        made[record["curve"]].append(point_of(record, made_sums[record["name"]], weights))
+    found = series_comparisons(list(own_points(run).values()), made)
+    write_whole(folder / "comparison.json", json.dumps({"comparisons": found}, indent=1) + "\n")
+    return found
+
+
+def comparisons_of(run: Path, study: str) -> list[dict[str, Any]]:
+    """What `compare_study` has written; empty for a study that it does not compare."""
+    path = study_folder(run, study) / "comparison.json"
+    return json.loads(path.read_text(encoding="utf-8"))["comparisons"] if path.is_file() else []
+
+
+def own_points(run: Path) -> dict[str, Point]:
+    """The SAEs of an evaluated run by name, with the resamples of its own evaluation.
+
+    Raises:
+        FileNotFoundError: its records or sums are missing.
+    """
+    sums = read_sums(run / SUMS_FILE)
+    weights = _weights(run, sums)
+    return {
+        record["name"]: point_of(record, sums[record["name"]], weights)
+        for record in _records(run / "records.jsonl")
+        if record["recipe"] is not None
+    }
+
+
+def _weights(run: Path, sums: Mapping[str, SequenceSums]) -> Float[Tensor, "resamples sequences"]:
+    settings = read_config(run).eval
+    sequences = len(next(iter(sums.values()))["tokens"])
+    return resample_weights(sequences, settings.bootstrap, settings.eval_seed)
+
+
+def series_comparisons(own: Sequence[Point], made: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:
+    """The ratio of L0 at equal loss recovered of the Gated arms to each series, and of each to what it was made from.
+
+    Args:
+        own: The SAEs of the run.
+        made: For each curve what was made in this way; a point's arm and seed are those of the SAE that it was made
+            from. The same resamples as in `own`.
+
+    Returns:
+        Entries as those of `compare`. One of `arm_curve` and `baseline_curve` says which curve is on that side, the
+        other is None; `arm_label` and `baseline_label` name both sides in words. Series made from a Gated arm are
+        compared with that arm alone, all others with every Gated arm of their site and with their own arm.
+    """
+    by_site: dict[str, dict[_Series, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for curve, points in {None: own, **made}.items():
+        for point in points:
+            by_site[point.site][_Series(arm_of(point), curve)].append(point)
+    return [
+        {"site": site, **_named("arm", one, at_site), **_named("baseline", other, at_site)}
+        | l0_ratio(at_site[one], at_site[other])
+        for site, at_site in by_site.items()
+        for one, other in _pairs(list(at_site))
+    ]
+
+
+def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
+    """Which series are compared with which: arm, baseline."""
+    arms = [one for one in at_site if one.curve is None]
+    gated = [arm for arm in arms if arm.arm.arch == ARM]
+    found = []
+    for series in at_site:
+        if series.curve is None:
+            continue
+        own = [arm for arm in arms if arm.arm == series.arm]
+        if series.arm.arch == ARM:
+            # What was trained with another recipe has no arm of its own in the run.
+            found += [(arm, series) for arm in own or gated]
+        else:
+            found += [(arm, series) for arm in gated] + [(series, arm) for arm in own]
+    return found
+
+
+def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[str, Any]:
+    arm = series.arm
+    alike = {other.arm for other in at_site if other.arm.arch == arm.arch}
+    label = arm.arch if len(alike) == 1 else f"{arm.arch} ({arm.recipe}, {arm.d_sae} latents)"
+    made = "" if series.curve is None else f" with {series.curve}"
+    return {**names_of(role, arm), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}
+
+
+def _records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _check_same_rows(run: Path, folder: Path, sums: Sequence[SequenceSums]) -> None:
+    """Sequences are pairs only if they are the same ones; the tokens that count in each tell most others apart."""
+    first = sums[0]["tokens"]
+    if not all(torch.equal(one["tokens"], first) for one in sums):
+        raise ValueError(
+            f"The study in {folder} was measured on other held-out tokens than the run, so the two cannot be compared. "
+            f"Has the run's text changed? Evaluate the run again (penstock eval {run}), delete the study's folder, "
+            "and make it again."
+        )

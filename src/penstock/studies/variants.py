@@ -1,0 +1,31 @@
+"""SAEs trained anew beside those of a run: on its stream, for its length, measured on its held-out tokens."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from penstock.studies.finished_run import FinishedRun
+from penstock.studies.stored import study_folder
+from penstock.studies.sweep import LoadedSAEs, load_candidates, train_to_end
+from penstock.training.config import SAEConfig
+from penstock.training.stored_config import config_to_json
+
+
+def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> LoadedSAEs:
+    """Train SAEs in a run of their own, RUN/studies/STUDY/run-HASH; a kill costs what came after its last checkpoint.
+
+    Args:
+        run: Gives everything but the SAEs' settings.
+        study: Whose folder they go to.
+        saes: What to train; names are folders.
+
+    Raises:
+        ValueError: settings do not fit each other or the language model.
+        InterruptedError: a signal asked to stop; what was done is kept.
+    """
+    config = replace(run.config, saes=tuple(saes))
+    digest = hashlib.sha256(config_to_json(config).encode()).hexdigest()[:8]
+    folder = study_folder(run.folder, study) / f"run-{digest}"
+    train_to_end(config, folder, run.model)
+    names = [sae.folder for sae in config.saes]
+    return load_candidates([folder / "saes" / name for name in names], device=config.language_model.device)
