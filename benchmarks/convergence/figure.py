@@ -184,7 +184,7 @@ def _panel(axes: "Axes", drawn: Sequence[Curve], x_name: str, y_name: str) -> No
     axes.set_xscale("log")
     axes.set_xlabel(_NAMES[x_name])
     axes.set_ylabel(_NAMES[y_name])
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.05, y=0.12)
