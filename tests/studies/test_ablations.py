@@ -46,7 +46,7 @@ def test_what_is_changed_and_where_can_be_chosen(finished: FinishedRun, tmp_path
     run = without_folders(finished, tmp_path)
     records = ablations(run, AblationsConfig(ablations=("no_r_mag",), target_l0s=(3.0,)))
     assert {record["arch"] for record in records} == {"gated_no_r_mag"}
-    with pytest.raises(ValueError, match="no Gated SAE with target L0 7"):
+    with pytest.raises(ValueError, match="no Gated SAE with unit decoder rows and target L0 7"):
         ablations(run, AblationsConfig(target_l0s=(7.0,)))
     with pytest.raises(ValueError, match=r"ablations=all is not known: allowed are auxiliary_unfrozen, no_r_mag"):
         AblationsConfig(ablations=("all",))

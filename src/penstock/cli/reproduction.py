@@ -41,7 +41,8 @@ class Reproduce:
     device: str = "cpu"
     """Where the language model and the SAEs live: cpu, cuda, cuda:1."""
     memory: float | None = None
-    """GiB that training a run may need (--dry-run tells); larger runs are trained in parts, one after the other."""
+    """GiB that training a run may need (--dry-run tells); larger runs are trained in parts, one after the other.
+    Evaluation, and studies that train, still take all their SAEs at once."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:
@@ -86,6 +87,7 @@ def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
             hours[machine] += found.hours(speed)
     for machine, speed in SPEEDS.items():
         print(f"  training: at least {hours[machine]:.3g} hours at {speed:.2g} operations a second ({machine})")
+    print("  not counted: what the studies train themselves (ablations, sensitivity), and evaluation")
     print("deviations from the paper:")
     for deviation in preset.deviations:
         print(f"  - {deviation}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from penstock.reports import wording
-from penstock.reports.arms import find_arms
+from penstock.reports.arms import arch_name, find_arms
 from penstock.reports.published import headline_table, published_table
 from penstock.reports.report import rendered
 from penstock.reports.run_data import read_run, write_text
@@ -51,9 +51,9 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "sensitivity": (
         "Sensitivity to settings",
-        "One SAE of each arm trained once more with a setting off by a factor. `lost_ratio` is 1 - loss recovered over "
-        "that of the centre, at equal L0; `of_best` is the same over the arm's best. Where the coefficient is off, L0 "
-        "is what moves; everywhere else it is steered to the centre's.",
+        "One SAE of each architecture trained once more with a setting off by a factor. `lost_ratio` is 1 - loss "
+        "recovered over that of the centre, at equal L0; `of_best` is the same over the arm's best. Where the "
+        "coefficient is off, L0 is what moves; everywhere else it is steered to the centre's.",
     ),
     "dictionaries": (
         "What two dictionaries share",
@@ -83,7 +83,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         "share_below_1",
     ),
     "sensitivity": (
-        *("arch", "site", "setting", "factor", "l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"),
+        *("arch", "site", "off", "l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"),
         "of_best",
     ),
 }
@@ -102,14 +102,24 @@ class StudyTable(NamedTuple):
 def study_table(study: str, records: Sequence[Mapping[str, Any]]) -> StudyTable:
     """The main columns of a study, each value as text."""
     shown = [record for record in records if record.get("kind") not in _NOT_SHOWN]
-    return _concepts(shown) if study == "concepts" else _table(shown, _COLUMNS.get(study, _MEASURED_COLUMNS))
+    special = {"concepts": _concepts, "sensitivity": _sensitivity}
+    if study in special:
+        return special[study](shown)
+    return _table(shown, _COLUMNS.get(study, _MEASURED_COLUMNS))
 
 
 def difference_table(records: Sequence[Mapping[str, Any]]) -> StudyTable:
     """The differences among a study's rows with their intervals; no rows if it has none."""
-    columns = ("what", "difference", "95% interval", "reading")
+    columns = ("site", "what", "arm", "beside", "difference", "95% interval", "reading")
     rows = [
-        [str(record["name"]), _cell(record["difference"]), _interval(record["low"], record["high"]), _reading(record)]
+        [
+            str(record["site"]),
+            str(record["name"]),
+            *(f"{arch_name(record[role])}, {record[f'{role}_d_sae']:,} latents" for role in ("arm", "baseline")),
+            _cell(record["difference"]),
+            _interval(record["low"], record["high"]),
+            _reading(record),
+        ]
         for record in records
         if record.get("kind") == "difference"
     ]
@@ -118,9 +128,10 @@ def difference_table(records: Sequence[Mapping[str, Any]]) -> StudyTable:
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> StudyTable:
     """Ratios of L0 at equal loss recovered between what a study made and the arms of its run."""
-    columns = ("SAE", "beside", "L0 ratio at equal loss recovered", "95% interval", "reading")
+    columns = ("site", "SAE", "beside", "L0 ratio at equal loss recovered", "95% interval", "reading")
     rows = [
         [
+            str(one["site"]),
             str(one["arm_label"]),
             str(one["baseline_label"]),
             "–" if one["ratio"] is None else wording.ratio_text(one["ratio"]),
@@ -197,6 +208,15 @@ def _part(run: Path, study: str) -> dict[str, Any]:
 
 def _table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> StudyTable:
     return StudyTable(columns, [[_cell(record.get(column)) for column in columns] for record in records])
+
+
+def _sensitivity(records: Sequence[Mapping[str, Any]]) -> StudyTable:
+    """What is off in words, such as "lr x2", before the numbers."""
+    found = []
+    for record in records:
+        off = ", ".join(f"{name} ×{factor:g}" for name, factor in record["factors"].items() if factor != 1)
+        found.append({**record, "off": off or "nothing"})
+    return _table(found, _COLUMNS["sensitivity"])
 
 
 def _concepts(records: Sequence[Mapping[str, Any]]) -> StudyTable:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from penstock.saes import KNOWN_RECIPES
 from penstock.studies.after_training import measured_records
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.stored import Record
@@ -53,7 +54,7 @@ class AblationsConfig:
 
 
 def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
-    """Every Gated SAE of the run trained once more for each ablation, to the same L0, and measured beside it.
+    """Every Gated SAE of the run with unit decoder rows trained once more for each ablation, to the same L0.
 
     Without the auxiliary task nothing holds the gate open, and a steered coefficient would only follow it down: that
     ablation has the coefficient that its Gated SAE ended with.
@@ -61,12 +62,14 @@ def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
     Raises:
         ValueError: the run has no Gated SAE, or none with such a target.
     """
-    wanted = [sae for sae in run.config.saes if sae.arch == "gated"]
+    wanted = [
+        sae for sae in run.config.saes if sae.arch == "gated" and KNOWN_RECIPES[sae.recipe].decoder_norm == "unit"
+    ]
     wanted = [sae for sae in wanted if not config.target_l0s or sae.target_l0 in config.target_l0s]
     if not wanted:
         raise ValueError(
-            f"{run.folder} has no Gated SAE{_with_target(config)}, so there is nothing to change. Train one, or name "
-            "other --target-l0s."
+            f"{run.folder} has no Gated SAE with unit decoder rows{_with_target(config)}, so there is nothing to "
+            "change. Train one (--recipes paper or paper_clipped), or name other --target-l0s."
         )
     saes, of = [], {}
     for name in config.ablations:
@@ -88,4 +91,4 @@ def _about(own: Mapping[str, Any], base: str, ablation: str) -> dict[str, Any]:
 
 
 def _with_target(config: AblationsConfig) -> str:
-    return f" with target L0 {' or '.join(f'{target:g}' for target in config.target_l0s)}" if config.target_l0s else ""
+    return f" and target L0 {' or '.join(f'{target:g}' for target in config.target_l0s)}" if config.target_l0s else ""

@@ -306,8 +306,13 @@ EMBEDDED = Preset(
         "sensitivity": Cited(SensitivityConfig(d_sae=(0.5, 2.0), warmup_share=(0.25, 4.0), target_l0=16.0), _BUDGET),
     },
     quick_study_settings={
-        "ablations": Cited(AblationsConfig(target_l0s=(32.0,)), _QUICK),
-        "pursuit": Cited(PursuitConfig(num_latents=(16,)), _QUICK),
+        "ablations": Cited(
+            AblationsConfig(
+                target_l0s=(4.0, 32.0), ablations=("auxiliary_unfrozen", "no_r_mag", "untied", "no_auxiliary")
+            ),
+            _QUICK,
+        ),
+        "pursuit": Cited(PursuitConfig(num_latents=(8, 32)), _QUICK),
         "pruning": Cited(PruningConfig(quantiles=(), l0_shares=(0.5,), prices=(1.0,)), _QUICK),
         "refit": Cited(RefitStudyConfig(refit=RefitConfig(steps=100, batch_size=1024), fit_tokens=200_000), _QUICK),
         "sensitivity": Cited(

@@ -1,7 +1,7 @@
 """What it costs to have a setting wrong: learning rate, coefficient, width and warm-up off by known factors (study 8).
 
-For each arm of a run one SAE is the centre, and is trained once more for every factor. All but those with another
-coefficient are steered to the centre's L0. What is left of a difference in L0 is taken out along the arm's own
+For each architecture of a run one SAE is the centre, and is trained once more for every factor. All but those with
+another coefficient are steered to the centre's L0. What is left of a difference in L0 is taken out along the arm's own
 frontier, where log(1 - loss recovered) is close to linear in log L0 (`comparison.py`).
 """
 
@@ -52,7 +52,7 @@ class SensitivityConfig:
 
 
 def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
-    """The centre of each arm with its settings off.
+    """The centre of each architecture with its settings off.
 
     Returns:
         For every SAE, centres included: `factors`, and `setting` with its `factor` where one is off; `l0_ratio` to the
@@ -65,6 +65,10 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     """
     own = own_points(run.folder)
     centres = _centres(run, config)
+    warmup = run.config.optim.warmup_share
+    # A run of before SAEs had a warm-up of their own.
+    centres = [replace(sae, warmup_share=warmup) if sae.warmup_share is None else sae for sae in centres]
+    _check_warmup(run, centres, config)
     saes: dict[str, SAEConfig] = {}
     of: dict[str, tuple[str, Factors]] = {}
     for centre in centres:
@@ -85,11 +89,24 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
             for record, point in zip(measured.records, measured.points, strict=True)
             if of[record["name"]][0] == centre.folder
         ]
-        least = min(row["lost_ratio"] for row in rows if row["lost_ratio"] is not None)
+        least = min((row["lost_ratio"] for row in rows if row["lost_ratio"] is not None), default=None)
         for row in rows:
-            row["of_best"] = None if row["lost_ratio"] is None else row["lost_ratio"] / least
+            row["of_best"] = None if row["lost_ratio"] is None or least is None else row["lost_ratio"] / least
         found += rows
     return found
+
+
+def _check_warmup(run: FinishedRun, centres: Sequence[SAEConfig], config: SensitivityConfig) -> None:
+    decay = run.config.optim.decay_share
+    for sae in centres:
+        for factor in config.warmup_share:
+            share = factor * (sae.warmup_share or 0.0)
+            if not 0 < share <= min(0.9, 1 - decay):
+                raise ValueError(
+                    f"warmup_share={factor:g} gives {sae.folder} a warm-up of {share:g} of its steps: allowed is "
+                    f"above 0, and with the decay over {decay:g} of them at most 1. Choose other factors, or none "
+                    "(--warmup-share)."
+                )
 
 
 def _arm(run: FinishedRun, centre: SAEConfig) -> list[SAEConfig]:
@@ -98,11 +115,11 @@ def _arm(run: FinishedRun, centre: SAEConfig) -> list[SAEConfig]:
 
 
 def _key(sae: SAEConfig) -> tuple[Any, ...]:
-    return sae.site, sae.arch, sae.recipe, sae.d_sae
+    return sae.site, sae.arch, sae.recipe, sae.d_sae, sae.lr
 
 
 def _centres(run: FinishedRun, config: SensitivityConfig) -> list[SAEConfig]:
-    """For each site and architecture the SAE whose L0 is asked for, of the first width, recipe and seed."""
+    """For each site and architecture the SAE whose L0 is asked for, of the first width, recipe, rate and seed."""
     firsts: dict[tuple[str, str], list[SAEConfig]] = {}
     for sae in run.config.saes:
         group = firsts.setdefault((sae.site, sae.arch), [])
@@ -113,14 +130,15 @@ def _centres(run: FinishedRun, config: SensitivityConfig) -> list[SAEConfig]:
             sorted(group, key=lambda sae: (sae.target_l0 or 0.0, -(sae.sparsity_coef or 0.0)))[(len(group) - 1) // 2]
             for group in firsts.values()
         ]
-    found = [sae for group in firsts.values() for sae in group if sae.target_l0 == config.target_l0]
-    if len(found) < len(firsts):
+    found = [next((sae for sae in group if sae.target_l0 == config.target_l0), None) for group in firsts.values()]
+    centres = [sae for sae in found if sae is not None]
+    if len(centres) < len(found):
         allowed = sorted({sae.target_l0 for sae in run.config.saes if sae.target_l0 is not None})
         raise ValueError(
             f"target_l0={config.target_l0:g} is not a target of every arm of {run.folder}: its targets are "
             f"{', '.join(f'{target:g}' for target in allowed) or 'none'}. Choose one of them, or leave it out."
         )
-    return found
+    return centres
 
 
 def _grid(config: SensitivityConfig) -> Iterator[Factors]:
@@ -162,7 +180,7 @@ def _row(about: Mapping[str, Any], point: Point, centre: Point, slope: float, fa
         "factor": factors[off[0]] if len(off) == 1 else None,
         "l0": float(point.l0[0]),
         "l0_ratio": float(point.l0[0] / centre.l0[0]),
-        "loss_recovered": float(point.loss_recovered[0]),
+        "loss_recovered": float(point.loss_recovered[0]) if np.isfinite(point.loss_recovered[0]) else None,
         "lost_ratio": ratio,
         "low": low,
         "high": high,

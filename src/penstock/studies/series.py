@@ -52,10 +52,12 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
     own_sums, made_sums = read_sums(run / SUMS_FILE), read_sums(folder / SUMS_FILE)
     _check_same_rows(run, folder, [*own_sums.values(), *made_sums.values()])
     weights = _weights(run, own_sums)
+    own = own_points(run)
     made: dict[str, list[Point]] = defaultdict(list)
     for record in _records(folder / "records.jsonl"):
-        made[record["curve"]].append(point_of(record, made_sums[record["name"]], weights))
-    found = series_comparisons(list(own_points(run).values()), made)
+        point = point_of(record, made_sums[record["name"]], weights)
+        made[record["curve"]].append(point._replace(**arm_of(own[record["of"]])._asdict()))
+    found = series_comparisons(list(own.values()), made)
     write_whole(folder / "comparison.json", json.dumps({"comparisons": found}, indent=1) + "\n")
     return found
 
@@ -98,7 +100,8 @@ def series_comparisons(own: Sequence[Point], made: Mapping[str, Sequence[Point]]
     Returns:
         Entries as those of `compare`. One of `arm_curve` and `baseline_curve` says which curve is on that side, the
         other is None; `arm_label` and `baseline_label` name both sides in words. Series made from a Gated arm are
-        compared with that arm alone, all others with every Gated arm of their site and with their own arm.
+        compared with that arm and with what was made of other architectures in the same way; all others with every
+        Gated arm of their site and with their own arm.
     """
     by_site: dict[str, dict[_Series, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for curve, points in {None: own, **made}.items():
@@ -122,8 +125,8 @@ def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
             continue
         own = [arm for arm in arms if arm.arm == series.arm]
         if series.arm.arch == ARM:
-            # What was trained with another recipe has no arm of its own in the run.
-            found += [(arm, series) for arm in own or gated]
+            found += [(arm, series) for arm in own]
+            found += [(series, other) for other in at_site if other.curve == series.curve and other.arm.arch != ARM]
         else:
             found += [(arm, series) for arm in gated] + [(series, arm) for arm in own]
     return found

@@ -64,7 +64,7 @@ def split(
             if parts[-1] and not fits([*parts[-1], sae]):
                 parts.append([])
             parts[-1].append(sae)
-    return tuple(_part(config, saes, widths) for saes in parts)
+    return tuple(with_saes(config, saes, widths) for saes in parts)
 
 
 def join(folder: Path, parts: Sequence[Path]) -> None:
@@ -131,8 +131,8 @@ def _sparsity(sae: SAEConfig) -> tuple[float, float]:
     return sae.target_l0 or 0.0, -(sae.sparsity_coef or 0.0)
 
 
-def _part(config: RunConfig, saes: Sequence[SAEConfig], widths: Mapping[str, int]) -> RunConfig:
-    """A run without the settings of a resampling that none of its SAEs does, which would be refused."""
+def with_saes(config: RunConfig, saes: Sequence[SAEConfig], widths: Mapping[str, int]) -> RunConfig:
+    """A run with other SAEs, without the settings of a resampling that none of them does, which would be refused."""
     resamples = any(resolve_sae(sae, config, widths[sae.site]).resample_at for sae in saes)
     idle = ResamplingConfig(window_tokens=config.resampling.window_tokens)
     return replace(config, saes=tuple(saes), resampling=config.resampling if resamples else idle)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from penstock.evaluation.evaluate import Evaluation
-from penstock.training.checkpoint import write_synced
+from penstock.training.checkpoint import write_whole
 
 SUMS_FILE = "sums.safetensors"
 
@@ -41,12 +41,7 @@ def write_sums(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
         for candidate, evaluation in evaluations.items()
         for name, values in evaluation.sums.items()
     }
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write_synced(partial, safetensors.torch.save(tensors))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, safetensors.torch.save(tensors))
 
 
 def read_sums(path: Path) -> dict[str, SequenceSums]:

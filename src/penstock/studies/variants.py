@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 from penstock.studies.finished_run import FinishedRun
+from penstock.studies.splitting import with_saes
 from penstock.studies.stored import study_folder
 from penstock.studies.sweep import LoadedSAEs, load_candidates, train_to_end
 from penstock.training.config import SAEConfig
@@ -23,9 +23,15 @@ def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> L
         ValueError: settings do not fit each other or the language model.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
-    config = replace(run.config, saes=tuple(saes))
+    widths = {site: run.model.d_in(site) for site in run.config.sites}
+    config = with_saes(run.config, saes, widths)
     digest = hashlib.sha256(config_to_json(config).encode()).hexdigest()[:8]
     folder = study_folder(run.folder, study) / f"run-{digest}"
-    train_to_end(config, folder, run.model)
+    try:
+        train_to_end(config, folder, run.model)
+    except InterruptedError as error:
+        raise InterruptedError(
+            f"The study {study} was stopped; what it has trained is saved. Give the same command again to go on."
+        ) from error
     names = [sae.folder for sae in config.saes]
     return load_candidates([folder / "saes" / name for name in names], device=config.language_model.device)

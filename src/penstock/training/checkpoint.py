@@ -94,11 +94,11 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, data: str | bytes) -> None:
     """Write a file under another name first, so that a full disk or a kill never leaves half of it."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        write_synced(partial, text.encode())
+        write_synced(partial, data.encode() if isinstance(data, str) else data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
