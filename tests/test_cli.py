@@ -15,11 +15,11 @@ from penstock.cli import main
 from penstock.formats.native import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import GatedSAE
+from penstock.studies.reproduction import STUDIES
 from penstock.studies.sweep import run_sweep
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 
 PACKAGE = Path(penstock.__file__).parent
-STUDIES = ("pursuit", "pruning", "refit", "dictionaries", "concepts", "cost")
 COMMANDS = ("sweep", "train", "eval", "report", "info", *STUDIES, "reproduce", "convert-gelu-1l")
 
 Told = Callable[..., tuple[int, str, str]]
@@ -386,12 +386,15 @@ SECTIONS = {"LanguageModelConfig", "DataConfig", "OptimConfig", "ResamplingConfi
         ("eval", {"Eval", "EvalConfig"}),
         ("report", {"Report"}),
         ("info", {"Info"}),
-        ("pursuit", {"Pursuit", "PursuitConfig"}),
-        ("pruning", {"Pruning", "PruningConfig"}),
-        ("refit", {"Refit", "RefitStudyConfig", "RefitConfig"}),
-        ("dictionaries", {"Dictionaries", "DictionariesConfig"}),
-        ("concepts", {"Concepts", "ConceptsConfig"}),
-        ("cost", {"Cost", "CostConfig"}),
+        ("pursuit", {"_OfRun", "PursuitConfig"}),
+        ("pruning", {"_OfRun", "PruningConfig"}),
+        ("refit", {"_OfRun", "RefitStudyConfig", "RefitConfig"}),
+        ("dictionaries", {"_OfRun", "DictionariesConfig"}),
+        ("concepts", {"_OfRun", "ConceptsConfig"}),
+        ("cost", {"_OfRun", "CostConfig"}),
+        ("shrinkage", {"_OfRun", "ShrinkageConfig"}),
+        ("ablations", {"_OfRun", "AblationsConfig"}),
+        ("sensitivity", {"_OfRun", "SensitivityConfig"}),
         ("reproduce", {"Reproduce"}),
     ],
 )
@@ -466,8 +469,8 @@ def studied(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.TempPat
 def test_a_study_prints_its_numbers_and_leaves_its_files(
     told: Told, studied: Path, name: str, settings: list[str], shown: str
 ) -> None:
-    code, out, _ = told(name, str(studied), *settings)
-    assert code == 0
+    code, out, err = told(name, str(studied), *settings)
+    assert code == 0, err
     assert shown in out
     measured = {"sums.safetensors", "comparison.json"} if STUDIES[name].of_saes else set()
     files = {path.name for path in (studied / "studies" / name).iterdir() if path.is_file()}

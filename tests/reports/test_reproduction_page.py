@@ -14,6 +14,10 @@ KINDS = {"token": {"share": 0.25, "low": 0.2, "high": 0.3}, "bigram": {"share": 
 
 
 SITE = PRESETS["embedded"].sites[0]
+DIFFERENCE = {"kind": "difference", "site": "s.0", "arm": "gated", "arm_d_sae": 1024} | {
+    "baseline": "relu",
+    "baseline_d_sae": 1536,
+}
 
 
 def write_studied_run(run: Path) -> None:
@@ -25,11 +29,13 @@ def write_studied_run(run: Path) -> None:
             {"kind": "pair", "compared": "arms", "a": "gated-8", "b": NASTY, "median": 0.8125},
         ],
         "cost": [{"name": "gated-8", "l0": 7.5, "step_seconds": 0.0125, "step_seconds_ratio": 1.0625}],
-        "sensitivity": [{"arch": "gated", "setting": "lr", "factor": 4.0, "lost_ratio": 1.1875}],
+        "sensitivity": [
+            {"arch": "gated", "factors": {"lr": 4.0, "d_sae": 0.5, "warmup_share": 1.0}, "lost_ratio": 1.1875}
+        ],
         "dictionaries": [
             {"kind": "arms", "a": NASTY, "b": "relu-8", "hungarian_cosine": 0.75},
-            {"kind": "difference", "name": NASTY, "difference": -0.25, "low": -0.5, "high": 0.125, "shown": False},
-            {"kind": "difference", "name": "cosine", "difference": 0.5, "low": 0.25, "high": 0.75, "shown": True},
+            {**DIFFERENCE, "name": NASTY, "difference": -0.25, "low": -0.5, "high": 0.125, "shown": False},
+            {**DIFFERENCE, "name": "cosine", "difference": 0.5, "low": 0.25, "high": 0.75, "shown": True},
         ],
         "concepts": [{"name": "gated-8", "l0": 7.5, "kinds": KINDS}],
     }
@@ -38,7 +44,13 @@ def write_studied_run(run: Path) -> None:
         folder = run / "studies" / study
         folder.mkdir(parents=True)
         write_lines(folder / "records.jsonl", rows.get(study, measured))
-    compared = {"arm_label": NASTY, "baseline_label": "relu with harsh", "ratio": 0.5, "interval": [0.375, 0.625]}
+    compared = {
+        "site": "s.0",
+        "arm_label": NASTY,
+        "baseline_label": "relu with harsh",
+        "ratio": 0.5,
+        "interval": [0.375, 0.625],
+    }
     (run / "studies" / "pruning" / "comparison.json").write_text(json.dumps({"comparisons": [compared]}))
 
 
@@ -65,10 +77,14 @@ def test_a_section_that_no_run_has_is_left_out(tmp_path: Path) -> None:
 
 
 def test_differences_are_read_by_their_intervals(page: str) -> None:
-    assert "<td>0.5</td>" not in page
+    assert "<td>Gated, 1,024 latents</td><td>ReLU, 1,536 latents</td>" in page
     assert "<td>-0.5 to 0.125</td><td>no difference shown</td>" in page.replace("−", "-")
     assert "<td>0.25 to 0.75</td><td>more</td>" in page
     assert "<td>0.50</td><td>0.375 to 0.625</td><td>fewer</td>" in page
+
+
+def test_what_is_off_is_said_for_several_settings_at_once(page: str) -> None:
+    assert "<td>lr ×4, d_sae ×0.5</td>" in page
 
 
 def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:

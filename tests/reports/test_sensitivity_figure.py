@@ -32,6 +32,12 @@ def test_the_figure_is_written_the_same_each_time(tmp_path: Path) -> None:
     assert first.startswith(b"\x89PNG") and path.read_bytes() == first
 
 
+def test_a_panel_without_a_number_says_so() -> None:
+    figure = draw_sensitivity([row("gated", None), row("gated", None, lr=2.0)])
+    texts = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert texts == [["not measured"]] * len(SETTINGS) + [[]] * len(SETTINGS)
+
+
 def test_each_panel_has_what_is_off_in_its_setting_alone() -> None:
     figure = draw_sensitivity(ROWS)
     panels = figure.axes[: len(SETTINGS)]

@@ -83,6 +83,15 @@ def test_a_series_of_a_gated_arm_is_compared_with_that_arm_alone() -> None:
     assert sides(entry) == ("gated (paper, 64 latents)", "gated (paper, 64 latents) with pursuit")
 
 
+def test_what_was_made_in_the_same_way_of_two_architectures_is_compared() -> None:
+    """Pursuit on a Gated decoder against pursuit on a ReLU decoder."""
+    made = {"pursuit": curve("gated", 0.4) + curve("relu", 0.5)}
+    found = series_comparisons(curve("gated", 0.5) + curve("relu", 1.0), made)
+    ratios = {sides(entry): entry["ratio"] for entry in found}
+    assert ratios[("gated with pursuit", "relu with pursuit")] == pytest.approx(0.8)
+    assert ("relu with pursuit", "gated with pursuit") not in ratios
+
+
 def test_a_series_is_compared_with_the_baseline_of_its_own_width_at_its_own_site() -> None:
     own = (
         curve("gated", 0.5) + curve("relu", 1.0) + curve("relu", 0.9, d_sae=96) + curve("relu", 3.0, sites="mlp_out.0")
@@ -149,6 +158,7 @@ def test_a_study_on_disk_is_compared_from_its_records_and_sums(copied: FinishedR
     # One SAE for each arm and seed is no curve of the run, but what was made of it is one.
     assert [sides(entry) for entry in found] == [
         ("gated", f"gated {made}"),
+        (f"gated {made}", f"relu {made}"),
         ("gated", f"relu {made}"),
         (f"relu {made}", "relu"),
     ]
@@ -190,7 +200,10 @@ def test_ratio_and_interval_are_those_of_the_sums_on_disk(run_folder: Path, tmp_
     measured(
         tmp_path / "studies" / "pruning",
         {
-            f"relu-{l0}-{strength}": ({"arch": "relu", "series": "pruned", "curve": strength}, l0, factor, pruned)
+            f"relu-{l0}-{strength}": (
+                {"arch": "relu", "of": f"relu-{l0}", "series": "pruned", "curve": strength},
+                *(l0, factor, pruned),
+            )
             for strength, factor in (("a little", 0.8), ("much", 0.4))
             for l0 in l0s
         },

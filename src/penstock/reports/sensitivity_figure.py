@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.reports.arms import COLORS, SHAPES, Arm, find_arms
-from penstock.reports.lines_by_l0 import LEVEL
+from penstock.reports.lines_by_l0 import LEVEL, not_measured
 from penstock.reports.pareto_figure import MARKERS
 
 if TYPE_CHECKING:
@@ -37,12 +37,15 @@ def draw_sensitivity(records: Records) -> "Figure":
         for ax, (setting, title) in zip(panels, SETTINGS.items(), strict=True):
             ax.set_title(title)
             ax.set_xlabel("factor")
+            measured = [r for r in records if r["site"] == site and (r[metric] or 0) > 0]
+            if not measured:
+                not_measured(ax)
+                continue
             for arm in arms:
-                mine = [record for record in records if (record["site"], record["arch"]) == (site, arm.arch)]
-                _draw_line(ax, mine, arm, setting, metric)
+                _draw_line(ax, [r for r in measured if r["arch"] == arm.arch], arm, setting, metric)
             ax.axhline(1, **LEVEL)
             _powers_of_two(ax)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    handles, labels = axes[-1][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(arms))
     return figure
 
@@ -52,7 +55,7 @@ def _draw_line(ax: "Axes", mine: Records, arm: Arm, setting: str, metric: str) -
     shown = [
         (off[setting], record)
         for off, record in zip(factors, mine, strict=True)
-        if all(off[name] == 1 for name in SETTINGS if name != setting) and record[metric] is not None
+        if all(off[name] == 1 for name in SETTINGS if name != setting)
     ]
     shown.sort(key=lambda one: one[0])
     y = [record[metric] for _, record in shown]

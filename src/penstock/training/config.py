@@ -4,10 +4,11 @@ Fields that are None are decided when the run starts and written back, so that t
 holds every number that was used. Sizes are in tokens unless the name says otherwise.
 """
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from penstock.saes import KNOWN_RECIPES, TRAINABLE
+from penstock.saes import ABLATED, KNOWN_RECIPES, RECIPES, TRAINABLE
 
 MAX_SEED = 2**31 - 1
 """Leaves room to derive other seeds from a seed."""
@@ -176,8 +177,8 @@ class SAEConfig:
     """When dead latents are resampled, in `unit`; empty for never; the recipe's if left open."""
 
     def __post_init__(self) -> None:
-        _one_of("arch", self.arch, TRAINABLE)
-        _one_of("recipe", self.recipe, KNOWN_RECIPES)
+        _one_of("arch", self.arch, TRAINABLE, TRAINABLE.keys() - ABLATED.keys())
+        _one_of("recipe", self.recipe, KNOWN_RECIPES, RECIPES)
         _at_least("d_sae", self.d_sae, 2)
         _between("seed", self.seed, 0, MAX_SEED)
         if (self.sparsity_coef is None) == (self.target_l0 is None):
@@ -300,9 +301,10 @@ def _at_least(name: str, value: int | None, low: int) -> None:
         raise ValueError(f"{name}={value} is out of range: it must be at least {low}.")
 
 
-def _one_of(name: str, value: str, allowed: dict[str, Any]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known: allowed are {', '.join(sorted(allowed))}.")
+def _one_of(name: str, value: str, known: Container[str], offered: Iterable[str]) -> None:
+    """Refuse what is not known, and name what is offered: not what ablations alone train."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is not known: allowed are {', '.join(sorted(offered))}.")
 
 
 def _between(name: str, value: float | int | None, low: float | int, high: float | int) -> None:
