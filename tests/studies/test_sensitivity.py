@@ -10,7 +10,7 @@ import pytest
 from penstock.studies.comparison import Point
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.reproduction import study_run
-from penstock.studies.sensitivity import SensitivityConfig, _grid, _row, _slope, _with
+from penstock.studies.sensitivity import SensitivityConfig, _Frontier, _frontier, _grid, _row, _with
 from penstock.studies.sweep import read_config
 
 ONE = {"lr": 1.0, "sparsity_coef": 1.0, "d_sae": 1.0, "warmup_share": 1.0}
@@ -24,6 +24,7 @@ ABOUT = {
     "lr": 1,
     "sparsity_coef": 1,
 }
+FRONTIER = _Frontier(-1.0, 1.0, 8.0)
 FEW = SensitivityConfig(lr=(4.0,), sparsity_coef=(2.0,), d_sae=(0.5,), warmup_share=(0.25,), target_l0=3.0)
 
 
@@ -35,28 +36,36 @@ def point(l0: float, lost: float, *, spread: tuple[float, ...] = (1.0, 1.0, 1.0)
 def test_an_sae_on_its_arms_own_frontier_has_lost_nothing() -> None:
     """1 - loss recovered falls as 1 / L0 along the arm: twice the L0 with half the loss is no difference."""
     arm = [point(l0, 0.4 / l0) for l0 in (1.0, 2.0, 4.0)]
-    assert _slope(arm) == pytest.approx(-1)
+    frontier = _frontier(arm)
+    assert frontier == pytest.approx(_Frontier(-1, 1.0, 4.0))
     off = {**ONE, "sparsity_coef": 0.5}
-    row = _row(ABOUT, point(4.0, 0.1), arm[1], _slope(arm), off)
+    row = _row(ABOUT, point(4.0, 0.1), arm[1], frontier, off)
     assert (row["l0_ratio"], row["lost_ratio"]) == (2.0, pytest.approx(1.0))
     assert (row["setting"], row["factor"]) == ("sparsity_coef", 0.5)
-    worse = _row(ABOUT, point(4.0, 0.15), arm[1], _slope(arm), off)
+    worse = _row(ABOUT, point(4.0, 0.15), arm[1], frontier, off)
     assert worse["lost_ratio"] == pytest.approx(1.5) and worse["shown"]
 
 
 def test_the_interval_is_that_of_the_paired_ratio() -> None:
     """Both lose a tenth more in the same resamples: the ratio does not move at all."""
     moved = (1.1, 0.9, 1.3)
-    row = _row(ABOUT, point(2.0, 0.3, spread=moved), point(2.0, 0.2, spread=moved), -1.0, {**ONE, "lr": 2.0})
+    row = _row(ABOUT, point(2.0, 0.3, spread=moved), point(2.0, 0.2, spread=moved), FRONTIER, {**ONE, "lr": 2.0})
     assert [row[key] for key in ("lost_ratio", "low", "high")] == pytest.approx([1.5, 1.5, 1.5])
-    unpaired = _row(ABOUT, point(2.0, 0.3, spread=moved), point(2.0, 0.2), -1.0, {**ONE, "lr": 2.0})
+    unpaired = _row(ABOUT, point(2.0, 0.3, spread=moved), point(2.0, 0.2), FRONTIER, {**ONE, "lr": 2.0})
     assert unpaired["low"] == pytest.approx(np.exp(np.quantile(np.log(1.5 * np.array(moved)), 0.025)))
 
 
 def test_a_ratio_is_undefined_where_nothing_is_lost() -> None:
-    row = _row(ABOUT, point(2.0, -0.1), point(2.0, 0.2), -1.0, {**ONE, "lr": 2.0})
+    row = _row(ABOUT, point(2.0, -0.1), point(2.0, 0.2), FRONTIER, {**ONE, "lr": 2.0})
     assert row["lost_ratio"] is None and row["low"] is None and not row["shown"]
-    assert _slope([point(2.0, 0.2)]) == 0.0
+    assert _frontier([point(2.0, 0.2)]) == _Frontier(0.0, 2.0, 2.0)
+
+
+def test_no_frontier_is_drawn_far_beyond_its_ends() -> None:
+    off = {**ONE, "sparsity_coef": 0.25}
+    assert _row(ABOUT, point(9.9, 0.04), point(2.0, 0.2), FRONTIER, off)["lost_ratio"] == pytest.approx(0.99)
+    far = _row(ABOUT, point(10.1, 0.04), point(2.0, 0.2), FRONTIER, off)
+    assert far["lost_ratio"] is None and far["l0_ratio"] == pytest.approx(5.05) and not far["shown"]
 
 
 def test_one_setting_is_off_at_a_time_unless_the_full_grid_is_asked_for() -> None:

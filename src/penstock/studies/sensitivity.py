@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from penstock.studies.variants import train_variants
 from penstock.training.config import SAEConfig
 
 SETTINGS = ("lr", "sparsity_coef", "d_sae", "warmup_share")
+
+REACH = 1.25
+"""How far beyond an arm's own L0s, as a factor, its frontier is taken to go on."""
 
 Factors = Mapping[str, float]
 """For each of SETTINGS what it is multiplied by."""
@@ -51,14 +54,24 @@ class SensitivityConfig:
                 )
 
 
+class _Frontier(NamedTuple):
+    """An arm's own SAEs as a straight line of log(1 - loss recovered) over log L0."""
+
+    slope: float
+    low: float
+    """Smallest L0 of the arm."""
+    high: float
+
+
 def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     """The centre of each architecture with its settings off.
 
     Returns:
         For every SAE, centres included: `factors`, and `setting` with its `factor` where one is off; `l0_ratio` to the
         centre's; `lost_ratio`, 1 - loss recovered over the centre's at equal L0, with `low` and `high` of its paired
-        95% interval over held-out sequences; `of_best`, the same over the arm's least; `shown`, whether the interval
-        lies on one side of 1. None where a ratio is undefined.
+        95% interval over held-out sequences; `of_best`, the same over the arm's least at the centre's coefficient;
+        `shown`, whether the interval lies on one side of 1. None where a ratio is undefined, or L0 lies beyond the
+        arm's own frontier by more than a factor of REACH.
 
     Raises:
         ValueError: no SAE of an arm has that target, or settings that are off are out of range.
@@ -82,14 +95,16 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     found: list[Record] = []
     for centre in centres:
         reference = own[centre.folder]
-        slope = _slope([own[sae.folder] for sae in _arm(run, centre) if sae.seed == centre.seed])
-        rows = [_row(run.about[centre.folder], reference, reference, slope, dict.fromkeys(SETTINGS, 1.0))]
+        frontier = _frontier([own[sae.folder] for sae in _arm(run, centre) if sae.seed == centre.seed])
+        rows = [_row(run.about[centre.folder], reference, reference, frontier, dict.fromkeys(SETTINGS, 1.0))]
         rows += [
-            _row(record, point, reference, slope, of[record["name"]][1])
+            _row(record, point, reference, frontier, of[record["name"]][1])
             for record, point in zip(measured.records, measured.points, strict=True)
             if of[record["name"]][0] == centre.folder
         ]
-        least = min((row["lost_ratio"] for row in rows if row["lost_ratio"] is not None), default=None)
+        # Another coefficient is another place on the frontier, and no better or worse a setting.
+        same = [row for row in rows if row["factors"]["sparsity_coef"] == 1]
+        least = min((row["lost_ratio"] for row in same if row["lost_ratio"] is not None), default=None)
         for row in rows:
             row["of_best"] = None if row["lost_ratio"] is None or least is None else row["lost_ratio"] / least
         found += rows
@@ -169,10 +184,13 @@ def _with(centre: SAEConfig, factors: Factors, coef: float) -> SAEConfig:
     return replace(centre, **changed)
 
 
-def _row(about: Mapping[str, Any], point: Point, centre: Point, slope: float, factors: Factors) -> Record:
+def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: _Frontier, factors: Factors) -> Record:
     off = [name for name, factor in factors.items() if factor != 1]
-    log_ratio = _log_lost(point) - _log_lost(centre) - slope * (np.log(point.l0) - np.log(centre.l0))
-    ratio, low, high = _with_interval(log_ratio)
+    # An SAE without a firing latent has no place on a frontier.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_ratio = _log_lost(point) - _log_lost(centre) - frontier.slope * (np.log(point.l0) - np.log(centre.l0))
+    within = frontier.low / REACH <= point.l0[0] <= frontier.high * REACH
+    ratio, low, high = _with_interval(log_ratio) if within else (None, None, None)
     return {
         **{key: about[key] for key in ("name", "arch", "recipe", "site", "d_sae", "seed", "lr", "sparsity_coef")},
         "factors": dict(factors),
@@ -194,13 +212,14 @@ def _log_lost(point: Point) -> Floats:
     return np.log(np.where(lost > 0, lost, np.nan))
 
 
-def _slope(arm: Sequence[Point]) -> float:
-    """Of log(1 - loss recovered) over log L0 along an arm, by least squares; 0 where one SAE is all there is."""
+def _frontier(arm: Sequence[Point]) -> _Frontier:
+    """By least squares; level where one SAE is all there is."""
     points = [point for point in arm if point.l0[0] > 0 and point.loss_recovered[0] < 1]
-    if len({point.l0[0] for point in points}) < 2:
-        return 0.0
-    log_l0 = np.array([math.log(point.l0[0]) for point in points])
-    return float(np.polyfit(log_l0, [_log_lost(point)[0] for point in points], 1)[0])
+    l0s = [float(point.l0[0]) for point in points]
+    if len(set(l0s)) < 2:
+        return _Frontier(0.0, min(l0s, default=math.inf), max(l0s, default=0.0))
+    slope = np.polyfit(np.log(l0s), [_log_lost(point)[0] for point in points], 1)[0]
+    return _Frontier(float(slope), min(l0s), max(l0s))
 
 
 def _with_interval(log_ratio: Floats) -> tuple[float | None, float | None, float | None]:
