@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from fake_run import write_fake_run
 
+from penstock.reports import study_figure
+from penstock.reports.run_data import read_records
 from penstock.reports.study_figure import write_study_figure, write_study_table
 
 
@@ -69,3 +71,14 @@ def test_an_undefined_metric_leaves_a_gap(studied: tuple[Path, Path, list[dict[s
     for record in records:
         record["loss_recovered"] = None
     assert write_study_figure(run, folder, records).exists()
+
+
+def test_what_has_collapsed_is_named_and_not_drawn(studied: tuple[Path, Path, list[dict[str, Any]]]) -> None:
+    run, folder, records = studied
+    far = [{**record, "l0": 1e-3} if record["series"] == "mild" else record for record in records]
+    run_records = [r for r in read_records(run) if r["seed"] is not None]
+    ax = study_figure._draw(run_records, far).axes[0]
+    assert ax.get_xlim()[0] > 0.1
+    labels = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert any("mild" in label and "off the axis" in label for label in labels)
+    assert not any("harsh" in label and "off the axis" in label for label in labels)

@@ -80,7 +80,7 @@ def test_a_series_of_a_gated_arm_is_compared_with_that_arm_alone() -> None:
     own = curve("gated", 0.5) + curve("gated", 0.3, recipe="free") + curve("relu", 1.0)
     (entry,) = series_comparisons(own, {"pursuit": curve("gated", 0.25)})
     assert entry["ratio"] == pytest.approx(2)
-    assert sides(entry) == ("gated (paper, 64 latents)", "gated (paper, 64 latents) with pursuit")
+    assert sides(entry) == ("gated (paper)", "gated (paper) with pursuit")
 
 
 def test_what_was_made_in_the_same_way_of_two_architectures_is_compared() -> None:
@@ -100,8 +100,8 @@ def test_a_series_is_compared_with_the_baseline_of_its_own_width_at_its_own_site
     ratios = {(entry["site"], *sides(entry)): entry["ratio"] for entry in found}
     assert ratios == pytest.approx(
         {
-            ("resid_post.0", "gated", "relu (paper, 96 latents) with pruned"): 0.5 / 0.6,
-            ("resid_post.0", "relu (paper, 96 latents) with pruned", "relu (paper, 96 latents)"): 0.6 / 0.9,
+            ("resid_post.0", "gated", "relu (96 latents) with pruned"): 0.5 / 0.6,
+            ("resid_post.0", "relu (96 latents) with pruned", "relu (96 latents)"): 0.6 / 0.9,
             ("mlp_out.0", "relu with pruned", "relu"): 0.5,
         }
     )

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruction bias γ"}
 
+OFF_AXIS = 0.2
+"""Share of the run's smallest L0 below which nothing is drawn."""
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -70,8 +73,14 @@ def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str)
         )
     series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
     colors = _colors(series, arms)
+    left = OFF_AXIS * min((r["l0"] for r in run_records if (r.get("l0") or 0) > 0), default=0.0)
+    off_axis = {str(record["series"]) for record in records if (record.get("l0") or 0) < left}
+    # What has collapsed would squeeze everything else to one side.
+    records = [{**record, "l0": None} if (record.get("l0") or 0) < left else record for record in records]
     for place, (arch, name) in enumerate(series):
         mine = [record for record in records if (record["arch"], record["series"]) == (arch, name)]
+        label = f"{arch_name(arch)}: {name}" if _shared(series, name) else name
+        label += f" (some with L0 below {left:.2g}, off the axis)" if name in off_axis else ""
         for number, line in enumerate(_joined(mine)):
             ax.plot(
                 *zip(*_drawable(line, metric), strict=True),
@@ -81,9 +90,10 @@ def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str)
                 markerfacecolor="white",
                 linewidth=0.9,
                 markersize=4.5,
-                label=None if number else f"{arch_name(arch)}: {name}" if _shared(series, name) else name,
+                label=None if number else label,
             )
-    shown = [dict(record) for record in (*run_records, *records) if record.get(metric) is not None]
+    both = (*run_records, *records)
+    shown = [dict(record) for record in both if record.get(metric) is not None and record.get("l0") is not None]
     if shown:
         set_scales(ax, shown, metric)
     if metric == "reconstruction_bias":

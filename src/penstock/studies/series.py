@@ -135,7 +135,9 @@ def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
 def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[str, Any]:
     arm = series.arm
     alike = {other.arm for other in at_site if other.arm.arch == arm.arch}
-    label = arm.arch if len(alike) == 1 else f"{arm.arch} ({arm.recipe}, {arm.d_sae} latents)"
+    details = [arm.recipe] if len({other.recipe for other in alike}) > 1 else []
+    details += [f"{arm.d_sae:,} latents"] if len({other.d_sae for other in alike}) > 1 else []
+    label = f"{arm.arch} ({', '.join(details)})" if details else arm.arch
     made = "" if series.curve is None else f" with {series.curve}"
     return {**names_of(role, arm), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}
 
