@@ -17,7 +17,7 @@ from torch import Tensor
 
 from penstock.evaluation.statistics import resample_weights
 from penstock.studies.comparison import Arm, Point, arm_of, l0_ratio, names_of, point_of
-from penstock.studies.stored import Record, study_folder
+from penstock.studies.stored import read_lines, study_folder
 from penstock.studies.sums import SUMS_FILE, SequenceSums, read_sums
 from penstock.studies.sweep import read_config
 from penstock.training.checkpoint import write_whole
@@ -52,9 +52,9 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
     own_sums, made_sums = read_sums(run / SUMS_FILE), read_sums(folder / SUMS_FILE)
     _check_same_rows(run, folder, [*own_sums.values(), *made_sums.values()])
     weights = _weights(run, own_sums)
-    own = own_points(run)
+    own = _points(run, own_sums, weights)
     made: dict[str, list[Point]] = defaultdict(list)
-    for record in _records(folder / "records.jsonl"):
+    for record in read_lines(folder / "records.jsonl"):
         point = point_of(record, made_sums[record["name"]], weights)
         made[record["curve"]].append(point._replace(**arm_of(own[record["of"]])._asdict()))
     found = series_comparisons(list(own.values()), made)
@@ -75,10 +75,15 @@ def own_points(run: Path) -> dict[str, Point]:
         FileNotFoundError: its records or sums are missing.
     """
     sums = read_sums(run / SUMS_FILE)
-    weights = _weights(run, sums)
+    return _points(run, sums, _weights(run, sums))
+
+
+def _points(
+    run: Path, sums: Mapping[str, SequenceSums], weights: Float[Tensor, "resamples sequences"]
+) -> dict[str, Point]:
     return {
         record["name"]: point_of(record, sums[record["name"]], weights)
-        for record in _records(run / "records.jsonl")
+        for record in read_lines(run / "records.jsonl")
         if record["recipe"] is not None
     }
 
@@ -140,10 +145,6 @@ def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[s
     label = f"{arm.arch} ({', '.join(details)})" if details else arm.arch
     made = "" if series.curve is None else f" with {series.curve}"
     return {**names_of(role, arm), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}
-
-
-def _records(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _check_same_rows(run: Path, folder: Path, sums: Sequence[SequenceSums]) -> None:

@@ -25,6 +25,11 @@ def study_folder(run: Path, name: str) -> Path:
     return run / "studies" / name
 
 
+def read_lines(path: Path) -> list[Record]:
+    """The records in a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Record]]) -> list[Record]:
     """The records of a study: from disk if they were made with these settings on this run, else computed and written.
 
@@ -43,7 +48,7 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
     settings_file, records_file = folder / "settings.json", folder / "records.jsonl"
     if settings_file.is_file() and records_file.is_file() and settings_file.read_text(encoding="utf-8") == text:
         logger.info("%s holds this study already; delete it to make it again", folder)
-        return [json.loads(line) for line in records_file.read_text(encoding="utf-8").splitlines()]
+        return read_lines(records_file)
     records = compute()
     folder.mkdir(parents=True, exist_ok=True)
     # The settings come last, and those of an earlier study go first: they vouch for the records.

@@ -191,9 +191,10 @@ class TrainingRun:
 
     def _trainer(self, sae: SAEConfig, d_in: int) -> SAETrainer:
         optim, resampling, steps = self.config.optim, self.config.resampling, self.config.num_steps
+        assert sae.warmup_share is not None
         schedule = Schedule(
             num_steps=steps,
-            warmup=round((optim.warmup_share if sae.warmup_share is None else sae.warmup_share) * steps),
+            warmup=round(sae.warmup_share * steps),
             decay=round(optim.decay_share * steps),
             sparsity_warmup=round(optim.sparsity_warmup_share * steps),
             dips=self.config.resampling_steps(sae),
