@@ -14,9 +14,9 @@ from penstock.evaluation import Evaluation
 from penstock.evaluation.statistics import resample_weights
 from penstock.metrics import metrics_of
 from penstock.studies.after_training import PruningConfig, PursuitConfig, pruning, pursuit
-from penstock.studies.comparison import Point
+from penstock.studies.comparison import Point, l0_ratio
 from penstock.studies.finished_run import FinishedRun
-from penstock.studies.series import compare_study, series_comparisons
+from penstock.studies.series import Made, compare_study, series_comparisons
 from penstock.studies.stored import stored
 from penstock.studies.sums import SUMS_FILE, read_sums, write_sums
 
@@ -43,13 +43,25 @@ def curve(arch: str, factor: float, *, sites: str = "resid_post.0", **about: Any
     ]
 
 
+def compared(own: list[Point], made: dict[str, list[Point]]) -> list[dict[str, Any]]:
+    """Each point of a series is made from the SAE of its arm, seed and place on the curve."""
+
+    def name(point: Point) -> str:
+        return f"{point.site}-{point.arch}-{point.recipe}-{point.d_sae}-{point.seed}-{round(point.l0[0])}"
+
+    return series_comparisons(
+        {name(point): point for point in own},
+        {curve: [Made(name(point), point) for point in points] for curve, points in made.items()},
+    )
+
+
 def sides(entry: dict[str, Any]) -> tuple[str, str]:
     return entry["arm_label"], entry["baseline_label"]
 
 
 def test_a_series_of_the_baseline_is_compared_with_gated_and_with_what_it_was_made_from() -> None:
     own = curve("gated", 0.5) + curve("relu", 1.0)
-    found = series_comparisons(own, {"low activations dropped": curve("relu", 0.8)})
+    found = compared(own, {"low activations dropped": curve("relu", 0.8)})
     assert {sides(entry): entry["ratio"] for entry in found} == pytest.approx(
         {("gated", "relu with low activations dropped"): 0.5 / 0.8, ("relu with low activations dropped", "relu"): 0.8}
     )
@@ -65,7 +77,7 @@ def test_a_series_of_the_baseline_is_compared_with_gated_and_with_what_it_was_ma
 
 def test_curves_are_compared_one_by_one() -> None:
     own = curve("gated", 0.5) + curve("relu", 1.0)
-    found = series_comparisons(own, {"a": curve("relu", 0.8), "b": curve("relu", 0.4)})
+    found = compared(own, {"a": curve("relu", 0.8), "b": curve("relu", 0.4)})
     assert {sides(entry): entry["ratio"] for entry in found} == pytest.approx(
         {
             ("gated", "relu with a"): 0.625,
@@ -78,7 +90,7 @@ def test_curves_are_compared_one_by_one() -> None:
 
 def test_a_series_of_a_gated_arm_is_compared_with_that_arm_alone() -> None:
     own = curve("gated", 0.5) + curve("gated", 0.3, recipe="free") + curve("relu", 1.0)
-    (entry,) = series_comparisons(own, {"pursuit": curve("gated", 0.25)})
+    (entry,) = compared(own, {"pursuit": curve("gated", 0.25)})
     assert entry["ratio"] == pytest.approx(2)
     assert sides(entry) == ("gated (paper)", "gated (paper) with pursuit")
 
@@ -86,7 +98,7 @@ def test_a_series_of_a_gated_arm_is_compared_with_that_arm_alone() -> None:
 def test_what_was_made_in_the_same_way_of_two_architectures_is_compared() -> None:
     """Pursuit on a Gated decoder against pursuit on a ReLU decoder."""
     made = {"pursuit": curve("gated", 0.4) + curve("relu", 0.5)}
-    found = series_comparisons(curve("gated", 0.5) + curve("relu", 1.0), made)
+    found = compared(curve("gated", 0.5) + curve("relu", 1.0), made)
     ratios = {sides(entry): entry["ratio"] for entry in found}
     assert ratios[("gated with pursuit", "relu with pursuit")] == pytest.approx(0.8)
     assert ("relu with pursuit", "gated with pursuit") not in ratios
@@ -96,7 +108,7 @@ def test_a_series_is_compared_with_the_baseline_of_its_own_width_at_its_own_site
     own = (
         curve("gated", 0.5) + curve("relu", 1.0) + curve("relu", 0.9, d_sae=96) + curve("relu", 3.0, sites="mlp_out.0")
     )
-    found = series_comparisons(own, {"pruned": curve("relu", 0.6, d_sae=96) + curve("relu", 1.5, sites="mlp_out.0")})
+    found = compared(own, {"pruned": curve("relu", 0.6, d_sae=96) + curve("relu", 1.5, sites="mlp_out.0")})
     ratios = {(entry["site"], *sides(entry)): entry["ratio"] for entry in found}
     assert ratios == pytest.approx(
         {
@@ -114,15 +126,48 @@ def test_seeds_and_resamples_are_pairs() -> None:
         # What the two have in common, in a seed or in a resample, is no difference.
         own += curve("gated", factor * (1 + 0.1 * seed), seed=seed, spread=spread)
         made += curve("relu", 1 + 0.1 * seed, seed=seed, spread=spread)
-    (entry,) = series_comparisons(own, {"pruned": made})
+    (entry,) = compared(own, {"pruned": made})
     assert {one["seed"]: one["ratio"] for one in entry["by_seed"]} == pytest.approx({0: 0.4, 1: 0.5})
     assert entry["interval"] == pytest.approx([0.4, 0.5])
 
 
 def test_a_series_that_gives_no_curve_says_so() -> None:
-    (entry,) = series_comparisons(curve("gated", 0.5), {"pursuit": curve("gated", 0.5)[:1]})
+    (entry,) = compared(curve("gated", 0.5), {"pursuit": curve("gated", 0.5)[:1]})
     assert (entry["ratio"], entry["interval"]) == (None, None)
     assert "at least two SAEs" in entry["reason"]
+
+
+def bent(arch: str, factor: float, l0s: tuple[float, ...]) -> list[Point]:
+    """A curve that is not straight in log L0, as real ones are."""
+    points = []
+    for l0 in l0s:
+        lost = 0.4 * (l0 / factor) ** -0.3 * np.exp(-0.1 * np.log(l0 / factor) ** 2)
+        recovered = np.full(RESAMPLES + 1, 1 - lost)
+        points.append(Point(arch, "paper", "resid_post.0", 64, 0, np.full(RESAMPLES + 1, l0), recovered))
+    return points
+
+
+def test_a_series_of_some_saes_is_compared_with_these_alone() -> None:
+    """The same SAEs trained once more for two of four targets: no difference, though the two curves have other
+    points."""
+    own = bent("gated", 1.0, (4, 8, 16, 32)) + bent("relu", 1.0, (4, 8, 16, 32))
+    again = bent("gated", 1.0, (4, 32))
+    (entry,) = compared(own, {"once more": again})
+    assert entry["ratio"] == pytest.approx(1, abs=1e-12)
+    # With all four on one side, interpolation alone makes a difference.
+    all_four = l0_ratio(own[:4], again)["ratio"]
+    assert all_four is not None and abs(all_four - 1) > 0.05
+    # Another arm keeps its points: it was not made from these.
+    gated = {sides(one): one for one in compared(own, {"pruned": bent("relu", 1.0, (4, 32))})}
+    assert gated["relu with pruned", "relu"]["ratio"] == pytest.approx(1, abs=1e-12)
+    assert gated["gated", "relu with pruned"]["ratio"] == pytest.approx(all_four)
+
+
+def test_a_series_of_one_sae_is_compared_with_its_whole_arm() -> None:
+    own = {f"gated-{round(point.l0[0])}": point for point in curve("gated", 0.5)}
+    pursued = [Made("gated-10", point) for point in curve("gated", 0.25)]
+    (entry,) = series_comparisons(own, {"pursuit": pursued})
+    assert entry["ratio"] == pytest.approx(2)
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 A study measures on the run's own held-out tokens, so the same resamples serve both, and a difference is paired by
 sequence and by seed as between two arms (`comparison.py`). One curve are the candidates of one seed that were made in
-the same way (`curve` in their records) from the SAEs of one arm.
+the same way (`curve` in their records) from the SAEs of one arm. Beside that arm it is compared with the very SAEs that
+it was made from: curves bend between their points, and one that has fewer of them than the other would seem better or
+worse by a few percent.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,15 @@ class _Series(NamedTuple):
     """How it was made; None for the arm itself."""
 
 
+class Made(NamedTuple):
+    """What a study made of an SAE of the run."""
+
+    of: str
+    """The SAE's name."""
+    point: Point
+    """Its numbers; arm and seed are those of the SAE that it was made from."""
+
+
 def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
     """Compare the series of a study that measures SAEs with the arms of its run; written to its comparison.json.
 
@@ -53,11 +64,11 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
     _check_same_rows(run, folder, [*own_sums.values(), *made_sums.values()])
     weights = _weights(run, own_sums)
     own = _points(run, own_sums, weights)
-    made: dict[str, list[Point]] = defaultdict(list)
+    made: dict[str, list[Made]] = defaultdict(list)
     for record in read_lines(folder / "records.jsonl"):
         point = point_of(record, made_sums[record["name"]], weights)
-        made[record["curve"]].append(point._replace(**arm_of(own[record["of"]])._asdict()))
-    found = series_comparisons(list(own.values()), made)
+        made[record["curve"]].append(Made(record["of"], point._replace(**arm_of(own[record["of"]])._asdict())))
+    found = series_comparisons(own, made)
     write_whole(folder / "comparison.json", json.dumps({"comparisons": found}, indent=1) + "\n")
     return found
 
@@ -94,30 +105,40 @@ def _weights(run: Path, sums: Mapping[str, SequenceSums]) -> Float[Tensor, "resa
     return resample_weights(sequences, settings.bootstrap, settings.eval_seed)
 
 
-def series_comparisons(own: Sequence[Point], made: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:
+def series_comparisons(own: Mapping[str, Point], made: Mapping[str, Sequence[Made]]) -> list[dict[str, Any]]:
     """The ratio of L0 at equal loss recovered of the Gated arms to each series, and of each to what it was made from.
 
     Args:
-        own: The SAEs of the run.
-        made: For each curve what was made in this way; a point's arm and seed are those of the SAE that it was made
-            from. The same resamples as in `own`.
+        own: The SAEs of the run by name.
+        made: For each curve what was made in this way. The same resamples as in `own`.
 
     Returns:
         Entries as those of `compare`. One of `arm_curve` and `baseline_curve` says which curve is on that side, the
         other is None; `arm_label` and `baseline_label` name both sides in words. Series made from a Gated arm are
         compared with that arm and with what was made of other architectures in the same way; all others with every
-        Gated arm of their site and with their own arm.
+        Gated arm of their site and with their own arm. Of its own arm only those count that a series was made from,
+        unless it was all made from one SAE of each seed: then the whole arm does.
     """
-    by_site: dict[str, dict[_Series, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    for curve, points in {None: own, **made}.items():
-        for point in points:
-            by_site[point.site][_Series(arm_of(point), curve)].append(point)
+    by_site: dict[str, dict[_Series, list[Made]]] = defaultdict(lambda: defaultdict(list))
+    for curve, points in {None: [Made(*item) for item in own.items()], **made}.items():
+        for one in points:
+            by_site[one.point.site][_Series(arm_of(one.point), curve)].append(one)
     return [
         {"site": site, **_named("arm", one, at_site), **_named("baseline", other, at_site)}
-        | l0_ratio(at_site[one], at_site[other])
+        | l0_ratio(_beside(one, other, at_site), _beside(other, one, at_site))
         for site, at_site in by_site.items()
         for one, other in _pairs(list(at_site))
     ]
+
+
+def _beside(one: _Series, other: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> list[Point]:
+    """The points of a series to be compared with another one."""
+    if one.curve is not None or one.arm != other.arm:
+        return [made.point for made in at_site[one]]
+    origins = {made.of for made in at_site[other]}
+    kept = [made.point for made in at_site[one] if made.of in origins]
+    by_seed = Counter(point.seed for point in kept)
+    return kept if min(by_seed.values()) > 1 else [made.point for made in at_site[one]]
 
 
 def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
