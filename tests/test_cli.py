@@ -288,7 +288,7 @@ REFUSED = {
     "no such text": ("train --out {out} --text {out}.txt", 2, "No text source"),
     "no such run": ("train --resume {out}", 2, "Start one with penstock train"),
     "no such config": ("train --from {out} --out {out}2", 2, "does not exist"),
-    "both aims": ("train --out {out} --target-l0 8 --sparsity-coef 1", 2, "got both"),
+    "both aims": ("train --out {out} --target-l0 8 --sparsity-coef 1", 2, "got sparsity_coef and target_l0"),
     "out of range": ("train --out {out} --lr -1", 2, "lr=-1.0 is out of range"),
     "out of range width": ("train --out {out} --d-sae 0", 2, "d_sae=0 is out of range"),
     "context too long": ("sweep --out {out} --context 33", 2, "context=33 is more than the 32 positions"),

@@ -1,12 +1,17 @@
 """The studies of a finished run: what they measure, and what they leave behind."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from penstock.formats.native import load_sae
+from penstock.saes import SAE
+from penstock.shapes import Acts
+from penstock.studies import after_training
 from penstock.studies.after_training import (
     PruningConfig,
     PursuitConfig,
@@ -16,7 +21,7 @@ from penstock.studies.after_training import (
     refit,
 )
 from penstock.studies.finished_run import FinishedRun
-from penstock.studies.refitting import RefitConfig
+from penstock.studies.refitting import RefitConfig, Refitted, rescale_and_shift
 
 METRICS = ("l0", "fvu", "delta_ce", "reconstruction_bias")
 
@@ -110,7 +115,10 @@ def test_a_run_whose_training_is_not_over_says_how_to_go_on(finished: FinishedRu
 def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, own: dict[str, dict]) -> None:
     records = refit(finished, RefitStudyConfig(refit=RefitConfig(steps=150, batch_size=256), fit_tokens=1500))
     assert {record["name"] for record in records} == {
-        f"relu{seed}-{method}" for seed in (0, 1) for method in ("rescale_and_shift", "fine_tune")
+        f"{arch}{seed}-{method}"
+        for arch in ("gated", "relu")
+        for seed in (0, 1)
+        for method in ("rescale_and_shift", "fine_tune")
     }
     for record in records:
         sae, about = load_sae(finished.folder / "studies" / "refit" / "saes" / record["name"])
@@ -121,9 +129,38 @@ def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, o
         assert record["fvu"] < own[record["of"]]["fvu"]
 
 
-def test_refit_without_a_baseline_is_an_error(finished: FinishedRun) -> None:
-    from dataclasses import replace
+def test_an_interrupted_refit_goes_on_with_what_it_has_saved(
+    finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(finished, folder=tmp_path / "run")
+    shutil.copytree(finished.folder, run.folder, ignore=shutil.ignore_patterns("studies", "checkpoints"))
+    config = RefitStudyConfig(refit=RefitConfig(steps=20, batch_size=256), archs=("relu",), fit_tokens=1500)
+    fitted: list[str] = []
 
+    def fit_or_stop(sae: SAE, acts: Acts, settings: RefitConfig) -> Refitted:
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        fitted.append("one more")
+        return rescale_and_shift(sae, acts, settings)
+
+    monkeypatch.setattr(after_training, "METHODS", {"rescale_and_shift": fit_or_stop, "fine_tune": fit_or_stop})
+    with pytest.raises(KeyboardInterrupt):
+        refit(run, config)
+    saved = run.folder / "studies" / "refit" / "saes"
+    assert len(list(saved.iterdir())) == 3
+    fitted.clear()
+    records = refit(run, config)
+    assert len(fitted) == 1 and len(records) == 4
+    # Other settings fit all four anew.
+    fitted.clear()
+    with pytest.raises(KeyboardInterrupt):
+        refit(run, replace(config, fit_tokens=1400))
+    assert len(fitted) == 3
+
+
+def test_refit_without_such_an_sae_is_an_error(finished: FinishedRun) -> None:
     gated = {name: sae for name, sae in finished.saes.items() if name.startswith("gated")}
-    with pytest.raises(ValueError, match=r"no ReLU SAE to refit"):
-        refit(replace(finished, saes=gated), RefitStudyConfig())
+    with pytest.raises(ValueError, match=r"no SAE to refit among relu: name another with --archs"):
+        refit(replace(finished, saes=gated), RefitStudyConfig(archs=("relu",)))
+    with pytest.raises(ValueError, match=r"archs=gated_untied cannot be refitted: allowed are relu, gated"):
+        RefitStudyConfig(archs=("gated_untied",))

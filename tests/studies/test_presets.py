@@ -6,15 +6,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from penstock.kernels.dispatch import forced
 from penstock.language_models.sites import named_sites
-from penstock.saes import RECIPES, GatedSAE
 from penstock.studies.paper_tables import PublishedRun
-from penstock.studies.preset import OURS, UNSTATED, Preset, SitePreset, coefficient
+from penstock.studies.preset import OURS, UNSTATED, Preset, SitePreset
 from penstock.studies.presets import PRESETS
 from penstock.studies.reproduction import STUDIES
 from penstock.training.defaults import resolve_sae
@@ -287,16 +283,20 @@ def test_runs_build_resolve_and_survive_their_json(name: str, quick: bool) -> No
     configs = preset.run_configs()
     assert [config.sites for config in configs] == [(site.name,) for site in preset.sites]
     for config, site in zip(configs, preset.sites, strict=True):
-        aims = [len(arm.target_l0s.value) for arm in site.arms.values()]
-        assert len(config.saes) == sum(aims) * len(preset.seeds.value)
-        assert all(sae.target_l0 and sae.sparsity_coef is None for sae in config.saes)
-        asked = {(sae.arch, sae.d_sae, sae.lr, sae.target_l0, sae.seed) for sae in config.saes}
-        assert asked == {
-            (arm.arch, arm.d_sae.value, arm.lr.value, target, seed)
-            for arm in site.arms.values()
-            for target in arm.target_l0s.value
-            for seed in preset.seeds.value
-        }
+        asked = [(sae.arch, sae.d_sae, sae.lr, sae.paper_lambda, sae.target_l0, sae.seed) for sae in config.saes]
+        expected = set()
+        for arm in site.arms.values():
+            # The paper states lambdas that mean anything here for the Gated SAEs of two models.
+            with_lambda = arm.arch == "gated" and name in ("pythia-2.8b", "gemma-7b")
+            aims = arm.coefs.value if with_lambda else arm.target_l0s.value
+            assert aims
+            expected |= {
+                (arm.arch, arm.d_sae.value, arm.lr.value, *((aim, None) if with_lambda else (None, aim)), seed)
+                for aim in aims
+                for seed in preset.seeds.value
+            }
+        assert set(asked) == expected and len(asked) == len(expected)
+        assert all(sae.sparsity_coef is None for sae in config.saes)
         resolved = [resolve_sae(sae, config, site.d_in.value) for sae in config.saes]
         assert all(sae.beta1 == 0 and sae.lr_rule for sae in resolved)
         assert all(bool(sae.resample_at) == (name != "embedded") for sae in resolved)
@@ -324,74 +324,6 @@ def test_model_and_device_can_be_elsewhere() -> None:
     assert config.language_model.model == "converted/gelu-1l"
     assert config.language_model.device == "cuda:1"
     assert config.language_model.dtype == "float32"
-
-
-def test_with_scales_gated_arms_get_the_papers_coefficients_and_baselines_l0s() -> None:
-    preset = PRESETS["gemma-7b"]
-    scales = {site.name: 0.01 * (number + 1) for number, site in enumerate(preset.sites)}
-    for config, site in zip(preset.run_configs(scales=scales), preset.sites, strict=True):
-        gated = [sae for sae in config.saes if sae.arch == "gated"]
-        d_in = 4096 if site.name.startswith("attn_z") else 3072
-        expected = [coef * d_in * scales[site.name] for coef in site.arms["gated"].coefs.value]
-        assert [sae.sparsity_coef for sae in gated] == pytest.approx(expected)
-        assert all(sae.target_l0 is None for sae in gated)
-        assert all(sae.target_l0 for sae in config.saes if sae.arch == "relu")
-
-
-def test_scales_that_do_not_lead_to_coefficients_are_refused() -> None:
-    with pytest.raises(ValueError, match="was given no scale"):
-        PRESETS["pythia-2.8b"].run_configs(scales={"mlp_out.4": 0.1})
-    with pytest.raises(ValueError, match="has no coefficients"):
-        PRESETS["gelu-1l"].run_configs(scales={"mlp_act.0": 0.1})
-
-
-def paper_loss(x: np.ndarray, weights: dict[str, np.ndarray], coef: float) -> float:
-    """The paper's loss of raw activations, one token and latent at a time."""
-    total = 0.0
-    for row in x:
-        x_hat, x_aux, penalty = weights["b_dec"].copy(), weights["b_dec"].copy(), 0.0
-        for j in range(len(weights["b_gate"])):
-            product = float((row - weights["b_dec"]) @ weights["W_enc"][:, j])
-            gate = product + weights["b_gate"][j]
-            if gate > 0:
-                magnitude = max(0.0, np.exp(weights["r_mag"][j]) * product + weights["b_mag"][j])
-                x_hat += magnitude * weights["W_dec"][j]
-                x_aux += gate * weights["W_dec"][j]
-                penalty += gate
-        n = len(row)
-        total += ((row - x_hat) ** 2).sum() / n + coef * penalty + ((row - x_aux) ** 2).sum() / n
-    return total / len(x)
-
-
-def test_a_converted_lambda_makes_the_loss_a_multiple_of_the_papers() -> None:
-    """At any weights; so both have the same minimum."""
-    generator = torch.Generator().manual_seed(0)
-    x = 3 * torch.randn(20, 6, generator=generator, dtype=torch.float64) + 2
-    scale = x.square().sum(dim=1).mean().item() ** -0.5
-    lambda_paper, factors = 0.07, []
-    for seed in range(3):
-        sae = GatedSAE(6, 10, generator=torch.Generator().manual_seed(seed)).double()
-        with torch.no_grad():
-            for name in ("b_gate", "b_mag", "r_mag", "b_dec"):
-                sae.get_parameter(name).normal_(std=0.3, generator=generator)
-        with forced("reference"):
-            loss = sae.loss(scale * x, coefficient(lambda_paper, 6, scale), RECIPES["paper"]).total.item()
-        sae.fold_input_scale_(scale)
-        raw = {name: value.detach().numpy() for name, value in sae.named_parameters()}
-        factors.append(loss / paper_loss(x.numpy(), raw, lambda_paper))
-    assert factors == pytest.approx([6 * scale**2] * 3, rel=1e-10)
-
-
-def test_a_coefficient_by_hand() -> None:
-    # Gemma, residual 20: lambda 5e-4 is about 1.5 for errors summed over 3,072 raw coordinates.
-    assert coefficient(5e-4, 3072, 1.0) == pytest.approx(1.536)
-    assert coefficient(5e-4, 3072, 0.25) == pytest.approx(0.384)
-
-
-@pytest.mark.parametrize("arguments", [(0.0, 4, 1.0), (1e-3, 0, 1.0), (1e-3, 4, 0.0), (1e-3, 4, float("nan"))])
-def test_a_coefficient_of_nothing_is_refused(arguments: tuple[float, int, float]) -> None:
-    with pytest.raises(ValueError, match="must be above 0"):
-        coefficient(*arguments)
 
 
 @EVERY

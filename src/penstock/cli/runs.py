@@ -77,9 +77,11 @@ class Train(_Run):
     recipe: RecipeName | None = None
     """Training recipe; the arm's default if left open (docs/training.md)."""
     target_l0: float | None = None
-    """Firing latents per token to steer to; 32 if neither this nor --sparsity-coef is given."""
+    """Firing latents per token to steer to; 32 if neither this nor --sparsity-coef nor --paper-lambda is given."""
     sparsity_coef: float | None = None
     """Weight of the sparsity penalty instead of a target."""
+    paper_lambda: float | None = None
+    """The same as the paper states it, for raw activations and errors divided by d_in (docs/training.md)."""
     seed: int = 0
     """Seed of the initial weights."""
     lr: float | None = None
@@ -95,10 +97,12 @@ class Train(_Run):
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
         site = self.site or _middle(model)
-        target = 32.0 if self.target_l0 is None and self.sparsity_coef is None else self.target_l0
+        aims = (self.target_l0, self.sparsity_coef, self.paper_lambda)
+        target = 32.0 if aims == (None, None, None) else self.target_l0
         own = (
             "arch",
             "sparsity_coef",
+            "paper_lambda",
             "seed",
             "lr",
             "beta1",
@@ -125,32 +129,35 @@ class Sweep(_Run):
     recipes: tuple[RecipeName, ...] = ()
     """Training recipes; each arm's default if left open (docs/training.md)."""
     target_l0: tuple[float, ...] = ()
-    """Firing latents per token to steer to; 8 16 32 64 if neither this nor --sparsity-coef is given."""
+    """Firing latents per token to steer to; 8 16 32 64 if neither this nor --sparsity-coef nor --paper-lambda is given.
+    """
     sparsity_coef: tuple[float, ...] = ()
     """Weights of the sparsity penalty instead of targets."""
+    paper_lambda: tuple[float, ...] = ()
+    """The same as the paper states them, for raw activations and errors divided by d_in (docs/training.md)."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the initial weights."""
     lr: tuple[float, ...] = ()
     """Learning rates to try; each arm's rule chooses one if left open."""
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
-        targets = self.target_l0 or (() if self.sparsity_coef else DEFAULT_L0)
-        aims = [*((t, None) for t in targets), *((None, c) for c in self.sparsity_coef)]
+        given = {name: getattr(self, name) for name in ("target_l0", "sparsity_coef", "paper_lambda")}
+        given = given if any(given.values()) else {"target_l0": DEFAULT_L0}
+        aims = [{name: value} for name, values in given.items() for value in values]
         return tuple(
             SAEConfig(
                 arch=arch,
                 recipe=recipe,
                 site=site,
                 d_sae=d_sae,
-                target_l0=target,
-                sparsity_coef=coef,
                 seed=seed,
                 lr=lr,
+                **aim,
             )
             for site in self.sites or (_middle(model),)
             for d_sae in self.d_sae or (8 * model.d_in(site),)
             for arch in self.archs
-            for recipe, (target, coef), seed, lr in product(
+            for recipe, aim, seed, lr in product(
                 self.recipes or (DEFAULT_RECIPE[arch],), aims, self.seeds, self.lr or (None,)
             )
         )

@@ -39,8 +39,12 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any]) -> None:
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
     # Not save_file, which makes files that only their owner can read.
+    # Its presence says that an SAE is saved: the one of an earlier SAE goes first, and it comes last and whole.
+    (folder / "cfg.json").unlink(missing_ok=True)
     (folder / "sae.safetensors").write_bytes(safetensors.torch.save(tensors))
-    (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
+    part = folder / "cfg.json.part"
+    part.write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / "cfg.json")
 
 
 def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:

@@ -77,7 +77,7 @@ def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
             changed = replace(ABLATIONS[name](sae), name=f"{sae.folder}-{name}")
             if name == "no_auxiliary":
                 coef = run.about[sae.folder]["sparsity_coef"]
-                changed = replace(changed, target_l0=None, sparsity_coef=coef)
+                changed = replace(changed, target_l0=None, paper_lambda=None, sparsity_coef=coef)
             saes.append(changed)
             of[changed.folder] = (sae.folder, name)
     trained = train_variants(run, "ablations", saes)

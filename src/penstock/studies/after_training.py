@@ -8,12 +8,16 @@ The records are measured on the run's own held-out tokens, so they stand beside 
 behind them are left in RUN/studies/NAME/sums.safetensors, from which `series.py` compares them with the run's arms.
 """
 
+import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 from penstock.evaluation.evaluate import Candidate
-from penstock.formats.native import save_sae
+from penstock.formats.native import load_sae, save_sae
 from penstock.saes import SAE, TRAINABLE, GatedSAE, ReLUSAE
 from penstock.shapes import Acts, PerLatent
 from penstock.studies.finished_run import FinishedRun
@@ -27,8 +31,10 @@ from penstock.studies.pruning import (
 )
 from penstock.studies.pursuit import pursued
 from penstock.studies.refitting import RefitConfig, fine_tune, rescale_and_shift
-from penstock.studies.stored import Record, study_folder
+from penstock.studies.stored import Record, asked, study_folder
 from penstock.studies.sums import SUMS_FILE, write_sums
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,8 @@ class PruningConfig:
     prices: tuple[float, ...] = (0.5, 1.0, 2.0)
     """What a firing latent costs where thresholds are optimised, in units of the SAE's squared error per firing latent:
     a firing is kept if it saves more error than it costs."""
-    archs: tuple[str, ...] = ("relu",)
-    """Architectures whose SAEs are pruned."""
+    archs: tuple[str, ...] = ("relu", "gated")
+    """Architectures whose SAEs are pruned; Gated ones are the control."""
     fit_tokens: int = 50_000
     """Training activations on which thresholds and scales are fitted."""
 
@@ -122,46 +128,75 @@ def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str,
         yield "optimal", price, optimal_thresholds(sae, x, price * error / max(l0, 1e-12))
 
 
+METHODS = {"rescale_and_shift": rescale_and_shift, "fine_tune": fine_tune}
+"""How magnitudes are refitted, by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefitStudyConfig:
     refit: RefitConfig = field(default_factory=RefitConfig)
+    archs: tuple[str, ...] = ("relu", "gated")
+    """Architectures whose SAEs are refitted; Gated ones are the control."""
     fit_tokens: int = 500_000
     """Training activations on which magnitudes are refitted; those held back show whether they were enough."""
 
+    def __post_init__(self) -> None:
+        wrong = [arch for arch in self.archs if arch not in ("relu", "gated")]
+        if wrong:
+            raise ValueError(f"archs={wrong[0]} cannot be refitted: allowed are relu, gated.")
+
 
 def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
-    """The baselines of the run with rescaled and shifted magnitudes, and fine-tuned; saved in `studies/refit/saes`.
+    """SAEs of the run with rescaled and shifted magnitudes, and fine-tuned; saved in `studies/refit/saes`.
 
-    Baselines are the ReLU SAEs that have the width of a Gated SAE at their site, or all if none has.
+    Of the baselines those that have the width of a Gated SAE at their site, or all if none has. What an interrupted
+    study with the same settings has saved is not fitted again.
 
     Raises:
-        ValueError: the run has no ReLU SAE.
+        ValueError: the run has no SAE of these architectures.
     """
-    baselines = {name: sae for name, sae in run.saes.items() if isinstance(sae, ReLUSAE)}
-    gated = {(run.about[name]["site"], sae.d_sae) for name, sae in run.saes.items() if isinstance(sae, GatedSAE)}
-    matched = {name: sae for name, sae in baselines.items() if (run.about[name]["site"], sae.d_sae) in gated}
-    baselines = matched or baselines
-    if not baselines:
-        raise ValueError(f"{run.folder} has no ReLU SAE to refit: train one (--archs relu).")
+    chosen = _to_refit(run, config.archs)
+    if not chosen:
+        raise ValueError(
+            f"{run.folder} has no SAE to refit among {', '.join(config.archs) or 'no architecture'}: name another "
+            "with --archs, or train one."
+        )
     acts = run.activations(config.fit_tokens)
+    digest = hashlib.sha256(asked(run.folder, config).encode()).hexdigest()
     candidates, about = [], {}
-    for name, sae in baselines.items():
-        site = run.about[name]["site"]
-        for method, fit in (("rescale_and_shift", rescale_and_shift), ("fine_tune", fine_tune)):
-            new = f"{name}-{method}"
-            refitted = fit(sae, acts[site], config.refit)
-            save_sae(refitted.sae, run.folder / "studies" / "refit" / "saes" / new, {**run.about[name], "name": new})
-            candidates.append(Candidate.of(new, site, refitted.sae))
-            series = method.replace("_", " ")
-            about[new] = _about(run, name, new, series=series, curve=series, method=method)
+    for name, method in product(chosen, METHODS):
+        new, site = f"{name}-{method}", run.about[name]["site"]
+        folder = study_folder(run.folder, "refit") / "saes" / new
+        if not _is_saved(folder, digest):
+            logger.info("Refitting %d of %d: %s", len(candidates) + 1, len(chosen) * len(METHODS), new)
+            refitted = METHODS[method](chosen[name], acts[site], config.refit)
+            save_sae(refitted.sae, folder, {**run.about[name], "name": new, "asked": digest})
+        candidates.append(Candidate.of(new, site, load_sae(folder, device=run.config.language_model.device)[0]))
+        series = method.replace("_", " ")
+        about[new] = _about(run, name, new, series=series, curve=series, method=method)
     return measured_records(run, "refit", candidates, about)
+
+
+def _to_refit(run: FinishedRun, archs: Sequence[str]) -> dict[str, SAE]:
+    widths = {(run.about[name]["site"], sae.d_sae) for name, sae in run.saes.items() if isinstance(sae, GatedSAE)}
+    baselines = {name: sae for name, sae in run.saes.items() if isinstance(sae, ReLUSAE)}
+    matched = {name: sae for name, sae in baselines.items() if (run.about[name]["site"], sae.d_sae) in widths}
+    left_out = baselines.keys() - matched.keys() if matched else set()
+    return {name: sae for name, sae in run.saes.items() if sae.arch in archs and name not in left_out}
+
+
+def _is_saved(folder: Path, digest: str) -> bool:
+    """Whether a study with the same settings has saved this SAE."""
+    return (folder / "cfg.json").is_file() and load_sae(folder)[1].get("asked") == digest
 
 
 def _aim(about: Mapping[str, Any]) -> str:
     """What an SAE was trained for, in words."""
-    target = about.get("target_l0")
-    aim = f"at coefficient {about['sparsity_coef']:.3g}" if target is None else f"for L0 {target:g}"
-    return f"trained {aim}"
+    if about.get("target_l0") is not None:
+        return f"trained for L0 {about['target_l0']:g}"
+    if about.get("paper_lambda") is not None:
+        return f"trained with lambda {about['paper_lambda']:g}"
+    return f"trained at coefficient {about['sparsity_coef']:.3g}"
 
 
 def _about(run: FinishedRun, name: str, new: str, **study: Any) -> Mapping[str, Any]:

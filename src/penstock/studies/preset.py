@@ -42,9 +42,9 @@ class ArmPreset:
     lr: Cited
     """None leaves it to the rule of docs/training.md."""
     coefs: Cited
-    """The paper's lambdas, the largest first; `coefficient` brings those of a Gated arm into units of this library."""
+    """The paper's lambdas, the largest first; a Gated arm is trained with them."""
     target_l0s: Cited
-    """Ascending."""
+    """Ascending; what an arm is trained for that is no Gated arm, or has no lambdas."""
     published: Cited
     """What the paper reports here, as `PublishedRun`s."""
 
@@ -130,25 +130,18 @@ class Preset:
             deviations=(*self.deviations, shorter),
         )
 
-    def run_configs(
-        self, *, model: str | None = None, device: str = "cpu", scales: Mapping[str, float] | None = None
-    ) -> tuple[RunConfig, ...]:
-        """One run for each site: every arm, L0 (or coefficient) and seed.
+    def run_configs(self, *, model: str | None = None, device: str = "cpu") -> tuple[RunConfig, ...]:
+        """One run for each site: every arm, seed, and lambda (Gated arms that have some) or L0.
 
         Args:
             model: Another place of the same language model, e.g. a local folder.
             device: Where the language model and the SAEs go.
-            scales: For each site 1 / sqrt(E |x|^2), known once the model has run. With them the Gated arms get the
-                paper's coefficients; without, L0 targets like the baselines.
-
-        Raises:
-            ValueError: a site has no scale, or its Gated arm no coefficients.
         """
         tokens = self.steps.value * self.optim["batch_size"].value
         language_model = LanguageModelConfig(**_values(self.language_model), device=device)
         return tuple(
             RunConfig(
-                saes=self._saes(site, scales),
+                saes=self._saes(site),
                 language_model=replace(language_model, model=model or language_model.model),
                 data=DataConfig(**_values(self.data), tokens=tokens),
                 optim=OptimConfig(**_values(self.optim)),
@@ -182,12 +175,12 @@ class Preset:
             for site, run in zip(self.sites, configs, strict=True)
         }
 
-    def _saes(self, site: SitePreset, scales: Mapping[str, float] | None) -> tuple[SAEConfig, ...]:
+    def _saes(self, site: SitePreset) -> tuple[SAEConfig, ...]:
         saes: list[SAEConfig] = []
         for arm in site.arms.values():
             aims: list[dict[str, Any]] = [{"target_l0": target} for target in arm.target_l0s.value]
-            if scales is not None and arm.arch == "gated":
-                aims = [{"sparsity_coef": coef} for coef in self._coefs(site, arm, scales)]
+            if arm.arch == "gated" and arm.coefs.value:
+                aims = [{"paper_lambda": coef} for coef in arm.coefs.value]
             settings: dict[str, Any] = {
                 "arch": arm.arch,
                 "site": site.name,
@@ -198,38 +191,6 @@ class Preset:
             }
             saes += [SAEConfig(**settings, **aim, seed=seed) for aim in aims for seed in self.seeds.value]
         return tuple(saes)
-
-    def _coefs(self, site: SitePreset, arm: ArmPreset, scales: Mapping[str, float]) -> list[float]:
-        if site.name not in scales or not arm.coefs.value:
-            missing = "has no coefficients" if site.name in scales else "was given no scale"
-            raise ValueError(
-                f"The Gated arm of {self.name} at {site.name} {missing}, and the paper's lambda needs both. Give the "
-                "scale of every site, or leave `scales` out to train to L0 targets."
-            )
-        return [coefficient(coef, site.d_in.value, scales[site.name]) for coef in arm.coefs.value]
-
-
-def coefficient(lambda_paper: float, d_in: int, scale: float) -> float:
-    """The paper's lambda of a Gated run as a `sparsity_coef`: lambda * d_in * scale.
-
-    A token of raw activation x costs |x - x_hat|^2 / d_in + lambda |f|_1 in the paper, its auxiliary error divided by
-    d_in like the other (appendix D; of the auxiliary error that is assumed). Here it costs |s x - s x_hat|^2 +
-    coef |s f|_1: an SAE is positively homogeneous in x and its biases together. That is d_in s^2 times the paper's.
-
-    Args:
-        lambda_paper: Above 0.
-        d_in: Width of the site.
-        scale: What brings the activations to unit mean squared norm, s = 1 / sqrt(E |x|^2).
-
-    Raises:
-        ValueError: an argument is not above 0.
-    """
-    if not (lambda_paper > 0 and d_in > 0 and scale > 0):
-        raise ValueError(
-            f"lambda_paper={lambda_paper}, d_in={d_in}, scale={scale}: all three must be above 0. The scale is "
-            "1 / sqrt(E |x|^2) of the raw activations (penstock.activations.sources.measure_scale)."
-        )
-    return lambda_paper * d_in * scale
 
 
 def _values(settings: Mapping[str, Cited]) -> dict[str, Any]:

@@ -140,8 +140,8 @@ DEVIATIONS = (
     "The losses of both arms have one scale: errors are sums over d_in, activations have unit mean squared norm. The "
     "paper divides errors by d_in, and those of Pythia's and Gemma's baselines once more by E|x| or its square (which "
     "is not confirmed): its baseline lambdas cannot be converted, and baselines aim at the L0s of its tables.",
-    "Gated arms get the paper's lambdas only where the scale of the activations is given; else they aim at the L0s of "
-    "its tables, too.",
+    "Gated arms have the paper's lambdas where it states them (Pythia-2.8B, Gemma-7B), times d_in and the scale that "
+    "the run measures; their auxiliary errors are taken to be divided by d_in like the others.",
     "Adam's steps are as long as the paper's for activations that are scaled here: on biases, 1 / scale times as long.",
     "Width-matched baselines are ours: the paper's tables have compute-matched ones only.",
     "Dead latents: resampled at 1/8, 1/4, 3/8 and 1/2 of the run (the paper's steps are not stated) if they have not "

@@ -1,7 +1,8 @@
 """Is it enough to fix shrinkage? A baseline's magnitudes, and then its decoder, fitted anew behind its own gate.
 
 A ReLU SAE is a Gated SAE whose gate and magnitude share one bias and one scale. Written so, its magnitudes can be
-fitted to the reconstruction alone, without the penalty that shrank them, while what fires stays what it was.
+fitted to the reconstruction alone, without the penalty that shrank them, while what fires stays what it was. The same
+fit of a Gated SAE, whose magnitudes no penalty has shrunk, is the control: what it gains comes of fitting longer.
 
 Sources: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.2 and figure 9, for
 `rescale_and_shift`; `fine_tune` is after Wright & Sharkey 2024, "Addressing Feature Suppression in SAEs", who go on
@@ -9,6 +10,7 @@ training without the penalty, but leaves alone whatever could raise L0. The pape
 stage: here both minimise the squared reconstruction error and nothing else.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,18 +62,18 @@ DEFAULT = RefitConfig()
 
 
 class Refitted(NamedTuple):
-    """A baseline with new magnitudes, and what they changed on the held-back activations."""
+    """An SAE with new magnitudes, and what they changed on the held-back activations."""
 
     sae: GatedSAE
-    """On raw activations, decoder rows of unit norm, no gradients; its gate is the baseline's to the bit."""
+    """On raw activations, decoder rows of unit norm, no gradients; its gate is that of the SAE it was to the bit."""
     loss_before: float
-    """Squared error per token, summed over d_in, raw units, of the baseline."""
+    """Squared error per token, summed over d_in, raw units, of the SAE as it was."""
     loss_after: float
     """The same of `sae`."""
     l0_before: float
-    """Latents that fire per token in the baseline, which is also how many gates are open in `sae`."""
+    """Latents that fire per token in the SAE as it was."""
     l0_after: float
-    """The same in `sae`: less where a magnitude is zero behind an open gate, never more."""
+    """The same in `sae`: at most one for each open gate, fewer where a magnitude is zero behind it."""
     steps: int
     """Optimiser steps taken."""
 
@@ -80,13 +82,17 @@ class Refitted(NamedTuple):
 def as_gated(sae: SAE) -> GatedSAE:
     """A ReLU SAE as a Gated SAE: the same function, with a gate and magnitudes that can part from each other.
 
+    A Gated SAE is copied.
+
     Raises:
-        ValueError: the SAE is not a ReLU SAE.
+        ValueError: the SAE is neither.
     """
+    if isinstance(sae, GatedSAE):
+        return copy.deepcopy(sae).requires_grad_(False)
     if not isinstance(sae, ReLUSAE):
         raise ValueError(
-            f"The SAE to refit has the architecture {sae.arch!r}, allowed is 'relu': only there do gate and magnitude "
-            "coincide. Give the baseline of the same width."
+            f"The SAE to refit has the architecture {sae.arch!r}, allowed are 'relu' and 'gated': there a gate says "
+            "what fires, and magnitudes can be fitted behind it. Give a baseline, or a Gated SAE as the control."
         )
     gated = GatedSAE(sae.d_in, sae.d_sae).to(sae.W_enc).requires_grad_(False)
     gated.W_enc.copy_(sae.W_enc)
@@ -101,12 +107,12 @@ def rescale_and_shift(sae: SAE, activations: Acts, config: RefitConfig = DEFAULT
     """Fit one scale and one shift for each latent's magnitude, r_mag and b_mag; all else is frozen.
 
     Args:
-        sae: A trained ReLU SAE on raw activations with unit decoder rows; it is not changed.
+        sae: A trained ReLU or Gated SAE on raw activations with unit decoder rows; it is not changed.
         activations: Training activations of its site, raw units, of its dtype and on its device.
         config: How to optimise.
 
     Raises:
-        ValueError: not a ReLU SAE, its rows are not unit rows, there are too few activations, or they are not finite.
+        ValueError: another architecture, rows of another norm than 1, too few activations, or not finite ones.
         DivergenceError: the squared error is NaN or infinite; says at which step.
     """
     return _refit(sae, activations, config, {"r_mag": config.lr, "b_mag": config.lr})

@@ -17,6 +17,7 @@ from penstock.evaluation.statistics import LEVEL
 from penstock.studies.comparison import Floats, Point
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.series import own_points
+from penstock.studies.splitting import from_sparse_to_dense
 from penstock.studies.stored import Record
 from penstock.studies.variants import train_variants
 from penstock.training.config import SAEConfig
@@ -141,10 +142,7 @@ def _centres(run: FinishedRun, config: SensitivityConfig) -> list[SAEConfig]:
         if not group or (_key(sae), sae.seed) == (_key(group[0]), group[0].seed):
             group.append(sae)
     if config.target_l0 is None:
-        return [
-            sorted(group, key=lambda sae: (sae.target_l0 or 0.0, -(sae.sparsity_coef or 0.0)))[(len(group) - 1) // 2]
-            for group in firsts.values()
-        ]
+        return [sorted(group, key=from_sparse_to_dense)[(len(group) - 1) // 2] for group in firsts.values()]
     found = [next((sae for sae in group if sae.target_l0 == config.target_l0), None) for group in firsts.values()]
     centres = [sae for sae in found if sae is not None]
     if len(centres) < len(found):
@@ -180,7 +178,7 @@ def _with(centre: SAEConfig, factors: Factors, coef: float) -> SAEConfig:
         "warmup_share": centre.warmup_share * factors["warmup_share"],
     }
     if factors["sparsity_coef"] != 1 or centre.target_l0 is None:
-        changed |= {"target_l0": None, "sparsity_coef": coef * factors["sparsity_coef"]}
+        changed |= {"target_l0": None, "paper_lambda": None, "sparsity_coef": coef * factors["sparsity_coef"]}
     return replace(centre, **changed)
 
 

@@ -120,15 +120,15 @@ def _compared(saes: Sequence[SAEConfig]) -> list[list[SAEConfig]]:
         placed = [
             ((place + 0.5) / len(arm), sae)
             for arm in groups[key].values()
-            for place, sae in enumerate(sorted(arm, key=_sparsity))
+            for place, sae in enumerate(sorted(arm, key=from_sparse_to_dense))
         ]
         ordered.append([sae for _, sae in sorted(placed, key=lambda one: one[0])])
     return ordered
 
 
-def _sparsity(sae: SAEConfig) -> tuple[float, float]:
-    """Ascending from sparse to dense, for SAEs that all have a target or all a coefficient."""
-    return sae.target_l0 or 0.0, -(sae.sparsity_coef or 0.0)
+def from_sparse_to_dense(sae: SAEConfig) -> tuple[float, float]:
+    """Ascending from sparse to dense, for SAEs that all have a target, all a coefficient, or all a lambda."""
+    return sae.target_l0 or 0.0, -(sae.sparsity_coef or sae.paper_lambda or 0.0)
 
 
 def with_saes(config: RunConfig, saes: Sequence[SAEConfig], widths: Mapping[str, int]) -> RunConfig:

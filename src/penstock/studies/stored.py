@@ -43,8 +43,7 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
         OSError: the run's directory cannot be written to.
     """
     folder = study_folder(run, name)
-    asked = {"settings": dataclasses.asdict(settings), "run": _hash_of(run)}
-    text = json.dumps(asked, indent=1) + "\n"
+    text = asked(run, settings)
     settings_file, records_file = folder / "settings.json", folder / "records.jsonl"
     if settings_file.is_file() and records_file.is_file() and settings_file.read_text(encoding="utf-8") == text:
         logger.info("%s holds this study already; delete it to make it again", folder)
@@ -56,6 +55,11 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
     write_whole(records_file, "".join(json.dumps(record) + "\n" for record in records))
     write_whole(settings_file, text)
     return records
+
+
+def asked(run: Path, settings: Any) -> str:
+    """The text of a study's settings.json: what was asked, and of which run."""
+    return json.dumps({"settings": dataclasses.asdict(settings), "run": _hash_of(run)}, indent=1) + "\n"
 
 
 def _hash_of(run: Path) -> str:

@@ -322,8 +322,9 @@ def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:
 
 def _about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
     kept = (
-        "recipe", "model", "site", "sparsity_coef", "target_l0", "coef_frozen_at_step", "seed", "lr", "lr_rule",
-        "steps", "batch_size", "tokens_trained", "unique_tokens", "passes", "train_seconds", "resampled", "warnings",
+        "recipe", "model", "site", "sparsity_coef", "paper_lambda", "target_l0", "coef_frozen_at_step", "seed", "lr",
+        "lr_rule", "steps", "batch_size", "tokens_trained", "unique_tokens", "passes", "train_seconds", "resampled",
+        "warnings",
     )  # fmt: skip
     about = {key: metadata.get(key) for key in kept}
     return {"name": metadata["name"], "arch": arch, "d_in": d_in, "d_sae": d_sae, **about}

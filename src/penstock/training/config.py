@@ -137,7 +137,7 @@ class ResamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """One SAE of a run. Give exactly one of `sparsity_coef` and `target_l0`; the rest has defaults.
+    """One SAE of a run. Give exactly one of `sparsity_coef`, `paper_lambda` and `target_l0`; the rest has defaults.
 
     What is left open is decided by the recipe and by the learning-rate rule when the run starts.
     """
@@ -152,6 +152,9 @@ class SAEConfig:
     """`paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (docs/training.md)."""
     sparsity_coef: float | None = None
     """Weight of the penalty, for activations scaled to unit mean squared norm and errors summed over d_in."""
+    paper_lambda: float | None = None
+    """The same for raw activations and errors divided by d_in, as the paper states it for Gated SAEs: it becomes a
+    `sparsity_coef` once the run has measured the scale of the site."""
     target_l0: float | None = None
     """Mean number of firing latents to reach: the coefficient is steered until it holds, then frozen."""
     seed: int = 0
@@ -181,13 +184,15 @@ class SAEConfig:
         _one_of("recipe", self.recipe, KNOWN_RECIPES, RECIPES)
         _at_least("d_sae", self.d_sae, 2)
         _between("seed", self.seed, 0, MAX_SEED)
-        if (self.sparsity_coef is None) == (self.target_l0 is None):
-            given = "neither" if self.sparsity_coef is None else "both"
+        aims = ("sparsity_coef", "paper_lambda", "target_l0")
+        given = [name for name in aims if getattr(self, name) is not None]
+        if len(given) != 1:
             raise ValueError(
-                f"An SAE needs exactly one of sparsity_coef and target_l0, got {given}. target_l0 is the "
-                "easier one to choose: the number of latents that fire per token, e.g. 32."
+                f"An SAE needs exactly one of {', '.join(aims)}, got {' and '.join(given) or 'none'}. target_l0 is the "
+                "easiest one to choose: the number of latents that fire per token, e.g. 32."
             )
         _between("sparsity_coef", self.sparsity_coef, 1e-9, 1e6)
+        _between("paper_lambda", self.paper_lambda, 1e-12, 1e6)
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise ValueError(
                 f"target_l0={self.target_l0} is out of range: it must lie between 0 and d_sae={self.d_sae}."
@@ -213,7 +218,8 @@ class SAEConfig:
         """The name, or one that tells this SAE from others."""
         if self.name is not None:
             return self.name
-        aim = f"l0_{self.target_l0:g}" if self.target_l0 is not None else f"coef_{self.sparsity_coef:g}"
+        aims = {"l0": self.target_l0, "coef": self.sparsity_coef, "lambda": self.paper_lambda}
+        aim = next(f"{name}_{value:g}" for name, value in aims.items() if value is not None)
         lr = "" if self.lr is None else f"-lr_{self.lr:g}"
         return f"{self.arch}-{self.recipe}-{self.site}-{self.d_sae}-{aim}{lr}-seed{self.seed}"
 

@@ -55,6 +55,29 @@ def learning_rate(arch: str, d_in: int, num_steps: int) -> tuple[float, str]:
     return lr, f"{BASE_LR[arch]:g} * sqrt(192 / d_in) * (2000 / steps)^(1/4), d_in {d_in}, steps {num_steps}"
 
 
+def coefficient(lambda_paper: float, d_in: int, scale: float) -> float:
+    """The paper's lambda of a Gated SAE as a `sparsity_coef`: lambda * d_in * scale.
+
+    A token of raw activation x costs |x - x_hat|^2 / d_in + lambda |f|_1 in the paper, its auxiliary error divided by
+    d_in like the other (appendix D; of the auxiliary error that is assumed). Here it costs |s x - s x_hat|^2 +
+    coef |s f|_1: an SAE is positively homogeneous in x and its biases together. That is d_in s^2 times the paper's.
+
+    Args:
+        lambda_paper: Above 0.
+        d_in: Width of the site.
+        scale: What brings the activations to unit mean squared norm, s = 1 / sqrt(E |x|^2).
+
+    Raises:
+        ValueError: an argument is not above 0.
+    """
+    if not (lambda_paper > 0 and d_in > 0 and scale > 0):
+        raise ValueError(
+            f"lambda_paper={lambda_paper}, d_in={d_in}, scale={scale}: all three must be above 0. The scale is "
+            "1 / sqrt(E |x|^2) of the raw activations (penstock.activations.sources.measure_scale)."
+        )
+    return lambda_paper * d_in * scale
+
+
 def resolve_sae(sae: SAEConfig, config: RunConfig, d_in: int) -> SAEConfig:
     """Decide whatever an SAE's settings leave open."""
     defaults = RECIPE_DEFAULTS[sae.recipe]

@@ -210,6 +210,7 @@ class TrainingRun:
             dead_window=resampling.window_tokens or max(1, self.config.data.tokens // 16),
             encoder_scale=resampling.encoder_scale,
             device=self.config.language_model.device,
+            scale=self.scales[sae.site],
         )
 
     def _metadata(self, trainer: SAETrainer) -> dict[str, Any]:
@@ -226,6 +227,7 @@ class TrainingRun:
             "recipe": sae.recipe,
             "seed": sae.seed,
             "sparsity_coef": trainer.sparsity_coef,
+            "paper_lambda": sae.paper_lambda,
             "target_l0": sae.target_l0,
             "coef_frozen_at_step": trainer.controller.frozen_at if trainer.controller else None,
             "lr": sae.lr,

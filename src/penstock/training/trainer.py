@@ -10,7 +10,7 @@ from torch import Tensor
 from penstock.saes import KNOWN_RECIPES, TRAINABLE, Recipe, TrainableSAE
 from penstock.shapes import Acts
 from penstock.training.config import SAEConfig
-from penstock.training.defaults import INITIAL_COEF
+from penstock.training.defaults import INITIAL_COEF, coefficient
 from penstock.training.optimisers import make_optimiser
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
 from penstock.training.schedules import L0Controller, Schedule
@@ -48,6 +48,7 @@ class SAETrainer:
         dead_window: int,
         encoder_scale: float,
         device: str,
+        scale: float = 1.0,
     ) -> None:
         """
         Args:
@@ -59,6 +60,7 @@ class SAETrainer:
             dead_window: Tokens without firing after which a latent counts as dead.
             encoder_scale: Norm of a resampled encoder vector relative to the living ones.
             device: Where the SAE lives.
+            scale: Scaled activations over raw ones; decides what a `paper_lambda` comes to.
         """
         assert config.lr is not None and config.beta1 is not None and config.decoder_init_norm is not None
         self.config = config
@@ -73,6 +75,9 @@ class SAETrainer:
             d_in, config.d_sae, decoder_norm=config.decoder_init_norm, generator=generator
         ).to(device)
         self.optimiser = make_optimiser(config, self.sae, beta2=beta2, unit_rows=self.recipe.decoder_norm == "unit")
+        self.coef = config.sparsity_coef
+        if config.paper_lambda is not None:
+            self.coef = coefficient(config.paper_lambda, d_in, scale)
         self.controller: L0Controller | None = None
         if config.target_l0 is not None:
             self.controller = L0Controller(config.target_l0, INITIAL_COEF[config.arch], num_steps=schedule.num_steps)
@@ -90,8 +95,8 @@ class SAETrainer:
         """The coefficient before its warm-up factor."""
         if self.controller:
             return self.controller.coef
-        assert self.config.sparsity_coef is not None
-        return self.config.sparsity_coef
+        assert self.coef is not None
+        return self.coef
 
     def step(self, x: Acts, step: int) -> dict[str, float]:
         """One optimiser step on scaled activations.
