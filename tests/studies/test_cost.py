@@ -34,6 +34,14 @@ def test_a_gated_sae_is_compared_with_the_nearest_baseline(rows: dict[str, dict]
         # d_in 16 and d_sae 32: two matrices, b_dec, and three vectors for the gate where ReLU has one.
         assert row["parameter_bytes"] == 4 * (2 * 16 * 32 + 16 + 3 * 32)
         assert rows[nearest]["parameter_bytes"] == 4 * (2 * 16 * 32 + 16 + 32)
+        # Parameters, their gradients and second moments; a step count; when each latent last fired and was updated;
+        # ten tensors of half of the 64 x 32 pairs, 64 centred inputs, a dense block, and for each code two rows more.
+        of_code = 4 * 2 * 64 * 16
+        step = 4 * (10 * 64 * 32 // 2 + 64 * 16 + 64 * 32)
+        rest = 8 + 2 * 8 * 32 + step
+        assert row["training_bytes"] == 3 * row["parameter_bytes"] + rest + 2 * of_code
+        assert rows[nearest]["training_bytes"] == 3 * rows[nearest]["parameter_bytes"] + rest + of_code
+        assert row["training_bytes_ratio"] == row["training_bytes"] / rows[nearest]["training_bytes"]
 
 
 def test_operations_are_a_dense_product_and_the_pairs_of_each_pass(rows: dict[str, dict]) -> None:

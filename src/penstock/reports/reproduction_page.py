@@ -47,7 +47,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "cost": (
         "Cost",
         "Median seconds of a training step and of encoding one batch on this machine; ratios are to the baseline of "
-        "the same width that is nearest in L0. The last column counts operations as if every product were dense.",
+        "the same width that is nearest in L0. `step_flops_dense` counts operations as if every product were dense, "
+        "`training_bytes` the SAE, its optimiser and a step at its largest.",
     ),
     "sensitivity": (
         "Sensitivity to settings",
@@ -73,6 +74,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "cost": (
         *("name", "l0", "step_seconds", "encode_seconds", "encode_seconds_as_jumprelu", "step_seconds_ratio"),
         *("encode_seconds_ratio", "encode_seconds_as_jumprelu_ratio", "step_flops_dense_ratio"),
+        *("parameter_bytes_ratio", "training_bytes_ratio"),
     ),
     "dictionaries": (
         *("kind", "a", "b", "l0_a", "l0_b", "mean_max_cosine_a_to_b", "mean_max_cosine_b_to_a", "null_mean_a_to_b"),

@@ -16,7 +16,7 @@ import torch
 from penstock.activations.sources import measure_scale
 from penstock.saes import KNOWN_RECIPES, SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
-from penstock.studies.estimate import step_flops
+from penstock.studies.estimate import step_flops, training_bytes
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.stored import Record
 from penstock.training.config import SAEConfig
@@ -39,7 +39,8 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
     Returns:
         For each SAE: `step_seconds`, `encode_seconds` (medians over one batch of the run's size),
         `encode_seconds_as_jumprelu` for a Gated SAE, `step_flops` and `step_flops_dense` (on the support, and if every
-        product were dense; two operations for a multiplication and addition), `parameter_bytes`;
+        product were dense; two operations for a multiplication and addition), `parameter_bytes` and, counted,
+        the `training_bytes` of SAE, optimiser and step;
         for a Gated SAE with a baseline of its width at the site, the `baseline` nearest in L0, and ratios to it.
     """
     batch_size = run.config.optim.batch_size
@@ -53,6 +54,7 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
         l0 = code.l0.double().mean().item()
         about = {key: run.about[name][key] for key in ("arch", "recipe", "site", "d_sae", "seed")}
         rows[name] = {"name": name, **about, "l0": l0, "batch_size": len(x), **_counts(sae, settings[name], len(x), l0)}
+        rows[name]["training_bytes"] = training_bytes(settings[name], run.config, sae.d_in)
         tasks[name, "step_seconds"] = _training_step(run, name, settings[name], x)
         tasks[name, "encode_seconds"] = lambda sae=sae, x=x: sae.encode_sparse(x)
         if isinstance(sae, GatedSAE):
@@ -124,7 +126,10 @@ def _ratios(row: Record, rows: list[Record]) -> dict[str, Any]:
     if row["arch"] != "gated" or not baselines:
         return {}
     baseline = min(baselines, key=lambda other: abs(other["l0"] - row["l0"]))
-    keys = ("step_seconds", "encode_seconds", "step_flops", "step_flops_dense", "parameter_bytes")
+    keys = (
+        *("step_seconds", "encode_seconds", "step_flops", "step_flops_dense"),
+        *("parameter_bytes", "training_bytes"),
+    )
     return (
         {"baseline": baseline["name"]}
         | {f"{key}_ratio": row[key] / baseline[key] for key in keys}

@@ -148,6 +148,17 @@ def parameters(sae: SAEConfig, d_in: int) -> int:
     return (len(arch.encoder_matrices) + 1) * d_in * sae.d_sae + d_in + len(arch.encoder_biases) * sae.d_sae
 
 
+def training_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
+    """Memory that training an SAE takes at most: its parameters, what its optimiser keeps, and a step.
+
+    Args:
+        sae: Of the run.
+        config: The run's settings.
+        d_in: Width of the site.
+    """
+    return FLOAT * parameters(sae, d_in) + _optimiser_bytes(sae, config, d_in) + _step_bytes(sae, config, d_in)
+
+
 def _share_of_blocks(site: str, num_layers: int) -> float:
     """Share of the blocks that run before a site is known; all of them for a site in none."""
     layer = re.search(r"\.(\d+)(\.|$)", site)
