@@ -15,6 +15,7 @@ from penstock.cli import main
 from penstock.formats.native import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import GatedSAE
+from penstock.studies.presets import PRESETS
 from penstock.studies.reproduction import STUDIES
 from penstock.studies.sweep import run_sweep
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
@@ -490,3 +491,17 @@ def test_a_dry_run_tells_what_a_preset_would_do_without_its_weights(told: Told, 
     assert code == 0
     assert "tokens in" in out and "GiB" in out and "hours" in out and "deviations from the paper" in out
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("preset", ["embedded", "gelu-1l", "pythia-2.8b", "gemma-7b"])
+def test_a_dry_run_begins_with_what_the_paper_leaves_open(told: Told, preset: str) -> None:
+    _, out, _ = told("reproduce", preset, "--dry-run")
+    before, stated = out.split("stated, or ours, and where they come from:\n")
+    _, heading, unstated = before.partition("not stated in the paper, chosen here:\n")
+    assert all("not stated in the paper; chosen: " in line for line in unstated.splitlines())
+    assert "not stated in the paper" not in stated
+    # No experiment of the paper is on the embedded model: nothing is left open.
+    assert bool(heading) == bool(unstated) == (preset != "embedded")
+    shown = [line.split(": ")[0].strip() for line in (unstated + stated).splitlines()]
+    expected = [path for path in PRESETS[preset].cited() if not path.endswith(".published")]
+    assert sorted(shown) == sorted(expected)

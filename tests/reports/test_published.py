@@ -91,6 +91,32 @@ def test_of_two_seeds_equally_near_the_first_is_taken() -> None:
     assert rows[0][-1] == "seed0"
 
 
+def test_an_sae_with_the_papers_lambda_comes_before_one_that_is_nearer() -> None:
+    # SITE's Gated runs: lambda 3e-3 at L0 10 and 1.9e-4 at L0 40.
+    ours = [
+        record("near-10", "gated", 2000, 10.0, paper_lambda=None),
+        record("far", "gated", 2000, 90.0, paper_lambda=3e-3 * (1 + 5e-7)),
+        record("far-seed1", "gated", 2000, 9.0, paper_lambda=3e-3),
+        record("off", "gated", 2000, 50.0, paper_lambda=1.9e-4 * (1 + 5e-6)),
+        record("near-40", "gated", 2000, 39.0),
+        record("other arm", "relu", 2000, 40.0, paper_lambda=1.9e-4),
+        record("relu", "relu", 3000, 20.0),
+    ]
+    assert [row[-1] for row in rows_of(*ours)] == ["far", "near-40", "relu", "relu"]
+
+
+@pytest.mark.parametrize("l0", [0.0, None])
+def test_an_sae_with_the_papers_lambda_is_shown_even_if_nothing_fires(l0: float | None) -> None:
+    ours = [record("silent", "gated", 2000, l0, paper_lambda=3e-3), record("near", "gated", 2000, 10.0)]
+    assert [row[-1] for row in rows_of(*ours)[:2]] == ["silent", "near"]
+
+
+def test_a_run_without_a_lambda_has_the_nearest_in_l0() -> None:
+    # The run at L0 1079.5 has no lambda in the paper's tables.
+    ours = [record("with", "relu", 3000, 20.0, paper_lambda=3e-5), record("near", "relu", 3000, 1000.0)]
+    assert [row[-1] for row in rows_of(*ours)[2:]] == ["with", "near"]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_there_is_a_table_where_the_paper_has_one(preset: str) -> None:
     for site in PRESETS[preset].sites:

@@ -1,13 +1,20 @@
 """The page about several runs and their studies."""
 
+import base64
+import html
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_run import NASTY, write_fake_run, write_lines
 
+from penstock.cli import reproduction
 from penstock.reports import write_pareto_figure
 from penstock.reports.reproduction_page import SECTIONS, write_reproduction_page
+from penstock.studies.preset import Cited
 from penstock.studies.presets import PRESETS
 
 KINDS = {"token": {"share": 0.25, "low": 0.2, "high": 0.3}, "bigram": {"share": None, "low": None, "high": None}}
@@ -90,8 +97,32 @@ def test_what_is_off_is_said_for_several_settings_at_once(page: str) -> None:
 def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:
     write_studied_run(tmp_path / "a")
     site = next(site for site in PRESETS["gemma-7b"].sites if site.name == "resid_post.20")
-    page = write_reproduction_page(tmp_path, {"a": ()}, "One", {"a": site}).read_text()
-    assert "The paper's numbers" in page and "<td>97.14</td>" in page and "<td>27.8</td>" in page
+    page = html.unescape(write_reproduction_page(tmp_path, {"a": ()}, "One", {"a": site}).read_text())
+    assert "the paper's pair of runs" in page.lower()
+    assert "trained with the run's lambda; where there is none, the one nearest in log L0" in page
+    assert "<td>97.14</td>" in page and "<td>27.8</td>" in page
+
+
+def test_reproduce_draws_the_papers_runs_into_the_figure_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gemma = PRESETS["gemma-7b"]
+    known = next(site for site in gemma.sites if site.name == "resid_post.20")
+    widths = {"gated": 1024, "compute_matched": 1024, "width_matched": 512}
+    arms = {name: replace(arm, d_sae=Cited(widths[name], "a test")) for name, arm in known.arms.items()}
+    site = replace(known, name="resid_post.2", arms=arms, studies=Cited((), "a test"))
+    monkeypatch.setitem(reproduction.PRESETS, "gemma-7b", replace(gemma, sites=(site,)))
+
+    def finished(plans: Any, out: Path) -> None:
+        for name in plans:
+            write_fake_run(out / name, sites=(name,), seeds=(0,), metrics=False)
+
+    monkeypatch.setattr(reproduction, "reproduce", finished)
+    reproduction.run_preset(reproduction.Reproduce(preset="gemma-7b", out=tmp_path))
+    (figure,) = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", (tmp_path / "index.html").read_text())
+    # matplotlib leaves each text as a comment beside its outlines.
+    svg = base64.b64decode(figure).decode()
+    assert "<!-- paper: Gated, 1,024 latents -->" in svg and "<!-- paper: ReLU, 1,024 latents -->" in svg
 
 
 def test_numbers_shares_and_gaps_stand_in_the_tables(page: str) -> None:

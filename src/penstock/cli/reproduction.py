@@ -1,5 +1,6 @@
 """`reproduce`: a preset of the paper's experiments, from its runs to one page."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,9 +9,10 @@ import tyro
 
 from penstock.cli.output import write_figures
 from penstock.cli.studies import write_study
+from penstock.reports.published import published_records
 from penstock.reports.reproduction_page import write_reproduction_page
 from penstock.studies.estimate import estimate
-from penstock.studies.preset import Preset
+from penstock.studies.preset import Cited, Preset
 from penstock.studies.presets import PRESETS
 from penstock.studies.reproduction import reproduce, study_run
 from penstock.training.config import RunConfig
@@ -60,14 +62,15 @@ def run_preset(options: Reproduce) -> None:
         return
     out = options.out or Path("runs") / f"reproduce-{preset.name}"
     reproduce(plans, out)
+    sites = {site.name: site for site in preset.sites}
     for name, plan in plans.items():
-        write_figures(out / name)
+        write_figures(out / name, published_records(sites[name]) or ())
         for study, settings in plan.studies.items():
             for line in write_study(out / name, study, study_run(out / name, study, settings)):
                 print(line)
     studies = {name: tuple(plan.studies) for name, plan in plans.items()}
     title = f"Gated sparse autoencoders: the paper's experiments, {preset.name}"
-    page = write_reproduction_page(out, studies, title, {site.name: site for site in preset.sites})
+    page = write_reproduction_page(out, studies, title, sites)
     print(f"page: {page}")
 
 
@@ -91,8 +94,16 @@ def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
     print("deviations from the paper:")
     for deviation in preset.deviations:
         print(f"  - {deviation}")
-    print("settings and where they come from:")
-    for path, cited in preset.cited().items():
-        if path.endswith(".published"):
-            continue
+    unstated = preset.unstated()
+    stated = {path: cited for path, cited in preset.cited().items() if path not in unstated}
+    _tell_settings("not stated in the paper, chosen here:", unstated)
+    _tell_settings("stated, or ours, and where they come from:", stated)
+
+
+def _tell_settings(heading: str, settings: Mapping[str, Cited]) -> None:
+    """Each setting with its source, without the paper's runs; nothing at all where there is none."""
+    shown = {path: cited for path, cited in settings.items() if not path.endswith(".published")}
+    if shown:
+        print(heading)
+    for path, cited in shown.items():
         print(f"  {path}: {cited.value}  [{cited.source}]")

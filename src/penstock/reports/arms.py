@@ -56,6 +56,11 @@ def arch_name(arch: str | None) -> str:
     return ARCH_NAMES.get(str(arch)) or CONTROLS.get(str(arch)) or str(arch)
 
 
+def arch_and_width(arch: str, d_sae: int) -> str:
+    """What sets the arms of the paper apart, such as "Gated, 131,072 latents"."""
+    return f"{arch_name(arch)}, {d_sae:,} latents"
+
+
 def find_arms(records: Sequence[dict[str, Any]]) -> list[Arm]:
     """The arms among `records`, in the order known architectures are listed here, then as they come."""
     saes = [record for record in records if not is_control(record)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.reports import wording
-from penstock.reports.arms import COLORS, CONTROLS, SHAPES, Arm, arm_index, find_arms, is_control
+from penstock.reports.arms import COLORS, CONTROLS, SHAPES, Arm, arch_and_width, arm_index, find_arms, is_control
 from penstock.reports.records_csv import write_records_csv
 from penstock.reports.run_data import RunData, read_run
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+Records = Sequence[dict[str, Any]]
 
 PANELS = {
     "loss_recovered": "Loss recovered",
@@ -30,6 +32,7 @@ MARKERS = {
     **{"down": "v", "hexagon": "h", "star": "*"},
 }
 _DASHES = ("-", "--", ":", "-.")
+_GREY = "#5c636b"
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -66,17 +69,21 @@ class ParetoFiles(NamedTuple):
     csv: Path
 
 
-def write_pareto_figure(run_dir: Path) -> ParetoFiles:
+def write_pareto_figure(run_dir: Path, published: Records = ()) -> ParetoFiles:
     """Writes `pareto.csv`, `pareto.png` and `pareto.svg` into a run directory and returns their paths.
 
     The CSV comes first and needs no plotting library, so it is there even if PlotsNotInstalled is raised.
+
+    Args:
+        run_dir: A run directory.
+        published: The paper's runs to be drawn beside, as of `published_records`; those of other sites are left out.
 
     Raises:
         FileNotFoundError: no records.jsonl; names the command that makes it.
         PlotsNotInstalled: matplotlib is missing; names the extra to install.
     """
     csv = write_records_csv(run_dir)
-    png = drawn(lambda: _draw(read_run(run_dir)), run_dir / "pareto")
+    png = drawn(lambda: _draw(read_run(run_dir), published), run_dir / "pareto")
     return ParetoFiles(png, png.with_suffix(".svg"), csv)
 
 
@@ -103,12 +110,15 @@ def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
     return png
 
 
-def _draw(run: RunData) -> "Figure":
+def _draw(run: RunData, published: Records) -> "Figure":
     """One site fills a 2 by 2 grid; several sites take a row each."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     sites = list(dict.fromkeys(str(record.get("site")) for record in run.records))
     arms = find_arms(run.records)
+    # A run of which only the L0 was read has no place in any panel, and none in the legend.
+    published = [one for one in published if one["site"] in sites and any(one.get(key) is not None for key in PANELS)]
     rows, columns = (2, 2) if len(sites) == 1 else (len(sites), len(PANELS))
     size = (7.2, 6.3) if len(sites) == 1 else (12.5, 2.7 * rows + 1.1)
     figure = Figure(figsize=size, layout="constrained")
@@ -120,25 +130,31 @@ def _draw(run: RunData) -> "Figure":
         for ax, (metric, title) in zip(panels, PANELS.items(), strict=True):
             if row == 0:
                 ax.set_title(title)
-            _draw_panel(ax, records, arms, metric)
+            theirs = [one for one in published if one["site"] == site and one.get(metric) is not None]
+            _draw_panel(ax, records, theirs, arms, metric)
         if len(sites) > 1:
             axes[row][0].set_ylabel(site, fontsize=7.5, parse_math=False)
     figure.suptitle(_title(run, sites), x=0.015, ha="left", fontsize=8.5, parse_math=False)
     handles = [_arm_handle(arm) for arm in arms]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, max(1, len(handles))))
+    handles += [Line2D([], [], **look) for _, look in _published_looks(published, arms)]
+    # The paper's names are long.
+    in_a_row = min(3 if published else 4, max(1, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=in_a_row)
     return figure
 
 
-def _draw_panel(ax: "Axes", records: Sequence[dict[str, Any]], arms: Sequence[Arm], metric: str) -> None:
+def _draw_panel(ax: "Axes", records: Records, published: Records, arms: Sequence[Arm], metric: str) -> None:
     saes = [
         record
         for record in records
         if not is_control(record) and record.get(metric) is not None and (record.get("l0") or 0) > 0
     ]
     ax.set_xlabel("L0, firing latents per token")
-    if not saes:
-        ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes, color="#5c636b")
+    if not saes and not published:
+        ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes, color=_GREY)
         return
+    for theirs, look in _published_looks(published, arms):
+        ax.plot([record["l0"] for record in theirs], [record[metric] for record in theirs], **look)
     for seed_records in _lines(saes, arms):
         arm = arms[arm_index(seed_records[0], arms) or 0]
         color = COLORS[arm.slot % len(COLORS)]
@@ -155,14 +171,14 @@ def _draw_panel(ax: "Axes", records: Sequence[dict[str, Any]], arms: Sequence[Ar
             markerfacecolor=color if arm.variant % 2 == 0 else "white",
             elinewidth=1,
         )
-    set_scales(ax, saes, metric)
+    set_scales(ax, [*saes, *published], metric)
     if metric == "reconstruction_bias":
-        ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+        ax.axhline(1.0, color=_GREY, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     else:
         _draw_levels(ax, records, metric)
 
 
-def set_scales(ax: "Axes", saes: Sequence[dict[str, Any]], metric: str) -> None:
+def set_scales(ax: "Axes", saes: Records, metric: str) -> None:
     """L0 on a logarithmic axis in octaves, and the metric too where it spans much."""
     from matplotlib.axis import Axis
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -187,7 +203,7 @@ def set_scales(ax: "Axes", saes: Sequence[dict[str, Any]], metric: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_levels(ax: "Axes", records: Sequence[dict[str, Any]], metric: str) -> None:
+def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
     """Controls without components as dashed levels, where they lie on the scale the SAEs need."""
     low, high = ax.get_ylim()
     middle = 0.5 * (low + high)
@@ -195,7 +211,7 @@ def _draw_levels(ax: "Axes", records: Sequence[dict[str, Any]], metric: str) -> 
         value = record.get(metric)
         if not is_control(record) or record["arch"] == "pca" or value is None or not low <= value <= high:
             continue
-        ax.axhline(value, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+        ax.axhline(value, color=_GREY, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
         ax.annotate(
             CONTROLS[record["arch"]],
             # Curves of quality rise to the right: the upper left and lower right corners are free.
@@ -206,12 +222,12 @@ def _draw_levels(ax: "Axes", records: Sequence[dict[str, Any]], metric: str) -> 
             ha="left" if value > middle else "right",
             va="top" if value > middle else "bottom",
             fontsize=7.5,
-            color="#5c636b",
+            color=_GREY,
         )
     ax.set_ylim(low, high)
 
 
-def _lines(saes: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[list[dict[str, Any]]]:
+def _lines(saes: Records, arms: Sequence[Arm]) -> list[list[dict[str, Any]]]:
     """Records of one arm and seed together, in the order of L0; arms in their own order."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for record in sorted(saes, key=lambda record: record["l0"]):
@@ -219,7 +235,7 @@ def _lines(saes: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[list[dic
     return [groups[key] for key in sorted(groups)]
 
 
-def _error_bars(records: Sequence[dict[str, Any]], metric: str) -> list[list[float]]:
+def _error_bars(records: Records, metric: str) -> list[list[float]]:
     """Distances below and above each point; 0 where no interval is recorded."""
     below, above = [], []
     for record in records:
@@ -264,3 +280,23 @@ def _arm_handle(arm: Arm) -> "Line2D":
         markersize=5,
         label=arm.label,
     )
+
+
+def _published_looks(published: Records, arms: Sequence[Arm]) -> list[tuple[Records, dict[str, Any]]]:
+    """The paper's runs by arm, and their look: hollow, larger than ours, no line; grey where we have no such arm."""
+    looks = []
+    theirs = find_arms(published)
+    for place, arm in enumerate(theirs):
+        mine = [record for record in published if arm_index(record, theirs) == place]
+        is_ours = any((one.arch, one.d_sae) == (arm.arch, arm.d_sae) for one in arms)
+        look = {
+            "color": COLORS[arm.slot % len(COLORS)] if is_ours else _GREY,
+            "linestyle": "",
+            "marker": MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+            "markerfacecolor": "none",
+            "markeredgewidth": 0.8,
+            "markersize": 7,
+            "label": f"paper: {arch_and_width(arm.arch, mine[0]['d_sae'])}",
+        }
+        looks.append((mine, look))
+    return looks

@@ -5,13 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from penstock.reports import wording
-from penstock.reports.arms import arch_name
+from penstock.reports.arms import arch_and_width
 from penstock.studies.paper_tables import PublishedRun
 from penstock.studies.preset import ArmPreset, SitePreset
 
 HEADLINE: Mapping[str, tuple[float, float]] = {"resid_post.20": (8e-4, 5e-5), "mlp_out.20": (1.9e-4, 3e-5)}
 """Sites of Gemma-7B where two runs of the tables, Gated and compute-matched, recover nearly the same loss, and their
 lambdas. At attn_z.20 no two do. No run of Pythia-2.8B at these sites has such a lambda."""
+
+CAPTION = (
+    "The paper's numbers, and ours beside them: our SAE of the same arm that was trained with the run's lambda; where "
+    "there is none, the one nearest in log L0."
+)
+HEADLINE_CAPTION = "The paper's pair of runs that recover nearly the same loss, and ours beside it."
 
 COLUMNS = (
     *("arm", "paper's lambda", "paper's L0", "paper's loss recovered (%)", "paper's gamma", "paper's alive (%)"),
@@ -26,16 +32,20 @@ HEADLINE_COLUMNS = (
 class PublishedTable(NamedTuple):
     """Texts, row by row."""
 
+    caption: str
     columns: Sequence[str]
     rows: list[list[str]]
 
 
 def published_table(site: SitePreset, records: Sequence[Mapping[str, Any]]) -> PublishedTable | None:
-    """Each run of the paper's tables at a site, and beside it our SAE of the same arm that is nearest in log L0.
+    """Each run of the paper's tables at a site, and beside it one of our SAEs of the same arm.
+
+    That is the first whose `paper_lambda` is the run's lambda; where there is none, the one nearest in log L0.
 
     Args:
         site: Its arms say which architecture and width ours have, and hold the paper's runs.
-        records: Of our run; those of other sites, of controls and without an L0 above 0 are passed over.
+        records: Of our run; those of other sites and of controls are passed over. `paper_lambda` is the paper's
+            lambda that an SAE was trained with; None or missing if with none.
 
     Returns:
         Rows of COLUMNS in the order of the arms, in each the smallest L0 first. The paper's numbers stand as there
@@ -47,8 +57,8 @@ def published_table(site: SitePreset, records: Sequence[Mapping[str, Any]]) -> P
         ours = _saes_of(site, arm, records)
         for run in sorted(arm.published.value, key=lambda run: run.l0):
             paper = (run.l0, run.loss_recovered, run.gamma, run.alive)
-            rows.append([_label(arm), _lambda(run), *map(_as_there, paper), *_our_cells(_nearest(run.l0, ours))])
-    return PublishedTable(COLUMNS, rows) if rows else None
+            rows.append([_label(arm), _lambda(run), *map(_as_there, paper), *_our_cells(_beside(run, ours))])
+    return PublishedTable(CAPTION, COLUMNS, rows) if rows else None
 
 
 def headline_table(site: SitePreset, comparisons: Sequence[Mapping[str, Any]]) -> PublishedTable | None:
@@ -80,7 +90,7 @@ def headline_table(site: SitePreset, comparisons: Sequence[Mapping[str, Any]]) -
         "–" if ratio is None else wording.ratio_text(ratio),
         "–" if interval is None else " to ".join(map(wording.ratio_text, interval)),
     ]
-    return PublishedTable(HEADLINE_COLUMNS, [row])
+    return PublishedTable(HEADLINE_CAPTION, HEADLINE_COLUMNS, [row])
 
 
 def published_records(site: SitePreset) -> list[dict[str, Any]] | None:
@@ -113,18 +123,19 @@ def _with_lambda(arm: ArmPreset, coef: float) -> PublishedRun | None:
 
 
 def _saes_of(site: SitePreset, arm: ArmPreset, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Our SAEs of an arm at a site, as far as their L0 has a logarithm."""
+    """Our SAEs of an arm at a site."""
     key = (site.name, arm.arch, arm.d_sae.value)
-    return [
-        record
-        for record in records
-        if (record.get("site"), record.get("arch"), record.get("d_sae")) == key and (record.get("l0") or 0) > 0
-    ]
+    return [record for record in records if (record.get("site"), record.get("arch"), record.get("d_sae")) == key]
 
 
-def _nearest(l0: float, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The first of those nearest in log L0; empty if there are none."""
-    return min(records, key=lambda record: abs(math.log(record["l0"] / l0)), default={})
+def _beside(run: PublishedRun, ours: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first with the run's lambda, whatever its L0; else the first of those nearest in log L0; else empty."""
+    for record in ours:
+        coef = record.get("paper_lambda")
+        if coef is not None and run.coef is not None and math.isclose(coef, run.coef, rel_tol=1e-6):
+            return record
+    firing = [record for record in ours if (record.get("l0") or 0) > 0]
+    return min(firing, key=lambda record: abs(math.log(record["l0"] / run.l0)), default={})
 
 
 def _comparison(
@@ -150,7 +161,7 @@ def _our_cells(record: Mapping[str, Any]) -> list[str]:
 
 
 def _label(arm: ArmPreset) -> str:
-    return f"{arch_name(arm.arch)}, {arm.d_sae.value:,} latents"
+    return arch_and_width(arm.arch, arm.d_sae.value)
 
 
 def _lambda(run: PublishedRun) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from penstock.reports import wording
-from penstock.reports.arms import arch_name, find_arms
+from penstock.reports.arms import arch_and_width, find_arms
 from penstock.reports.published import headline_table, published_table
 from penstock.reports.report import rendered
 from penstock.reports.run_data import read_run, write_text
@@ -117,7 +117,7 @@ def difference_table(records: Sequence[Mapping[str, Any]]) -> StudyTable:
         [
             str(record["site"]),
             str(record["name"]),
-            *(f"{arch_name(record[role])}, {record[f'{role}_d_sae']:,} latents" for role in ("arm", "baseline")),
+            *(arch_and_width(record[role], record[f"{role}_d_sae"]) for role in ("arm", "baseline")),
             _cell(record["difference"]),
             _interval(record["low"], record["high"]),
             _reading(record),
