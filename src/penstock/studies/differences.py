@@ -106,8 +106,8 @@ def agreement_differences(
 
     The bootstrap draws groups of pairs of arms that share no SAE, neither themselves nor through their pairs of seeds:
     as a rule a group is one L0 with all its seeds. It does not know what groups have in common, such as the initial
-    weights of a seed. Few groups give too narrow intervals: of normal differences that are none, half are shown with
-    two groups, a fifth with four, an eighth with eight.
+    weights of a seed. Few groups give too narrow intervals: of differences that are none, half are shown with two
+    groups, and in a simulation with normal ones a fifth with four, an eighth with eight.
 
     Args:
         arms: The `agreement` of each pair of two arms, and the names of its SAEs, `a` and `b`.
