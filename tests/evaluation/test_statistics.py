@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.evaluation import Evaluation
-from penstock.evaluation.statistics import interval, resample_weights, resampled_metrics
+from penstock.evaluation.statistics import few_groups_factor, interval, resample_weights, resampled_metrics
 from penstock.metrics import metrics_of
 
 MakeEvaluation = Callable[..., Evaluation]
@@ -99,3 +99,12 @@ def test_a_few_undefined_resamples_are_left_out() -> None:
 @pytest.mark.parametrize("num", [101, 1000])
 def test_where_more_than_a_tenth_is_undefined_there_is_no_interval(num: int) -> None:
     assert interval(with_undefined(num)) is None
+
+
+def test_few_groups_are_widened_as_student_says_and_many_are_not() -> None:
+    # Tables of Student's t: 12.706, 3.182 and 2.262 with 1, 3 and 9 degrees of freedom, beside 1.960.
+    for groups, t in ((2, 12.706), (4, 3.182), (10, 2.262)):
+        assert few_groups_factor(groups) == pytest.approx((groups / (groups - 1)) ** 0.5 * t / 1.960, rel=1e-3)
+    assert few_groups_factor(10_000) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="groups=1 is out of range: it must be at least 2"):
+        few_groups_factor(1)

@@ -13,7 +13,7 @@ from fake_run import NASTY, write_fake_run, write_lines
 
 from penstock.cli import reproduction
 from penstock.reports import write_pareto_figure
-from penstock.reports.reproduction_page import SECTIONS, write_reproduction_page
+from penstock.reports.reproduction_page import SECTIONS, difference_table, write_reproduction_page
 from penstock.studies.preset import Cited
 from penstock.studies.presets import PRESETS
 
@@ -21,10 +21,13 @@ KINDS = {"token": {"share": 0.25, "low": 0.2, "high": 0.3}, "bigram": {"share": 
 
 
 SITE = PRESETS["embedded"].sites[0]
-DIFFERENCE = {"kind": "difference", "site": "s.0", "arm": "gated", "arm_d_sae": 1024} | {
-    "baseline": "relu",
-    "baseline_d_sae": 1536,
+DIFFERENCE = {
+    **{"kind": "difference", "site": "s.0", "name": "cosine"},
+    **{"difference": 0.5, "low": 0.25, "high": 0.75, "shown": True},
+    **{"arm": "gated", "arm_recipe": "paper", "arm_d_sae": 1024},
+    **{"baseline": "relu", "baseline_recipe": "paper", "baseline_d_sae": 1536},
 }
+GATED_SEEDS = {"yardstick": "gated", "yardstick_recipe": "paper", "yardstick_d_sae": 1024}
 
 
 def write_studied_run(run: Path) -> None:
@@ -42,7 +45,7 @@ def write_studied_run(run: Path) -> None:
         "dictionaries": [
             {"kind": "arms", "a": NASTY, "b": "relu-8", "hungarian_cosine": 0.75},
             {**DIFFERENCE, "name": NASTY, "difference": -0.25, "low": -0.5, "high": 0.125, "shown": False},
-            {**DIFFERENCE, "name": "cosine", "difference": 0.5, "low": 0.25, "high": 0.75, "shown": True},
+            DIFFERENCE,
         ],
         "concepts": [{"name": "gated-8", "l0": 7.5, "kinds": KINDS}],
     }
@@ -88,6 +91,20 @@ def test_differences_are_read_by_their_intervals(page: str) -> None:
     assert "<td>-0.5 to 0.125</td><td>no difference shown</td>" in page.replace("−", "-")
     assert "<td>0.25 to 0.75</td><td>more</td>" in page
     assert "<td>0.50</td><td>0.375 to 0.625</td><td>fewer</td>" in page
+
+
+def test_a_difference_has_a_column_for_its_yardstick_where_it_has_one() -> None:
+    columns, ((*cells,),) = difference_table([DIFFERENCE])
+    assert columns == ("site", "what", "arm", "beside", "difference", "95% interval", "reading")
+    with_seeds, rows = difference_table([{**DIFFERENCE, **GATED_SEEDS}])
+    assert with_seeds == (*columns[:4], "yardstick: seeds of", *columns[4:])
+    assert rows == [[*cells[:4], "Gated, 1,024 latents", *cells[4:]]]
+
+
+def test_arms_of_a_difference_have_their_recipes_where_these_differ() -> None:
+    difference = {**DIFFERENCE, **GATED_SEEDS, "baseline": "gated", "baseline_recipe": "free", "baseline_d_sae": 1024}
+    (row,) = difference_table([difference]).rows
+    assert row[2:5] == [f"Gated, 1,024 latents, {recipe}" for recipe in ("paper", "free", "paper")]
 
 
 def test_what_is_off_is_said_for_several_settings_at_once(page: str) -> None:

@@ -79,17 +79,22 @@ ARMS = {
 }
 
 
-def test_differences_of_agreement_are_those_of_the_pairs(finished: FinishedRun) -> None:
+def test_differences_of_agreement_are_taken_by_the_seeds_of_either_arm(finished: FinishedRun) -> None:
     rows, differences = apart(dictionaries(finished, FAR))
-    assert [row["name"] for row in differences] == ["mean_max_cosine", "matched_share", "mutual_jaccard"]
+    names = ["mean_max_cosine", "matched_share", "mutual_jaccard"]
+    assert [(row["yardstick"], row["name"]) for row in differences] == [
+        (yardstick, name) for yardstick in ("gated", "relu") for name in names
+    ]
+    cosine = {(r["a"], r["b"]): (r["mean_max_cosine_a_to_b"] + r["mean_max_cosine_b_to_a"]) / 2 for r in rows}
+    between = (cosine["gated0", "relu0"] + cosine["gated1", "relu1"]) / 2
     for row in differences:
         assert {key: row[key] for key in ARMS} == ARMS
-        assert (row["pairs_of_arms"], row["pairs_of_seeds"]) == (2, 2)
-    cosine = {
-        kind: [(r["mean_max_cosine_a_to_b"] + r["mean_max_cosine_b_to_a"]) / 2 for r in rows if r["kind"] == kind]
-        for kind in ("arms", "seeds")
-    }
-    assert differences[0]["difference"] == pytest.approx((sum(cosine["arms"]) - sum(cosine["seeds"])) / 2)
+        assert (row["yardstick_recipe"], row["yardstick_d_sae"]) == ("paper_clipped", 32)
+        # Both pairs of arms are beside the same pair of seeds: one group, of which nothing can be drawn.
+        assert (row["pairs_of_arms"], row["pairs_of_seeds"], row["groups"], row["low"]) == (2, 1, 1, None)
+        if row["name"] == "mean_max_cosine":
+            of_seeds = cosine[f"{row['yardstick']}0", f"{row['yardstick']}1"]
+            assert row["difference"] == pytest.approx(between - of_seeds)
 
 
 def test_seeds_of_other_arms_and_sites_are_no_yardstick(finished: FinishedRun) -> None:
@@ -147,13 +152,13 @@ def test_differences_do_not_depend_on_the_order_of_the_arms(finished: FinishedRu
     turned = replace(finished, saes={name: finished.saes[name] for name in order})
     settings = ConceptsConfig(min_firings=2, most_apart=1000.0)
     one, other = (
-        {(row["arm"], row["name"]): row["difference"] for row in apart(found)[1]}
+        {(row["arm"], row.get("yardstick"), row["name"]): row["difference"] for row in apart(found)[1]}
         for found in (
             [*dictionaries(finished, FAR), *concepts(finished, settings)],
             [*dictionaries(turned, FAR), *concepts(turned, settings)],
         )
     )
-    assert len(one) == 3 + 7
+    assert len(one) == 2 * 3 + 7
     assert other == pytest.approx(one, abs=1e-9)
 
 

@@ -30,6 +30,23 @@ def resampled_metrics(
     return metrics_of({name: weights @ value for name, value in sums.items()})
 
 
+def few_groups_factor(groups: int) -> float:
+    """By what the deviations of a bootstrap over few groups must be multiplied to cover what it should.
+
+    sqrt(n / (n - 1)), as the spread of n groups about their own mean is too small, and the quantile of Student's t with
+    n - 1 degrees of freedom over the normal one, as that spread is itself uncertain.
+
+    Raises:
+        ValueError: there are less than two groups, whose spread is not known.
+    """
+    from scipy import stats
+
+    if groups < 2:
+        raise ValueError(f"groups={groups} is out of range: it must be at least 2, as one has no spread.")
+    upper = (1 + LEVEL) / 2
+    return float((groups / (groups - 1)) ** 0.5 * stats.t.ppf(upper, groups - 1) / stats.norm.ppf(upper))
+
+
 def interval(values: Float[Tensor, " resamples"]) -> tuple[float, float] | None:
     """The central interval of the bootstrap distribution; None where a tenth of it is undefined."""
     defined = values[~values.isnan()]

@@ -58,8 +58,9 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "dictionaries": (
         "What two dictionaries share",
-        "Arms are compared at nearly equal L0; two seeds of one arm are the yardstick. Latents match if they are "
-        "mutual nearest neighbours with a cosine above 0.7.",
+        "Arms are compared at nearly equal L0; two seeds of one arm are the yardstick. A difference is how much more "
+        "two arms agree than two seeds of one of them at the same L0: less says that they differ in more than a seed. "
+        "Latents match if they are mutual nearest neighbours with a cosine above 0.7.",
     ),
     "concepts": (
         "Kinds of concept",
@@ -112,20 +113,22 @@ def study_table(study: str, records: Sequence[Mapping[str, Any]]) -> StudyTable:
 
 def difference_table(records: Sequence[Mapping[str, Any]]) -> StudyTable:
     """The differences among a study's rows with their intervals; no rows if it has none."""
-    columns = ("site", "what", "arm", "beside", "difference", "95% interval", "reading")
+    differences = [record for record in records if record.get("kind") == "difference"]
+    roles = {"arm": "arm", "baseline": "beside"}
+    if any("yardstick" in record for record in differences):
+        roles["yardstick"] = "yardstick: seeds of"
     rows = [
         [
             str(record["site"]),
             str(record["name"]),
-            *(arch_and_width(record[role], record[f"{role}_d_sae"]) for role in ("arm", "baseline")),
+            *(_arm_name(record, role) for role in roles),
             _cell(record["difference"]),
             _interval(record["low"], record["high"]),
             _reading(record),
         ]
-        for record in records
-        if record.get("kind") == "difference"
+        for record in differences
     ]
-    return StudyTable(columns, rows)
+    return StudyTable(("site", "what", *roles.values(), "difference", "95% interval", "reading"), rows)
 
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> StudyTable:
@@ -248,6 +251,12 @@ def _cell(value: Any) -> str:
 
 def _interval(low: float | None, high: float | None) -> str:
     return "–" if low is None or high is None else f"{wording.short(low)} to {wording.short(high)}"
+
+
+def _arm_name(difference: Mapping[str, Any], role: str) -> str:
+    """Architecture and width of one of the arms of a difference, and its recipe where that sets the two apart."""
+    recipe = f", {difference[f'{role}_recipe']}" if difference["arm_recipe"] != difference["baseline_recipe"] else ""
+    return arch_and_width(difference[role], difference[f"{role}_d_sae"]) + recipe
 
 
 def _reading(difference: Mapping[str, Any]) -> str:

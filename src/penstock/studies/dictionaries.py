@@ -51,7 +51,8 @@ def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
     """What pairs of SAEs of a run share: two arms at equal L0, and two seeds of one arm; and how these two differ.
 
     `hungarian_null_cosine` is the mean cosine of the Hungarian matching of random directions, as many as the pair has.
-    Records of the kind `difference` say for each site and pair of arms how much less they agree than their seeds do.
+    Records of the kind `difference` say for each site and pair of arms how much more, or less, they agree than the
+    seeds of one of the two at the same L0; `yardstick` is the arm of these seeds.
     """
     x = held_out_activations(run)
     l0 = {name: _code(run, name, x).l0.double().mean().item() for name in run.saes}
@@ -168,21 +169,17 @@ def _hungarian_null(d_in: int, latents_a: int, latents_b: int) -> float | None:
 
 
 def _differences_of_agreement(run: FinishedRun, found: Sequence[Record]) -> list[Record]:
-    """For each site and pair of arms, what `agreement_differences` says of them and of the seeds of these two arms."""
+    """For each site and pair of arms what `agreement_differences` says of them, by the seeds of either arm in turn."""
     arms: dict[_Sides, list[Record]] = defaultdict(list)
     for record in found:
         if record["kind"] == "arms":
             arms[_sides(run, record["a"], record["b"])].append(record)
     differences = []
     for sides, of_arms in arms.items():
-        of_seeds = [
-            record
-            for record in found
-            if record["kind"] == "seeds"
-            and record["site"] == sides.site
-            and _arm(run, record["a"]) in (sides.arm, sides.baseline)
-        ]
-        differences += [sides.names() | row for row in agreement_differences(of_arms, of_seeds, **_draws(run))]
+        for yardstick in (sides.arm, sides.baseline):
+            of_seeds = [one for one in found if one["kind"] == "seeds" and _arm(run, one["a"]) == yardstick]
+            named = sides.names() | names_of("yardstick", yardstick)
+            differences += [named | row for row in agreement_differences(of_arms, of_seeds, **_draws(run))]
     return differences
 
 

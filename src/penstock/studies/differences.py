@@ -1,16 +1,18 @@
 """Differences between arms in what their dictionaries hold, each with its 95% bootstrap interval.
 
-A difference is shown if its interval excludes 0. Of many differences that are none, one in twenty is shown by chance.
+A difference is shown if its interval excludes 0. Of many differences that are none, one in twenty is shown by chance,
+and more where few seeds or groups are drawn.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from penstock.evaluation.statistics import interval
+from penstock.evaluation.statistics import few_groups_factor, interval
 from penstock.studies.concepts import KINDS, Kinds
 
 Floats = np.ndarray
@@ -97,50 +99,90 @@ def agreement_differences(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """How much less, or more, two arms agree than two seeds of one arm: the mean over pairs, arms - seeds.
+    """How much more, or less, two arms agree than the seeds that are their yardstick: the mean over pairs of arms.
 
-    The bootstrap is over pairs, those of arms and those of seeds each on their own. Pairs that share an SAE depend on
-    each other, which it does not know: the interval is then rather too narrow.
+    From each pair of arms the mean over those pairs of seeds that contain one of its two SAEs is taken off: they have
+    nearly its L0, on which agreement depends. A pair of arms that has none is left out.
+
+    The bootstrap draws groups of pairs of arms that share no SAE, neither themselves nor through their pairs of seeds:
+    as a rule a group is one L0 with all its seeds. It does not know what groups have in common, such as the initial
+    weights of a seed. A bootstrap over few groups is too narrow: its distribution is widened about the difference by
+    `few_groups_factor`, so that it covers as Student's t interval does.
 
     Args:
-        arms: The `agreement` of each pair of two arms.
-        seeds: That of each pair of two seeds.
-        resamples: How often pairs are drawn, at least 1.
+        arms: The `agreement` of each pair of two arms, and the names of its SAEs, `a` and `b`.
+        seeds: Likewise of each pair of two seeds. Those of one arm make that arm's seeds the yardstick.
+        resamples: How often groups are drawn, at least 1.
         seed: Of the draws.
 
     Returns:
-        For each of AGREEMENT its `name`, the number of pairs of arms and of seeds, the `difference`, `low`, `high`, and
-        whether it is `shown`. One pair says nothing of the spread of pairs: with less than two of either `low` and
-        `high` are None, with none at all there is no difference and no entry.
+        For each of AGREEMENT its `name`, the number of `pairs_of_arms`, of `pairs_of_seeds` beside them and of
+        `groups`, the `difference`, `low`, `high`, and whether it is `shown`. `low` and `high` are None with less than
+        two groups. No entry where no pair is left.
     """
     generator = np.random.default_rng(seed)
     found = []
     for name, keys in AGREEMENT.items():
-        of_arms, of_seeds = _means(arms, keys), _means(seeds, keys)
-        if min(len(of_arms), len(of_seeds)) == 0:
+        paired = _beside_seeds(_means(arms, keys), _means(seeds, keys))
+        if not paired:
             continue
-        enough = min(len(of_arms), len(of_seeds)) > 1
-        drawn = [generator.choice(values, size=(resamples, len(values))).mean(axis=1) for values in (of_arms, of_seeds)]
-        resampled = drawn[0] - drawn[1] if enough else np.full(resamples, np.nan)
+        group = _groups([set(one.pair).union(*one.beside) for one in paired])
+        sums, pairs = np.bincount(group, weights=[one.difference for one in paired]), np.bincount(group)
+        drawn = generator.integers(len(pairs), size=(resamples, len(pairs)))
+        difference, resampled = sums.sum() / len(paired), None
+        if len(pairs) > 1:
+            resampled = sums[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
+            resampled = difference + few_groups_factor(len(pairs)) * (resampled - difference)
         found.append(
             {
-                **_difference(name, of_arms.mean() - of_seeds.mean(), resampled),
-                "pairs_of_arms": len(of_arms),
-                "pairs_of_seeds": len(of_seeds),
+                **_difference(name, difference, resampled),
+                "pairs_of_arms": len(paired),
+                "pairs_of_seeds": len({pair for one in paired for pair in one.beside}),
+                "groups": len(pairs),
             }
         )
     return found
 
 
-def _means(agreements: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Floats:
-    """The mean of these numbers for each pair in which all are defined."""
-    values = np.array([[agreement[key] for key in keys] for agreement in agreements], dtype=np.float64)
-    means = values.reshape(-1, len(keys)).mean(axis=1)
-    return means[np.isfinite(means)]
+_Names = tuple[str, str]
 
 
-def _difference(name: str, on_all: float, resampled: Floats) -> dict[str, Any]:
-    low, high = interval(torch.from_numpy(resampled)) or (None, None)
+class _Paired(NamedTuple):
+    """A pair of arms and the pairs of seeds beside it."""
+
+    pair: _Names
+    beside: list[_Names]
+    difference: float
+
+
+def _means(agreements: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[_Names, float]:
+    """The mean of these numbers for each pair of SAEs in which all are defined."""
+    values = {(one["a"], one["b"]): [one[key] for key in keys] for one in agreements}
+    return {pair: fmean(numbers) for pair, numbers in values.items() if None not in numbers}
+
+
+def _beside_seeds(arms: Mapping[_Names, float], seeds: Mapping[_Names, float]) -> list[_Paired]:
+    """Each pair of arms with the pairs of seeds that contain one of its SAEs, and the difference from their mean."""
+    found = []
+    for pair, value in arms.items():
+        beside = [one for one in seeds if set(pair) & set(one)]
+        if beside:
+            found.append(_Paired(pair, beside, value - fmean(seeds[one] for one in beside)))
+    return found
+
+
+def _groups(sets: Sequence[set[str]]) -> list[int]:
+    """The number of each set's group: sets that share a name, or are linked by others that do, are in one."""
+    groups: list[set[str]] = []
+    for names in sets:
+        linked = [group for group in groups if group & names]
+        groups = [group for group in groups if not group & names] + [names.union(*linked)]
+    return [next(number for number, group in enumerate(groups) if names <= group) for names in sets]
+
+
+def _difference(name: str, on_all: float, resampled: Floats | None) -> dict[str, Any]:
+    bounds = None if resampled is None else interval(torch.from_numpy(resampled))
+    low, high = bounds or (None, None)
     return {
         "kind": DIFFERENCE,
         "name": name,
