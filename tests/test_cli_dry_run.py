@@ -64,10 +64,12 @@ def test_memory_and_time_hold_what_studies_train(capsys: pytest.CaptureFixture[s
 
 
 def test_with_a_limit_of_memory_it_is_said_how_each_run_is_divided(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = lines_of(capsys, "gelu-1l", "--device", "cuda")
     said = lines_of(capsys, "gelu-1l", "--memory", "70", "--device", "cuda")
     for name in ("mlp_act.0", "ablations", "sensitivity"):
         parts, largest = number("in N parts", said[name]), number("parts of at most N GiB", said[name])
-        assert largest <= 70 and parts > 1 and parts * largest > number("at most N GiB of memory", said[name])
+        assert said[name].startswith(whole[name])
+        assert largest <= 70 and parts > 1 and parts * largest > number("at most N GiB of memory", whole[name])
     roomy = lines_of(capsys, "embedded", "--memory", "60")
     assert all(roomy[name].endswith("in one piece") for name in ("resid_post.2", "mlp_out.1", "ablations"))
 
