@@ -1,18 +1,22 @@
 """Runs brought to their end and studied once; what is done is not done again."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock.studies import reproduction, sweep
+from penstock.studies.ablations import AblationsConfig
 from penstock.studies.finished_run import FinishedRun
-from penstock.studies.reproduction import Plan, Study, finish, reproduce
+from penstock.studies.reproduction import Plan, Study, finish, foreseen, reproduce
+from penstock.studies.sensitivity import SensitivityConfig
 from penstock.studies.stored import Record
-from penstock.studies.sweep import prepare
+from penstock.studies.sweep import prepare, read_config
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
+from penstock.training.defaults import resolve_sae
 
 MakeRun = Callable[..., RunConfig]
 
@@ -82,3 +86,63 @@ def test_a_run_in_parts_becomes_the_same_as_one_in_a_piece(
     assert counted == {"train": 3, "evaluate_run": 2, "study": 0}
     whole, parts = ((tmp_path / name / "records.jsonl").read_text().splitlines() for name in ("whole", "parts"))
     assert [json.loads(line)["loss_recovered"] for line in whole] == [json.loads(x)["loss_recovered"] for x in parts]
+
+
+@pytest.fixture
+def small(tiny_run: MakeRun) -> RunConfig:
+    """Two targets of both arms, settings left open."""
+    saes = [
+        SAEConfig(arch=arch, site="resid_post.0", d_sae=32, target_l0=target)
+        for arch in ("gated", "relu")
+        for target in (2.0, 3.0)
+    ]
+    return tiny_run(*saes, steps=25, cached=True, resampling=ResamplingConfig(window_tokens=64))
+
+
+STUDIED = {
+    "ablations": AblationsConfig(ablations=("no_auxiliary", "norm_weighted")),
+    "sensitivity": SensitivityConfig(lr=(2.0,), sparsity_coef=(0.5,), d_sae=(2.0,), warmup_share=()),
+    "cost": reproduction.CostConfig(repeats=1),
+}
+
+
+def one_by_one(whole: RunConfig) -> Sequence[RunConfig]:
+    return [replace(whole, saes=(sae,)) for sae in whole.saes]
+
+
+def without_coef(sae: SAEConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(sae).items() if name != "sparsity_coef"}
+
+
+def test_what_studies_train_is_foreseen_and_divided_like_the_run(small: RunConfig, tmp_path: Path) -> None:
+    plan = Plan(small, STUDIED, one_by_one)
+    run, studies = foreseen(plan, {"resid_post.0": 16})
+    assert {name: len(config.saes) for name, config in studies.items()} == {"ablations": 2 * 2, "sensitivity": 2 * 3}
+    reproduce({"site": plan}, tmp_path)
+    trained = read_config(tmp_path / "site")
+    assert (run.saes, run.threads, run.resampling) == (trained.saes, trained.threads, trained.resampling)
+    for name, config in studies.items():
+        (nested,) = (tmp_path / "site" / "studies" / name).glob("run-*")
+        trained = read_config(nested)
+        decided = [resolve_sae(sae, config, 16) for sae in config.saes]
+        assert list(map(without_coef, decided)) == list(map(without_coef, trained.saes))
+        assert (config.data.tokens, config.resampling) == (trained.data.tokens, trained.resampling)
+        parts = [read_config(part).saes for part in sorted((nested / "parts").iterdir(), key=lambda at: int(at.name))]
+        assert parts == [(sae,) for sae in trained.saes]
+
+
+def test_a_study_that_does_not_fit_its_run_is_foreseen(small: RunConfig) -> None:
+    plan = Plan(small, {"sensitivity": SensitivityConfig(target_l0=7.0)})
+    with pytest.raises(ValueError, match=r"target_l0=7 is not .* every arm of the run: its targets are 2, 3\."):
+        foreseen(plan, {"resid_post.0": 16})
+
+
+def test_what_a_study_cannot_train_is_refused_before_the_run_is_trained(small: RunConfig, tmp_path: Path) -> None:
+    def divide(whole: RunConfig) -> Sequence[RunConfig]:
+        if max(sae.d_sae for sae in whole.saes) > 32:
+            raise ValueError("alone needs")
+        return one_by_one(whole)
+
+    with pytest.raises(ValueError, match="alone needs"):
+        finish(Plan(small, STUDIED, divide), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

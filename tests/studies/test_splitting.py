@@ -85,7 +85,8 @@ def test_parts_share_all_other_settings() -> None:
 def test_an_sae_that_does_not_fit_alone_is_an_error_with_its_remedy() -> None:
     with pytest.raises(ValueError, match=r"a0 alone needs up to .* GiB, more than the limit .* lower buffer_tokens"):
         dealt(room_for(1) - 1, *of_seeds("ab", 0))
-    config = run_of(sae("small"), replace(sae("large"), d_sae=1000))
+    # The largest is named, so that what holds it holds all.
+    config = run_of(sae("small"), replace(sae("larger"), d_sae=999), replace(sae("large"), d_sae=1000))
     with pytest.raises(ValueError, match="large alone needs"):
         split(config, {SITE: D_IN}, 1000, 4, room_for(3))
 

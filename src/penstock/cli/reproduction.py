@@ -1,9 +1,9 @@
 """`reproduce`: a preset of the paper's experiments, from its runs to one page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -11,10 +11,10 @@ from penstock.cli.output import write_figures
 from penstock.cli.studies import write_study
 from penstock.reports.published import published_records
 from penstock.reports.reproduction_page import write_reproduction_page
-from penstock.studies.estimate import estimate
-from penstock.studies.preset import Cited, Preset
+from penstock.studies.estimate import Estimate, estimate
+from penstock.studies.preset import Cited, Preset, SitePreset
 from penstock.studies.presets import PRESETS
-from penstock.studies.reproduction import reproduce, study_run
+from penstock.studies.reproduction import Plan, foreseen, reproduce, study_run
 from penstock.training.config import RunConfig
 
 GIB = 2**30
@@ -43,8 +43,8 @@ class Reproduce:
     device: str = "cpu"
     """Where the language model and the SAEs live: cpu, cuda, cuda:1."""
     memory: float | None = None
-    """GiB that training a run may need (--dry-run tells); larger runs are trained in parts, one after the other.
-    Evaluation, and studies that train, still take all their SAEs at once."""
+    """GiB that training may need (--dry-run tells); what needs more, a run or what a study trains beside it, is trained
+    in parts, one after the other. Evaluation still holds all SAEs at once, and studies hold those of their run."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:
@@ -58,7 +58,7 @@ def run_preset(options: Reproduce) -> None:
     max_bytes = None if options.memory is None else round(options.memory * GIB)
     plans = preset.plans(model=options.model, device=options.device, max_bytes=max_bytes)
     if options.dry_run:
-        _tell(preset, {name: plan.run for name, plan in plans.items()})
+        _tell(preset, plans, options.memory)
         return
     out = options.out or Path("runs") / f"reproduce-{preset.name}"
     reproduce(plans, out)
@@ -74,23 +74,20 @@ def run_preset(options: Reproduce) -> None:
     print(f"page: {page}")
 
 
-def _tell(preset: Preset, configs: dict[str, RunConfig]) -> None:
+class _Cost(NamedTuple):
+    """A run before it is trained."""
+
+    config: RunConfig
+    whole: Estimate
+    parts: Sequence[Estimate]
+    """What it is divided into; itself alone if it is not, or cannot be."""
+    too_large: str = ""
+    """Why it cannot be."""
+
+
+def _tell(preset: Preset, plans: Mapping[str, Plan], memory: float | None) -> None:
     """What a preset would do, without its weights."""
-    print(f"{preset.name}: {preset.language_model['model'].value}, {len(configs)} runs, a run for each site")
-    hours = dict.fromkeys(SPEEDS, 0.0)
-    for site in preset.sites:
-        config = configs[site.name]
-        found = estimate(config, {site.name: site.d_in.value}, preset.model_parameters.value, preset.num_layers.value)
-        print(
-            f"  {site.name:<14} d_in {site.d_in.value}, {len(config.saes)} SAEs of "
-            f"{' and '.join(f'{d_sae:,}' for d_sae in sorted({sae.d_sae for sae in config.saes}))} latents, "
-            f"{found.tokens:,} tokens in {found.steps:,} steps, at most {found.bytes_total / GIB:.3g} GiB of memory"
-        )
-        for machine, speed in SPEEDS.items():
-            hours[machine] += found.hours(speed)
-    for machine, speed in SPEEDS.items():
-        print(f"  training: at least {hours[machine]:.3g} hours at {speed:.2g} operations a second ({machine})")
-    print("  not counted: what the studies train themselves (ablations, sensitivity), and evaluation")
+    _tell_training(preset, plans, memory)
     print("deviations from the paper:")
     for deviation in preset.deviations:
         print(f"  - {deviation}")
@@ -107,3 +104,66 @@ def _tell_settings(heading: str, settings: Mapping[str, Cited]) -> None:
         print(heading)
     for path, cited in shown.items():
         print(f"  {path}: {cited.value}  [{cited.source}]")
+
+
+def _tell_training(preset: Preset, plans: Mapping[str, Plan], memory: float | None) -> None:
+    """What each run and each study that trains would train, in how much memory, and how long all of it would take."""
+    print(f"{preset.name}: {preset.language_model['model'].value}, {len(plans)} runs, a run for each site")
+    parts: list[Estimate] = []
+    weights = []
+    for site in preset.sites:
+        run, studies = _costs(preset, site, plans[site.name])
+        print(
+            f"  {site.name:<14} d_in {site.d_in.value}, {_saes(run.config)}, "
+            f"{run.whole.tokens:,} tokens in {run.whole.steps:,} steps, {_memory(run, memory)}"
+        )
+        for name, cost in studies.items():
+            print(f"    {name:<12} trains {_saes(cost.config)}, each on as many tokens, {_memory(cost, memory)}")
+        parts += [part for cost in (run, *studies.values()) for part in cost.parts]
+        beside = max((cost.whole.bytes_parameters for cost in studies.values()), default=0)
+        weights.append(run.whole.bytes_language_model + run.whole.bytes_parameters + beside)
+    for machine, speed in SPEEDS.items():
+        hours = sum(part.hours(speed) for part in parts)
+        print(f"  training: at least {hours:.3g} hours at {speed:.2g} operations a second ({machine})")
+    print(
+        "  not counted: evaluation, which holds all SAEs of a run, and those that a study has trained, at once (up to "
+        f"{max(weights) / GIB:.3g} GiB of weights); what the other studies compute, refits among it"
+    )
+
+
+def _costs(preset: Preset, site: SitePreset, plan: Plan) -> tuple[_Cost, dict[str, _Cost]]:
+    """Of a site's run, and of what each of its studies trains."""
+    widths = {site.name: site.d_in.value}
+
+    def estimated(config: RunConfig) -> Estimate:
+        return estimate(config, widths, preset.model_parameters.value, preset.num_layers.value)
+
+    def cost(config: RunConfig) -> _Cost:
+        whole = estimated(config)
+        try:
+            parts = plan.divide(config)
+        except ValueError as error:
+            return _Cost(config, whole, [whole], str(error))
+        return _Cost(config, whole, [estimated(part) for part in parts])
+
+    run, studies = foreseen(plan, widths)
+    return cost(run), {name: cost(config) for name, config in studies.items()}
+
+
+def _saes(config: RunConfig) -> str:
+    *others, widest = (f"{d_sae:,}" for d_sae in sorted({sae.d_sae for sae in config.saes}))
+    widths = f"{', '.join(others)} and {widest}" if others else widest
+    return f"{len(config.saes)} SAEs of {widths} latents"
+
+
+def _memory(cost: _Cost, limit: float | None) -> str:
+    """What training needs at once, and with a limit in GiB how it is divided."""
+    needed = f"at most {cost.whole.bytes_total / GIB:.3g} GiB of memory"
+    if limit is None:
+        return needed
+    if cost.too_large:
+        return f"{needed}. It cannot be trained: {cost.too_large}"
+    if len(cost.parts) == 1:
+        return f"{needed}, in one piece"
+    largest = max(part.bytes_total for part in cost.parts)
+    return f"{needed}, in {len(cost.parts)} parts of at most {largest / GIB:.3g} GiB"

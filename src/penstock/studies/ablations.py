@@ -13,8 +13,8 @@ from penstock.saes import KNOWN_RECIPES
 from penstock.studies.after_training import measured_records
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.stored import Record
-from penstock.studies.variants import train_variants
-from penstock.training.config import SAEConfig
+from penstock.studies.variants import CoefOf, Variant, train_variants
+from penstock.training.config import RunConfig, SAEConfig
 
 
 def _with_recipe(recipe: str) -> Callable[[SAEConfig], SAEConfig]:
@@ -56,33 +56,40 @@ class AblationsConfig:
 def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
     """Every Gated SAE of the run with unit decoder rows trained once more for each ablation, to the same L0.
 
+    Raises:
+        ValueError: the run has no Gated SAE, or none with such a target.
+    """
+    variants = ablation_variants(run.config, config, run.coef_of)
+    of = {variant.sae.folder: (variant.of, variant.change) for variant in variants}
+    trained = train_variants(run, "ablations", [variant.sae for variant in variants])
+    about = {new: _about(trained.about[new], *of[new]) for new in of}
+    return measured_records(run, "ablations", trained.candidates, about)
+
+
+def ablation_variants(run: RunConfig, config: AblationsConfig, coef_of: CoefOf) -> list[Variant]:
+    """What the study trains, each with its ablation as the change.
+
     Without the auxiliary task nothing holds the gate open, and a steered coefficient would only follow it down: that
     ablation has the coefficient that its Gated SAE ended with.
 
     Raises:
         ValueError: the run has no Gated SAE, or none with such a target.
     """
-    wanted = [
-        sae for sae in run.config.saes if sae.arch == "gated" and KNOWN_RECIPES[sae.recipe].decoder_norm == "unit"
-    ]
+    wanted = [sae for sae in run.saes if sae.arch == "gated" and KNOWN_RECIPES[sae.recipe].decoder_norm == "unit"]
     wanted = [sae for sae in wanted if not config.target_l0s or sae.target_l0 in config.target_l0s]
     if not wanted:
         raise ValueError(
-            f"{run.folder} has no Gated SAE with unit decoder rows{_with_target(config)}, so there is nothing to "
-            "change. Train one (--recipes paper or paper_clipped), or name other --target-l0s."
+            f"The run has no Gated SAE with unit decoder rows{_with_target(config)}, so there is nothing to change. "
+            "Train one (--recipes paper or paper_clipped), or name other --target-l0s."
         )
-    saes, of = [], {}
+    found = []
     for name in config.ablations:
         for sae in wanted:
             changed = replace(ABLATIONS[name](sae), name=f"{sae.folder}-{name}")
             if name == "no_auxiliary":
-                coef = run.about[sae.folder]["sparsity_coef"]
-                changed = replace(changed, target_l0=None, paper_lambda=None, sparsity_coef=coef)
-            saes.append(changed)
-            of[changed.folder] = (sae.folder, name)
-    trained = train_variants(run, "ablations", saes)
-    about = {new: _about(trained.about[new], *of[new]) for new in of}
-    return measured_records(run, "ablations", trained.candidates, about)
+                changed = replace(changed, target_l0=None, paper_lambda=None, sparsity_coef=coef_of(sae.folder))
+            found.append(Variant(changed, sae.folder, name))
+    return found
 
 
 def _about(own: Mapping[str, Any], base: str, ablation: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.saes import SAE
 from penstock.shapes import Acts
+from penstock.studies.splitting import Divide, undivided
 from penstock.studies.sweep import Measured, load_candidates, load_model, measure, read_config
 from penstock.training.config import RunConfig
 from penstock.training.run import training_stream, training_text
@@ -27,10 +28,16 @@ class FinishedRun:
     """By name, in the order of the settings: raw activations in and out."""
     about: Mapping[str, Mapping[str, Any]]
     """For each SAE's name what its record says beside the numbers."""
+    divide: Divide = undivided
+    """What becomes of a run that a study trains beside this one."""
 
     @classmethod
-    def load(cls, folder: Path) -> "FinishedRun":
+    def load(cls, folder: Path, divide: Divide = undivided) -> "FinishedRun":
         """Read a run.
+
+        Args:
+            folder: Its directory.
+            divide: As of the field.
 
         Raises:
             FileNotFoundError: there is no run in `folder`.
@@ -46,7 +53,18 @@ class FinishedRun:
         loaded = load_candidates(
             [folder / "saes" / sae.folder for sae in config.saes], device=config.language_model.device
         )
-        return cls(folder=folder, config=config, model=load_model(config), saes=loaded.saes, about=loaded.about)
+        return cls(
+            folder=folder,
+            config=config,
+            model=load_model(config),
+            saes=loaded.saes,
+            about=loaded.about,
+            divide=divide,
+        )
+
+    def coef_of(self, name: str) -> float:
+        """The coefficient that an SAE ended with."""
+        return self.about[name]["sparsity_coef"]
 
     def activations(self, num_tokens: int) -> dict[str, Acts]:
         """For each site the first activations [at most num_tokens, d_in] that the run was trained on, raw units."""

@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from penstock.studies.ablations import AblationsConfig, ablations
+import torch
+
+from penstock.studies.ablations import AblationsConfig, ablation_variants, ablations
 from penstock.studies.after_training import (
     PruningConfig,
     PursuitConfig,
@@ -18,14 +21,15 @@ from penstock.studies.after_training import (
 from penstock.studies.cost import CostConfig, cost
 from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig, concepts, dictionaries
 from penstock.studies.finished_run import FinishedRun
-from penstock.studies.sensitivity import SensitivityConfig, sensitivity
+from penstock.studies.sensitivity import SensitivityConfig, sensitivity, sensitivity_variants
 from penstock.studies.series import compare_study
 from penstock.studies.shrinkage import ShrinkageConfig, shrinkage
-from penstock.studies.splitting import join
+from penstock.studies.splitting import Divide, train_divided, undivided, with_saes
 from penstock.studies.stored import Record, stored
-from penstock.studies.sweep import evaluate_run, is_trained, load_model, prepare_once, read_config, train_to_end
+from penstock.studies.sweep import evaluate_run, load_model, read_config
+from penstock.studies.variants import CoefOf, Variant
 from penstock.training.config import RunConfig
-from penstock.training.run import decide
+from penstock.training.defaults import resolve_sae
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ class Study(NamedTuple):
     """Makes its records."""
     of_saes: bool
     """Whether each record is an SAE's, measured as those of the run; else rows of their own kind."""
+    trains: Callable[[RunConfig, Any, CoefOf], Sequence[Variant]] | None = None
+    """The SAEs that it trains itself, from the decided settings of a run and its own; None if it trains none."""
 
 
 class Plan(NamedTuple):
@@ -47,18 +53,18 @@ class Plan(NamedTuple):
     run: RunConfig
     studies: Mapping[str, Any]
     """For each study its settings."""
-    divide: Callable[[RunConfig], Sequence[RunConfig]] = lambda whole: (whole,)
-    """The runs that a run, its settings decided, is trained in; more than one where memory does not hold it."""
+    divide: Divide = undivided
+    """What becomes of the run, and of those that its studies train."""
 
 
 STUDIES: dict[str, Study] = {
     "shrinkage": Study(ShrinkageConfig, shrinkage, of_saes=False),
-    "ablations": Study(AblationsConfig, ablations, of_saes=True),
+    "ablations": Study(AblationsConfig, ablations, of_saes=True, trains=ablation_variants),
     "refit": Study(RefitStudyConfig, refit, of_saes=True),
     "pursuit": Study(PursuitConfig, pursuit, of_saes=True),
     "pruning": Study(PruningConfig, pruning, of_saes=True),
     "cost": Study(CostConfig, cost, of_saes=False),
-    "sensitivity": Study(SensitivityConfig, sensitivity, of_saes=False),
+    "sensitivity": Study(SensitivityConfig, sensitivity, of_saes=False, trains=sensitivity_variants),
     "dictionaries": Study(DictionariesConfig, dictionaries, of_saes=False),
     "concepts": Study(ConceptsConfig, concepts, of_saes=False),
 }
@@ -84,7 +90,7 @@ def reproduce(plans: Mapping[str, Plan], out: Path) -> None:
     """Train, evaluate and study every run, each in a folder of its name below `out`; goes on where it was stopped.
 
     Raises:
-        ValueError: a folder holds a run with other settings.
+        ValueError: a folder holds a run with other settings; or as `finish`, before the run is trained.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
     for number, (name, plan) in enumerate(plans.items(), start=1):
@@ -92,7 +98,7 @@ def reproduce(plans: Mapping[str, Plan], out: Path) -> None:
         logger.info("Run %d of %d: %s", number, len(plans), folder)
         finish(plan, folder)
         # Once for all studies of a run: the language model may be large.
-        load = cache(FinishedRun.load)
+        load = cache(partial(FinishedRun.load, divide=plan.divide))
         for study, settings in plan.studies.items():
             logger.info("%s: %s", folder, study)
             study_run(folder, study, settings, load)
@@ -102,17 +108,40 @@ def finish(plan: Plan, folder: Path) -> None:
     """Bring a run to its end: prepared, trained and evaluated, whatever of that is missing.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        ValueError: the folder holds a run with other settings; or an SAE, of the run or of one of its studies, does not
+            fit into memory.
     """
     model = load_model(plan.run)
-    decided = decide(plan.run, model, {site: model.d_in(site) for site in plan.run.sites})
-    parts = plan.divide(decided)
-    if len(parts) > 1 and not is_trained(decided, folder):
-        prepare_once(decided, folder, model)
-        folders = [folder / "parts" / str(number) for number in range(len(parts))]
-        for part, at in zip(parts, folders, strict=True):
-            train_to_end(part, at, model)
-        join(folder, folders)
-    train_to_end(decided, folder, model)
+    _, studies = foreseen(plan, {site: model.d_in(site) for site in plan.run.sites})
+    for run in studies.values():
+        # Refused before anything is trained rather than when the study's turn comes.
+        plan.divide(run)
+    train_divided(plan.run, folder, model, plan.divide)
     if not (folder / "records.jsonl").is_file():
         evaluate_run(folder, model)
+
+
+def foreseen(plan: Plan, widths: Mapping[str, int]) -> tuple[RunConfig, dict[str, RunConfig]]:
+    """What a plan would train, from its settings alone.
+
+    Args:
+        plan: The plan.
+        widths: For each site of its run the d_in.
+
+    Returns:
+        The run, decided as far as it can be without its language model; and for each study that trains SAEs itself the
+        run that they make up. Where such an SAE takes the coefficient that one of the run ends with, which is not known
+        beforehand, it has 1.
+
+    Raises:
+        ValueError: the settings of a study do not fit the run, or an SAE has no width.
+    """
+    saes = tuple(resolve_sae(sae, plan.run, widths[sae.site]) for sae in plan.run.saes)
+    run = replace(plan.run, saes=saes, threads=plan.run.threads or torch.get_num_threads())
+    studies = {}
+    for name, settings in plan.studies.items():
+        trains = STUDIES[name].trains
+        if trains is not None:
+            variants = trains(run, settings, lambda _: 1.0)
+            studies[name] = with_saes(run, [variant.sae for variant in variants], widths)
+    return run, studies

@@ -19,8 +19,8 @@ from penstock.studies.finished_run import FinishedRun
 from penstock.studies.series import own_points
 from penstock.studies.splitting import from_sparse_to_dense
 from penstock.studies.stored import Record
-from penstock.studies.variants import train_variants
-from penstock.training.config import SAEConfig
+from penstock.studies.variants import CoefOf, Variant, train_variants
+from penstock.training.config import RunConfig, SAEConfig
 
 SETTINGS = ("lr", "sparsity_coef", "d_sae", "warmup_share")
 
@@ -78,25 +78,14 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
         ValueError: no SAE of an arm has that target, or settings that are off are out of range.
     """
     own = own_points(run.folder)
-    centres = _centres(run, config)
-    warmup = run.config.optim.warmup_share
-    # A run of before SAEs had a warm-up of their own.
-    centres = [replace(sae, warmup_share=warmup) if sae.warmup_share is None else sae for sae in centres]
-    _check_warmup(run, centres, config)
-    saes: dict[str, SAEConfig] = {}
-    of: dict[str, tuple[str, Factors]] = {}
-    for centre in centres:
-        coef = run.about[centre.folder]["sparsity_coef"]
-        for factors in _grid(config):
-            sae = _with(centre, factors, coef)
-            saes[sae.folder] = sae
-            of[sae.folder] = (centre.folder, factors)
-    trained = train_variants(run, "sensitivity", list(saes.values()))
+    variants = sensitivity_variants(run.config, config, run.coef_of)
+    of = {variant.sae.folder: (variant.of, variant.change) for variant in variants}
+    trained = train_variants(run, "sensitivity", [variant.sae for variant in variants])
     measured = run.measure(trained.candidates, trained.about)
     found: list[Record] = []
-    for centre in centres:
+    for centre in _centres(run.config, config):
         reference = own[centre.folder]
-        frontier = _frontier([own[sae.folder] for sae in _arm(run, centre) if sae.seed == centre.seed])
+        frontier = _frontier([own[sae.folder] for sae in _arm(run.config, centre) if sae.seed == centre.seed])
         rows = [_row(run.about[centre.folder], reference, reference, frontier, dict.fromkeys(SETTINGS, 1.0))]
         rows += [
             _row(record, point, reference, frontier, of[record["name"]][1])
@@ -112,8 +101,28 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     return found
 
 
-def _check_warmup(run: FinishedRun, centres: Sequence[SAEConfig], config: SensitivityConfig) -> None:
-    decay = run.config.optim.decay_share
+def sensitivity_variants(run: RunConfig, config: SensitivityConfig, coef_of: CoefOf) -> list[Variant]:
+    """What the study trains, each with its factors as the change; centres are not trained again.
+
+    Raises:
+        ValueError: as `sensitivity`.
+    """
+    # A run of before SAEs had a warm-up of their own.
+    centres = [
+        replace(sae, warmup_share=run.optim.warmup_share) if sae.warmup_share is None else sae
+        for sae in _centres(run, config)
+    ]
+    _check_warmup(run, centres, config)
+    found: dict[str, Variant] = {}
+    for centre in centres:
+        for factors in _grid(config):
+            sae = _with(centre, factors, coef_of(centre.folder))
+            found[sae.folder] = Variant(sae, centre.folder, factors)
+    return list(found.values())
+
+
+def _check_warmup(run: RunConfig, centres: Sequence[SAEConfig], config: SensitivityConfig) -> None:
+    decay = run.optim.decay_share
     for sae in centres:
         for factor in config.warmup_share:
             share = factor * (sae.warmup_share or 0.0)
@@ -125,19 +134,19 @@ def _check_warmup(run: FinishedRun, centres: Sequence[SAEConfig], config: Sensit
                 )
 
 
-def _arm(run: FinishedRun, centre: SAEConfig) -> list[SAEConfig]:
+def _arm(run: RunConfig, centre: SAEConfig) -> list[SAEConfig]:
     """The SAEs of the run that differ from the centre in L0 and seed alone."""
-    return [sae for sae in run.config.saes if _key(sae) == _key(centre)]
+    return [sae for sae in run.saes if _key(sae) == _key(centre)]
 
 
 def _key(sae: SAEConfig) -> tuple[Any, ...]:
     return sae.site, sae.arch, sae.recipe, sae.d_sae, sae.lr
 
 
-def _centres(run: FinishedRun, config: SensitivityConfig) -> list[SAEConfig]:
+def _centres(run: RunConfig, config: SensitivityConfig) -> list[SAEConfig]:
     """For each site and architecture the SAE whose L0 is asked for, of the first width, recipe, rate and seed."""
     firsts: dict[tuple[str, str], list[SAEConfig]] = {}
-    for sae in run.config.saes:
+    for sae in run.saes:
         group = firsts.setdefault((sae.site, sae.arch), [])
         if not group or (_key(sae), sae.seed) == (_key(group[0]), group[0].seed):
             group.append(sae)
@@ -146,9 +155,9 @@ def _centres(run: FinishedRun, config: SensitivityConfig) -> list[SAEConfig]:
     found = [next((sae for sae in group if sae.target_l0 == config.target_l0), None) for group in firsts.values()]
     centres = [sae for sae in found if sae is not None]
     if len(centres) < len(found):
-        allowed = sorted({sae.target_l0 for sae in run.config.saes if sae.target_l0 is not None})
+        allowed = sorted({sae.target_l0 for sae in run.saes if sae.target_l0 is not None})
         raise ValueError(
-            f"target_l0={config.target_l0:g} is not a target of every arm of {run.folder}: its targets are "
+            f"target_l0={config.target_l0:g} is not a target of every arm of the run: its targets are "
             f"{', '.join(f'{target:g}' for target in allowed) or 'none'}. Choose one of them, or leave it out."
         )
     return centres

@@ -2,6 +2,8 @@
 
     prepare(config, folder)  ->  split  ->  prepare and train each part in a folder of its own  ->  join  ->  evaluate
 
+`train_divided` does all of it but the evaluation.
+
 Every part sees the same activations in the same order, and what an SAE draws does not depend on which others are in
 its run: it becomes what it would have become in the whole, but for the rounding of CPU kernels where its share of the
 threads differs. A part harvests anew, so few parts are faster than many. Only training is split: whoever evaluates or
@@ -9,17 +11,52 @@ studies the joined run holds all its SAEs at once (`bytes_language_model` + `byt
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from penstock.language_models.loading import LanguageModel
 from penstock.studies.estimate import Estimate, estimate
-from penstock.studies.sweep import read_config
+from penstock.studies.sweep import is_trained, prepare_once, read_config, train_to_end
 from penstock.training.checkpoint import write_whole
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
+from penstock.training.run import decide
 
 GIB = 2**30
+
+Divide = Callable[[RunConfig], Sequence[RunConfig]]
+"""The runs that a run, its settings decided, is trained in; more than one where memory does not hold it."""
+
+
+def undivided(whole: RunConfig) -> Sequence[RunConfig]:
+    """The run itself, however much memory it needs."""
+    return (whole,)
+
+
+def train_divided(config: RunConfig, folder: Path, model: LanguageModel, divide: Divide) -> None:
+    """Prepare a run and train it, whatever of that is missing; in parts below FOLDER/parts, joined, if it is divided.
+
+    Args:
+        config: The whole run.
+        folder: Its directory, new or with what was done of it.
+        model: Its language model.
+        divide: As of `Divide`.
+
+    Raises:
+        ValueError: the folder, or one of a part, holds a run with other settings; an SAE does not fit alone; the
+            settings do not fit the model.
+        InterruptedError: a signal asked to stop; what was done is kept.
+    """
+    decided = decide(config, model, {site: model.d_in(site) for site in config.sites})
+    parts = divide(decided)
+    if len(parts) > 1 and not is_trained(decided, folder):
+        prepare_once(decided, folder, model)
+        folders = [folder / "parts" / str(number) for number in range(len(parts))]
+        for part, at in zip(parts, folders, strict=True):
+            train_to_end(part, at, model)
+        join(folder, folders)
+    train_to_end(decided, folder, model)
 
 
 def split(
@@ -53,9 +90,9 @@ def split(
 
     if fits(config.saes):
         return (config,)
-    for sae in config.saes:
-        if not fits([sae]):
-            raise ValueError(_too_large(sae, cost([sae]), max_bytes))
+    largest = max(config.saes, key=lambda sae: cost([sae]).bytes_total)
+    if not fits([largest]):
+        raise ValueError(_too_large(largest, cost([largest]), max_bytes))
     parts: list[list[SAEConfig]] = [[]]
     for group in _compared(config.saes):
         if parts[-1] and not fits([*parts[-1], *group]) and fits(group):

@@ -1,26 +1,40 @@
 """SAEs trained anew beside those of a run: on its stream, for its length, measured on its held-out tokens."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from penstock.studies.finished_run import FinishedRun
-from penstock.studies.splitting import with_saes
+from penstock.studies.splitting import train_divided, with_saes
 from penstock.studies.stored import study_folder
-from penstock.studies.sweep import LoadedSAEs, load_candidates, train_to_end
+from penstock.studies.sweep import LoadedSAEs, load_candidates
 from penstock.training.config import SAEConfig
 from penstock.training.stored_config import config_to_json
+
+CoefOf = Callable[[str], float]
+"""The coefficient that an SAE of a run, by its folder, ended with."""
+
+
+class Variant(NamedTuple):
+    """An SAE that a study trains."""
+
+    sae: SAEConfig
+    of: str
+    """Folder of the SAE of the run that it stems from."""
+    change: Any
+    """What differs from that, in the study's own terms."""
 
 
 def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> LoadedSAEs:
     """Train SAEs in a run of their own, RUN/studies/STUDY/run-HASH; a kill costs what came after its last checkpoint.
 
     Args:
-        run: Gives everything but the SAEs' settings.
+        run: Gives everything but the SAEs' settings, and says how theirs is divided.
         study: Whose folder they go to.
         saes: What to train; names are folders.
 
     Raises:
-        ValueError: settings do not fit each other or the language model.
+        ValueError: settings do not fit each other or the language model, or an SAE the memory.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
     widths = {site: run.model.d_in(site) for site in run.config.sites}
@@ -28,7 +42,7 @@ def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> L
     digest = hashlib.sha256(config_to_json(config).encode()).hexdigest()[:8]
     folder = study_folder(run.folder, study) / f"run-{digest}"
     try:
-        train_to_end(config, folder, run.model)
+        train_divided(config, folder, run.model, run.divide)
     except InterruptedError as error:
         raise InterruptedError(
             f"The study {study} was stopped; what it has trained is saved. Give the same command again to go on."
