@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -143,7 +143,7 @@ class Sweep(_Run):
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
         given = {name: getattr(self, name) for name in ("target_l0", "sparsity_coef", "paper_lambda")}
         given = given if any(given.values()) else {"target_l0": DEFAULT_L0}
-        aims = [{name: value} for name, values in given.items() for value in values]
+        aims: list[dict[str, Any]] = [{name: value} for name, values in given.items() for value in values]
         return tuple(
             SAEConfig(
                 arch=arch,
