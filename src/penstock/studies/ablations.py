@@ -57,10 +57,11 @@ def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
     """Every Gated SAE of the run with unit decoder rows trained once more for each ablation, to the same L0.
 
     Without the auxiliary task nothing holds the gate open, and a steered coefficient would only follow it down: that
-    ablation has the coefficient that its Gated SAE ended with.
+    ablation has the coefficient that its Gated SAE ended with. What diverges is left out.
 
     Raises:
         ValueError: the run has no Gated SAE, or none with such a target.
+        DivergenceError: everything diverged.
     """
     wanted = [
         sae for sae in run.config.saes if sae.arch == "gated" and KNOWN_RECIPES[sae.recipe].decoder_norm == "unit"
@@ -81,7 +82,7 @@ def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
             saes.append(changed)
             of[changed.folder] = (sae.folder, name)
     trained = train_variants(run, "ablations", saes)
-    about = {new: _about(trained.about[new], *of[new]) for new in of}
+    about = {new: _about(own, *of[new]) for new, own in trained.about.items()}
     return measured_records(run, "ablations", trained.candidates, about)
 
 

@@ -31,8 +31,10 @@ from penstock.training.config import (
     RunConfig,
 )
 from penstock.training.metrics_log import MetricsLog, Tracker
+from penstock.training.outcome import outcome_of
 from penstock.training.run import TrainingRun, decide, training_stream, training_text
 from penstock.training.stored_config import config_from_json, config_to_json
+from penstock.training.trainer import DivergenceError
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +115,16 @@ def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()
 
 
 def train_to_end(config: RunConfig, folder: Path, model: LanguageModel) -> None:
-    """Prepare a run and train it, whatever of that is missing; raises as `prepare_once`, and as `train`."""
+    """Prepare a run and train it, whatever of that is missing; raises as `prepare_once`, and as `train`.
+
+    It does not raise if all its SAEs diverge, which its folder says: the run may be a part of one that has others.
+    """
     prepare_once(config, folder, model)
     if not is_trained(config, folder):
-        train(folder, model)
+        try:
+            train(folder, model)
+        except DivergenceError as error:
+            logger.warning("%s", error)
 
 
 def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
@@ -136,21 +144,27 @@ def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
 
 
 def is_trained(config: RunConfig, folder: Path) -> bool:
-    """Whether every SAE of a run is saved."""
-    return all((folder / "saes" / sae.folder / "cfg.json").is_file() for sae in config.saes)
+    """Whether every SAE of a run is saved, or has diverged."""
+    return not outcome_of(config, folder).missing
 
 
 def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
-    """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl."""
+    """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl.
+
+    Raises:
+        ValueError: as `load_run`.
+        DivergenceError: as `load_run`.
+    """
     config = read_config(folder)
-    saes = [folder / "saes" / sae.folder for sae in config.saes]
-    _, candidates, about, _ = load_candidates(saes, device=config.language_model.device)
+    loaded = load_run(config, folder)
+    candidates, about = loaded.candidates, loaded.about
     for candidate in _controls_of(config, model):
         candidates.append(candidate)
         about[candidate.name] = _about_control(candidate, config)
     measured = measure(training_text(config, model), config.eval, candidates, about)
     comparisons = compare(measured.points)
-    summary = {"comparisons": comparisons, "warnings": warnings_of(measured.records, comparisons)}
+    diverged = [f"diverged: {message}" for message in loaded.diverged.values()]
+    summary = {"comparisons": comparisons, "warnings": [*diverged, *warnings_of(measured.records, comparisons)]}
     write_sums(folder / SUMS_FILE, measured.evaluations)
     write_whole(folder / "comparison.json", json.dumps(summary, indent=1) + "\n")
     # Last, because the records are what makes a run an evaluated one.
@@ -168,6 +182,32 @@ class LoadedSAEs(NamedTuple):
     """For each candidate's name what its record says of it."""
     metadata: list[dict[str, Any]]
     """What was saved with each."""
+    diverged: dict[str, str]
+    """SAEs of their run that have diverged and are not here: by name the message."""
+
+
+def load_run(config: RunConfig, folder: Path) -> LoadedSAEs:
+    """Read the SAEs of a trained run; those that have diverged are passed over, with a logged warning.
+
+    Raises:
+        ValueError: its training is not over, or one of its SAEs cannot be read.
+        DivergenceError: all its SAEs have diverged.
+    """
+    found = outcome_of(config, folder)
+    if found.missing:
+        raise ValueError(
+            f"The run in {folder} is not finished: it has no {found.missing[0]} yet. Go on with: penstock train "
+            f"--resume {folder}"
+        )
+    if not found.finished:
+        raise DivergenceError(
+            f"There is nothing to measure: all SAEs of the run in {folder} have diverged ({len(found.diverged)} in "
+            f"all). {next(iter(found.diverged.values()))}"
+        )
+    for message in found.diverged.values():
+        logger.warning("Passed over: %s", message)
+    folders = [folder / "saes" / name for name in found.finished]
+    return load_candidates(folders, device=config.language_model.device)._replace(diverged=found.diverged)
 
 
 def load_candidates(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
@@ -176,7 +216,7 @@ def load_candidates(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
     Raises:
         ValueError: a folder holds no SAE, or one that does not say its site.
     """
-    loaded = LoadedSAEs({}, [], {}, [])
+    loaded = LoadedSAEs({}, [], {}, [], {})
     for folder in folders:
         sae, metadata = load_sae(folder, device=device)
         if "site" not in metadata:
@@ -217,7 +257,7 @@ def evaluate_saes(
     Raises:
         ValueError: the SAEs belong to different models or texts, or do not fit this model.
     """
-    _, candidates, about, metadata = load_candidates(folders, device=device)
+    _, candidates, about, metadata, _ = load_candidates(folders, device=device)
     own = LanguageModel.load(
         model or _common(metadata, "model"),
         dtype=dtype,
