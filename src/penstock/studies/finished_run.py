@@ -11,7 +11,8 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.saes import SAE
 from penstock.shapes import Acts
-from penstock.studies.sweep import Measured, load_model, load_run, measure, read_config
+from penstock.studies.saved import load_run
+from penstock.studies.sweep import Measured, load_model, measure, read_config
 from penstock.training.config import RunConfig
 from penstock.training.run import training_stream, training_text
 

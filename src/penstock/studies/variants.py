@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Sequence
 
 from penstock.studies.finished_run import FinishedRun
+from penstock.studies.saved import LoadedSAEs, load_run
 from penstock.studies.splitting import with_saes
 from penstock.studies.stored import study_folder
-from penstock.studies.sweep import LoadedSAEs, load_run, train_to_end
+from penstock.studies.sweep import train_to_end
 from penstock.training.config import SAEConfig
 from penstock.training.stored_config import config_to_json
 
