@@ -21,6 +21,7 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
+from penstock.training.trainer import SAETrainer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,6 +31,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def diverge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes SAEs diverge by a NaN among their weights: `diverge("gated", 27)` at step 27 those with that in their name.
+
+    Call it again for others.
+    """
+
+    def make(part_of_name: str, step: int) -> None:
+        original = SAETrainer.step
+
+        def poisoned(trainer: SAETrainer, x: torch.Tensor, now: int) -> dict[str, float]:
+            if part_of_name in trainer.config.folder and now == step:
+                with torch.no_grad():
+                    trainer.sae.b_dec[0] = float("nan")
+            return original(trainer, x, now)
+
+        monkeypatch.setattr(SAETrainer, "step", poisoned)
+
+    return make
 
 
 @pytest.fixture(scope="session")

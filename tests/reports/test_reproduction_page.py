@@ -40,7 +40,8 @@ def write_studied_run(run: Path) -> None:
         ],
         "cost": [{"name": "gated-8", "l0": 7.5, "step_seconds": 0.0125, "step_seconds_ratio": 1.0625}],
         "sensitivity": [
-            {"arch": "gated", "factors": {"lr": 4.0, "d_sae": 0.5, "warmup_share": 1.0}, "lost_ratio": 1.1875}
+            {"arch": "gated", "factors": {"lr": 4.0, "d_sae": 0.5, "warmup_share": 1.0}, "lost_ratio": 1.1875},
+            {"arch": "relu", "site": "s.0", "factors": {"lr": 4.0}, "lost_ratio": None, "diverged": "It is NaN."},
         ],
         "dictionaries": [
             {"kind": "arms", "a": NASTY, "b": "relu-8", "hungarian_cosine": 0.75},
@@ -109,6 +110,10 @@ def test_arms_of_a_difference_have_their_recipes_where_these_differ() -> None:
 
 def test_what_is_off_is_said_for_several_settings_at_once(page: str) -> None:
     assert "<td>lr ×4, d_sae ×0.5</td>" in page
+
+
+def test_what_diverged_stands_in_the_table_without_numbers(page: str) -> None:
+    assert f"<td>relu</td><td>s.0</td><td>lr ×4 (diverged)</td>{7 * '<td>–</td>'}" in page
 
 
 def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:

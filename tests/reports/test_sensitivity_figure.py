@@ -38,6 +38,14 @@ def test_a_panel_without_a_number_says_so() -> None:
     assert texts == [["not measured"]] * len(SETTINGS) + [[]] * len(SETTINGS)
 
 
+def test_what_diverged_has_no_place_in_the_figure() -> None:
+    unmeasured = dict.fromkeys(("l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"))
+    diverged = {**row("gated", None, lr=2.0), **unmeasured, "diverged": "It is NaN."}
+    figures = [draw_sensitivity([*ROWS, *more]) for more in ((), (diverged,))]
+    lines = [[line.get_xydata().tolist() for ax in figure.axes for line in ax.get_lines()] for figure in figures]
+    assert lines[0] == lines[1]
+
+
 def test_each_panel_has_what_is_off_in_its_setting_alone() -> None:
     figure = draw_sensitivity(ROWS)
     panels = figure.axes[: len(SETTINGS)]

@@ -51,6 +51,13 @@ def test_inputs_without_any_loss_are_chosen_evenly() -> None:
     assert all(250 < found[number] < 350 for number in range(3))
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_inputs_of_an_sae_that_has_diverged_are_chosen_without_an_error(loss: float) -> None:
+    losses = torch.tensor([1.0, loss, 2.0])
+    chosen = choose_inputs(numbered(3), lambda x: losses[x[:, 0].long()], 3, torch.Generator().manual_seed(0))
+    assert sorted(chosen[:, 0].tolist()) == [0, 1, 2]
+
+
 def test_inputs_are_encoded_in_chunks_and_all_are_candidates() -> None:
     sizes: list[int] = []
 

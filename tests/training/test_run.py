@@ -14,13 +14,16 @@ import torch
 
 from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
-from penstock.training.checkpoint import CheckpointError, latest_checkpoint
+from penstock.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.metrics_log import MetricsLog, Rows
 from penstock.training.run import TrainingRun, decide
 from penstock.training.trainer import DivergenceError
 
 MakeRun = Callable[..., RunConfig]
+
+GATED = "gated-paper-resid_post.0-48-l0_1-lr_0.03-seed0"
+RELU = "relu-norm_weighted-resid_post.1-32-coef_0.6-seed0"
 
 
 class Hooked(MetricsLog):
@@ -57,6 +60,9 @@ def results(folder: Path) -> dict[str, object]:
     """All that a run's SAEs are, to the bit, but for the time they took."""
     found: dict[str, object] = {}
     for path in sorted((folder / "saes").iterdir()):
+        if (path / "diverged.txt").exists():
+            assert [file.name for file in path.iterdir()] == ["diverged.txt"]
+            continue
         found[path.name] = (path / "sae.safetensors").read_bytes()
         cfg = json.loads((path / "cfg.json").read_text())
         del cfg["metadata"]["train_seconds"]
@@ -282,13 +288,13 @@ def test_a_saved_sae_says_how_it_was_made(
 def test_a_divergence_names_the_step_the_term_the_sae_and_the_last_checkpoint(
     tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path, bad: float
 ) -> None:
-    config = tiny_run(cached=True)
+    alone = tiny_run().saes[1]
+    config = tiny_run(alone, cached=True, resampling=ResamplingConfig(window_tokens=64))
     folder = tmp_path / "run"
     folder.mkdir()
     run = TrainingRun(config, folder, tiny_lm)
     log = Hooked(folder / "metrics.jsonl", every=5, last_step=60)
-    acts = run.source.sample(1, torch.Generator())
-    assert set(acts) == {"resid_post.0", "resid_post.1"}
+    (trainer,) = run.trainers
     next_batch = run.source.next_batch
 
     def poisoned(batch_size: int) -> dict[str, torch.Tensor]:
@@ -300,10 +306,89 @@ def test_a_divergence_names_the_step_the_term_the_sae_and_the_last_checkpoint(
     with pytest.raises(DivergenceError) as caught:
         run.train(log)
     message = str(caught.value)
-    assert "The reconstruction loss of relu-norm_weighted-resid_post.1-32-coef_0.6-seed0 is" in message
-    assert "at step 31" in message
-    assert message.endswith(f"The last good checkpoint: {folder / 'checkpoints' / 'step_00000020'}.")
-    assert all(torch.isfinite(value).all() for value in run.trainers[1].tensors().values())
+    told = (folder / "saes" / RELU / "diverged.txt").read_text().rstrip("\n")
+    assert told.startswith(f"The reconstruction loss of {RELU} is") and "at step 31. Its learning rate is" in told
+    assert message == f"{told} The last good checkpoint: {folder / 'checkpoints' / 'step_00000020'}."
+    assert all(torch.isfinite(value).all() for value in trainer.tensors().values())
+
+
+@pytest.mark.parametrize(("diverging", "other"), [("gated", RELU), ("relu", GATED)])
+def test_a_neighbour_that_diverges_changes_no_bit_of_the_others(
+    uninterrupted: tuple[RunConfig, Path],
+    tiny_lm: LanguageModel,
+    tmp_path: Path,
+    diverge: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    diverging: str,
+    other: str,
+) -> None:
+    diverge(diverging, 27)
+    config, alone = uninterrupted
+    train(config, tmp_path / "run", tiny_lm)
+    assert results(tmp_path / "run") == {key: v for key, v in results(alone).items() if key.startswith(other)}
+    gone = GATED if other == RELU else RELU
+    told = (tmp_path / "run" / "saes" / gone / "diverged.txt").read_text()
+    assert told.startswith(f"The reconstruction loss of {gone} is nan at step 27.") and told.endswith("(lr).\n")
+    assert f"{told.rstrip()} It is left out, and the others go on." in caplog.messages
+    # A row's step is counted after it: that of step 25 is the last one before the NaN.
+    expected = [row for row in logged(alone) if row["sae"] == other or row["step"] <= 25]
+    assert logged(tmp_path / "run") == expected
+
+
+def test_what_has_diverged_is_not_tried_again_after_a_crash(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path, diverge: Callable[..., None]
+) -> None:
+    diverge("relu", 27)
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+    train(config, tmp_path / "whole", tiny_lm)
+    with pytest.raises(Crash):
+        train(config, folder, tiny_lm, at=45, then=crash)
+    run = train(config, folder, tiny_lm)
+    assert [trainer.config.folder for trainer in run.trainers] == [GATED]
+    assert results(folder) == results(tmp_path / "whole") and logged(folder) == logged(tmp_path / "whole")
+    told = [(at / "saes" / RELU / "diverged.txt").read_text() for at in (folder, tmp_path / "whole")]
+    assert told[0] == told[1]
+
+
+def test_a_checkpoint_that_says_nothing_of_divergence_is_read(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(config, folder, tiny_lm, at=45, then=crash)
+    checkpoint = load_checkpoint(folder / "checkpoints" / "step_00000040")
+    numbers = {key: value for key, value in checkpoint.numbers.items() if key != "diverged"}
+    save_checkpoint(folder / "checkpoints", 40, checkpoint.tensors, numbers)
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_a_run_stops_when_no_sae_is_left(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path, diverge: Callable[..., None]
+) -> None:
+    diverge("gated", 12)
+    diverge("relu", 27)
+    folder = tmp_path / "run"
+    with pytest.raises(DivergenceError) as caught:
+        train(uninterrupted[0], folder, tiny_lm)
+    last = (folder / "saes" / RELU / "diverged.txt").read_text().rstrip()
+    assert str(caught.value) == (
+        f"The last of 2 SAEs has diverged, too. {last} The last good checkpoint: "
+        f"{folder / 'checkpoints' / 'step_00000020'}."
+    )
+    assert results(folder) == {}
+    assert "nan at step 12" in (folder / "saes" / GATED / "diverged.txt").read_text()
+
+
+def test_what_diverged_elsewhere_and_not_here_is_saved(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "saes" / GATED).mkdir(parents=True)
+    (tmp_path / "run" / "saes" / GATED / "diverged.txt").write_text("On another machine.\n")
+    train(uninterrupted[0], tmp_path / "run", tiny_lm)
+    assert same_as(tmp_path / "run", uninterrupted)
 
 
 def test_a_site_that_the_model_lacks_lists_those_it_has(

@@ -12,6 +12,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.studies import sweep as study
 from penstock.studies.environment import versions
 from penstock.training.config import EvalConfig
+from penstock.training.outcome import outcome_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +90,9 @@ def info(options: Info) -> None:
     elif (options.path / "config.json").exists():
         config = study.read_config(options.path)
         print(f"{options.path}: a run of {len(config.saes)} SAEs, {config.num_steps:,} steps")
+        diverged = outcome_of(config, options.path).diverged
         for sae in config.saes:
-            print(f"  {sae.folder}  lr {sae.lr:g} ({sae.lr_rule})")
+            print(f"  {sae.folder}  lr {sae.lr:g} ({sae.lr_rule}){'  diverged' if sae.folder in diverged else ''}")
     else:
         sae, metadata = load_sae(options.path)
         print(f"{options.path}: {sae.arch}, d_in {sae.d_in}, d_sae {sae.d_sae}")

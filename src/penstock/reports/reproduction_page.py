@@ -216,11 +216,12 @@ def _table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Stud
 
 
 def _sensitivity(records: Sequence[Mapping[str, Any]]) -> StudyTable:
-    """What is off in words, such as "lr x2", before the numbers."""
+    """What is off in words, such as "lr x2", before the numbers, and whether it diverged."""
     found = []
     for record in records:
         off = ", ".join(f"{name} ×{factor:g}" for name, factor in record["factors"].items() if factor != 1)
-        found.append({**record, "off": off or "nothing"})
+        # Studies of before SAEs that diverge were passed over do not have the key.
+        found.append({**record, "off": f"{off or 'nothing'}{' (diverged)' if record.get('diverged') else ''}"})
     return _table(found, _COLUMNS["sensitivity"])
 
 

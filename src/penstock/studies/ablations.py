@@ -56,13 +56,16 @@ class AblationsConfig:
 def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
     """Every Gated SAE of the run with unit decoder rows trained once more for each ablation, to the same L0.
 
+    What diverges is left out.
+
     Raises:
         ValueError: the run has no Gated SAE, or none with such a target.
+        DivergenceError: everything diverged.
     """
     variants = ablation_variants(run.config, config, run.coef_of)
     of = {variant.sae.folder: (variant.of, variant.change) for variant in variants}
     trained = train_variants(run, "ablations", [variant.sae for variant in variants])
-    about = {new: _about(trained.about[new], *of[new]) for new in of}
+    about = {new: _about(own, *of[new]) for new, own in trained.about.items()}
     return measured_records(run, "ablations", trained.candidates, about)
 
 

@@ -1,7 +1,7 @@
 """A run whose SAEs are trained, as the studies that look at them afterwards need it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.saes import SAE
 from penstock.shapes import Acts
+from penstock.studies.saved import load_run
 from penstock.studies.splitting import Divide, undivided
-from penstock.studies.sweep import Measured, load_candidates, load_model, measure, read_config
+from penstock.studies.sweep import Measured, load_model, measure, read_config
 from penstock.training.config import RunConfig
 from penstock.training.run import training_stream, training_text
 
@@ -23,6 +24,7 @@ class FinishedRun:
 
     folder: Path
     config: RunConfig
+    """Its settings, without the SAEs that have diverged."""
     model: LanguageModel
     saes: Mapping[str, SAE]
     """By name, in the order of the settings: raw activations in and out."""
@@ -42,20 +44,13 @@ class FinishedRun:
         Raises:
             FileNotFoundError: there is no run in `folder`.
             ValueError: its training is not over, or its settings or one of its SAEs cannot be read.
+            DivergenceError: all its SAEs have diverged.
         """
         config = read_config(folder)
-        missing = [sae.folder for sae in config.saes if not (folder / "saes" / sae.folder / "cfg.json").is_file()]
-        if missing:
-            raise ValueError(
-                f"The run in {folder} is not finished: it has no {missing[0]} yet. Go on with: penstock train --resume "
-                f"{folder}"
-            )
-        loaded = load_candidates(
-            [folder / "saes" / sae.folder for sae in config.saes], device=config.language_model.device
-        )
+        loaded = load_run(config, folder)
         return cls(
             folder=folder,
-            config=config,
+            config=replace(config, saes=tuple(sae for sae in config.saes if sae.folder in loaded.saes)),
             model=load_model(config),
             saes=loaded.saes,
             about=loaded.about,

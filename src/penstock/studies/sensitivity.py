@@ -72,25 +72,29 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
         centre's; `lost_ratio`, 1 - loss recovered over the centre's at equal L0, with `low` and `high` of its paired
         95% interval over held-out sequences; `of_best`, the same over the arm's least at the centre's coefficient;
         `shown`, whether the interval lies on one side of 1. None where a ratio is undefined, or L0 lies beyond the
-        arm's own frontier by more than a factor of REACH.
+        arm's own frontier by more than a factor of REACH. `diverged` is the message of an SAE that has no numbers
+        because it diverged, else None.
 
     Raises:
         ValueError: no SAE of an arm has that target, or settings that are off are out of range.
+        DivergenceError: all that was trained diverged.
     """
     own = own_points(run.folder)
     variants = sensitivity_variants(run.config, config, run.coef_of)
-    of = {variant.sae.folder: (variant.of, variant.change) for variant in variants}
     trained = train_variants(run, "sensitivity", [variant.sae for variant in variants])
     measured = run.measure(trained.candidates, trained.about)
+    points = {record["name"]: (record, point) for record, point in zip(measured.records, measured.points, strict=True)}
     found: list[Record] = []
     for centre in _centres(run.config, config):
         reference = own[centre.folder]
         frontier = _frontier([own[sae.folder] for sae in _arm(run.config, centre) if sae.seed == centre.seed])
         rows = [_row(run.about[centre.folder], reference, reference, frontier, dict.fromkeys(SETTINGS, 1.0))]
         rows += [
-            _row(record, point, reference, frontier, of[record["name"]][1])
-            for record, point in zip(measured.records, measured.points, strict=True)
-            if of[record["name"]][0] == centre.folder
+            _row(*points[sae.folder], reference, frontier, factors)
+            if sae.folder in points
+            else _diverged(sae, factors, trained.diverged[sae.folder])
+            for sae, of, factors in variants
+            if of == centre.folder
         ]
         # Another coefficient is another place on the frontier, and no better or worse a setting.
         same = [row for row in rows if row["factors"]["sparsity_coef"] == 1]
@@ -191,18 +195,18 @@ def _with(centre: SAEConfig, factors: Factors, coef: float) -> SAEConfig:
     return replace(centre, **changed)
 
 
+_ABOUT = ("name", "arch", "recipe", "site", "d_sae", "seed", "lr", "sparsity_coef")
+
+
 def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: _Frontier, factors: Factors) -> Record:
-    off = [name for name, factor in factors.items() if factor != 1]
     # An SAE without a firing latent has no place on a frontier.
     with np.errstate(divide="ignore", invalid="ignore"):
         log_ratio = _log_lost(point) - _log_lost(centre) - frontier.slope * (np.log(point.l0) - np.log(centre.l0))
     within = frontier.low / REACH <= point.l0[0] <= frontier.high * REACH
     ratio, low, high = _with_interval(log_ratio) if within else (None, None, None)
     return {
-        **{key: about[key] for key in ("name", "arch", "recipe", "site", "d_sae", "seed", "lr", "sparsity_coef")},
-        "factors": dict(factors),
-        "setting": off[0] if len(off) == 1 else None,
-        "factor": factors[off[0]] if len(off) == 1 else None,
+        **{key: about[key] for key in _ABOUT},
+        **_off(factors),
         "l0": float(point.l0[0]),
         "l0_ratio": float(point.l0[0] / centre.l0[0]),
         "loss_recovered": float(point.loss_recovered[0]) if np.isfinite(point.loss_recovered[0]) else None,
@@ -210,7 +214,22 @@ def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: _Front
         "low": low,
         "high": high,
         "shown": low is not None and high is not None and not low <= 1 <= high,
+        "diverged": None,
     }
+
+
+def _diverged(sae: SAEConfig, factors: Factors, message: str) -> Record:
+    """The row of an SAE without numbers; its coefficient, if it was steered, is none of its settings."""
+    unmeasured = dict.fromkeys(("l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"))
+    about = {key: getattr(sae, key) for key in _ABOUT} | {"name": sae.folder}
+    return {**about, **_off(factors), **unmeasured, "shown": False, "diverged": message}
+
+
+def _off(factors: Factors) -> dict[str, Any]:
+    """The factors, and which setting alone is off by which."""
+    off = [name for name, factor in factors.items() if factor != 1]
+    alone = off[0] if len(off) == 1 else None
+    return {"factors": dict(factors), "setting": alone, "factor": None if alone is None else factors[alone]}
 
 
 def _log_lost(point: Point) -> Floats:

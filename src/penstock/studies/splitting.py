@@ -21,6 +21,7 @@ from penstock.studies.sweep import is_trained, prepare_once, read_config, train_
 from penstock.training.checkpoint import write_whole
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
+from penstock.training.outcome import outcome_of
 from penstock.training.run import decide
 
 GIB = 2**30
@@ -107,6 +108,8 @@ def split(
 def join(folder: Path, parts: Sequence[Path]) -> None:
     """Move the SAEs of trained parts into the run that they are parts of, and join their logs; can be done again.
 
+    Of an SAE that has diverged the message is moved.
+
     Args:
         folder: A prepared run: its config.json lists all SAEs. On the same disk as the parts, each SAE is moved at
             once, so that a kill leaves it here or there.
@@ -125,9 +128,10 @@ def join(folder: Path, parts: Sequence[Path]) -> None:
                 f"{part} is no part of the run in {folder}: it has other settings or other SAEs. Leave it out, or "
                 "train it again as `split` gives it."
             )
-        found |= {sae.folder: part / "saes" / sae.folder for sae in own.saes}
-    to_move = [sae.folder for sae in config.saes if not _is_saved(folder / "saes" / sae.folder)]
-    missing = [name for name in to_move if name not in found or not _is_saved(found[name])]
+        outcome = outcome_of(own, part)
+        found |= {name: part / "saes" / name for name in (*outcome.finished, *outcome.diverged)}
+    to_move = outcome_of(config, folder).missing
+    missing = [name for name in to_move if name not in found]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(config.saes)} SAEs of the run in {folder} are in no part yet, e.g. {missing[0]}. "
@@ -184,7 +188,3 @@ def _too_large(sae: SAEConfig, cost: Estimate, max_bytes: int) -> str:
         f"{cost.bytes_batch / GIB:.3g} for a step. Raise the limit, or lower buffer_tokens (cache_tokens), batch_size "
         "or d_sae."
     )
-
-
-def _is_saved(folder: Path) -> bool:
-    return (folder / "cfg.json").is_file()

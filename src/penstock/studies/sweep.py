@@ -17,12 +17,11 @@ from penstock.activations.harvest import Text, fill_cache
 from penstock.evaluation.evaluate import Candidate, Evaluation, evaluate
 from penstock.evaluation.records import record_of
 from penstock.evaluation.statistics import resample_weights
-from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
-from penstock.saes import SAE
 from penstock.studies.comparison import Point, compare, point_of, warnings_of
 from penstock.studies.controls import controls
 from penstock.studies.environment import environment_of
+from penstock.studies.saved import about_sae, load_candidates, load_run
 from penstock.studies.sums import SUMS_FILE, write_sums
 from penstock.training.checkpoint import write_whole
 from penstock.training.config import (
@@ -31,8 +30,10 @@ from penstock.training.config import (
     RunConfig,
 )
 from penstock.training.metrics_log import MetricsLog, Tracker
+from penstock.training.outcome import outcome_of
 from penstock.training.run import TrainingRun, decide, training_stream, training_text
 from penstock.training.stored_config import config_from_json, config_to_json
+from penstock.training.trainer import DivergenceError
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,16 @@ def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()
 
 
 def train_to_end(config: RunConfig, folder: Path, model: LanguageModel) -> None:
-    """Prepare a run and train it, whatever of that is missing; raises as `prepare_once`, and as `train`."""
+    """Prepare a run and train it, whatever of that is missing; raises as `prepare_once`, and as `train`.
+
+    It does not raise if all its SAEs diverge, which its folder says: the run may be a part of one that has others.
+    """
     prepare_once(config, folder, model)
     if not is_trained(config, folder):
-        train(folder, model)
+        try:
+            train(folder, model)
+        except DivergenceError as error:
+            logger.warning("%s", error)
 
 
 def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
@@ -136,61 +143,32 @@ def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
 
 
 def is_trained(config: RunConfig, folder: Path) -> bool:
-    """Whether every SAE of a run is saved."""
-    return all((folder / "saes" / sae.folder / "cfg.json").is_file() for sae in config.saes)
+    """Whether every SAE of a run is saved, or has diverged."""
+    return not outcome_of(config, folder).missing
 
 
 def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
-    """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl."""
+    """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl.
+
+    Raises:
+        ValueError: as `load_run`.
+        DivergenceError: as `load_run`.
+    """
     config = read_config(folder)
-    saes = [folder / "saes" / sae.folder for sae in config.saes]
-    _, candidates, about, _ = load_candidates(saes, device=config.language_model.device)
+    loaded = load_run(config, folder)
+    candidates, about = loaded.candidates, loaded.about
     for candidate in _controls_of(config, model):
         candidates.append(candidate)
         about[candidate.name] = _about_control(candidate, config)
     measured = measure(training_text(config, model), config.eval, candidates, about)
     comparisons = compare(measured.points)
-    summary = {"comparisons": comparisons, "warnings": warnings_of(measured.records, comparisons)}
+    diverged = [f"diverged: {message}" for message in loaded.diverged.values()]
+    summary = {"comparisons": comparisons, "warnings": [*diverged, *warnings_of(measured.records, comparisons)]}
     write_sums(folder / SUMS_FILE, measured.evaluations)
     write_whole(folder / "comparison.json", json.dumps(summary, indent=1) + "\n")
     # Last, because the records are what makes a run an evaluated one.
     write_whole(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in measured.records))
     return measured.records
-
-
-class LoadedSAEs(NamedTuple):
-    """SAEs from disk, ready to be evaluated."""
-
-    saes: dict[str, SAE]
-    """By name, in the dtype they were saved in."""
-    candidates: list[Candidate]
-    about: dict[str, Mapping[str, Any]]
-    """For each candidate's name what its record says of it."""
-    metadata: list[dict[str, Any]]
-    """What was saved with each."""
-
-
-def load_candidates(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
-    """Read SAEs; one whose name is taken already goes by its folder.
-
-    Raises:
-        ValueError: a folder holds no SAE, or one that does not say its site.
-    """
-    loaded = LoadedSAEs({}, [], {}, [])
-    for folder in folders:
-        sae, metadata = load_sae(folder, device=device)
-        if "site" not in metadata:
-            raise ValueError(
-                f"{folder}/cfg.json does not say where the SAE belongs: add its site to `metadata`, e.g. "
-                '"site": "resid_post.2".'
-            )
-        name = metadata.get("name", folder.name)
-        name = str(folder) if name in loaded.about else name
-        loaded.saes[name] = sae
-        loaded.candidates.append(Candidate.of(name, metadata["site"], sae))
-        loaded.about[name] = _about_sae(sae.arch, sae.d_in, sae.d_sae, {**metadata, "name": name})
-        loaded.metadata.append(metadata)
-    return loaded
 
 
 def evaluate_saes(
@@ -217,7 +195,7 @@ def evaluate_saes(
     Raises:
         ValueError: the SAEs belong to different models or texts, or do not fit this model.
     """
-    _, candidates, about, metadata = load_candidates(folders, device=device)
+    _, candidates, about, metadata, _ = load_candidates(folders, device=device)
     own = LanguageModel.load(
         model or _common(metadata, "model"),
         dtype=dtype,
@@ -320,18 +298,8 @@ def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:
     return found
 
 
-def _about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    kept = (
-        "recipe", "model", "site", "sparsity_coef", "paper_lambda", "target_l0", "coef_frozen_at_step", "seed", "lr",
-        "lr_rule", "steps", "batch_size", "tokens_trained", "unique_tokens", "passes", "train_seconds", "resampled",
-        "warnings",
-    )  # fmt: skip
-    about = {key: metadata.get(key) for key in kept}
-    return {"name": metadata["name"], "arch": arch, "d_in": d_in, "d_sae": d_sae, **about}
-
-
 def _about_control(candidate: Candidate, config: RunConfig) -> dict[str, Any]:
-    blank = dict.fromkeys(_about_sae("", 0, 0, {"name": ""}))
+    blank = dict.fromkeys(about_sae("", 0, 0, {"name": ""}))
     return blank | {
         "name": candidate.name,
         "arch": candidate.name.split("-")[0].split("_")[0],

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from penstock.studies.finished_run import FinishedRun
+from penstock.studies.saved import LoadedSAEs, load_run
 from penstock.studies.splitting import train_divided, with_saes
 from penstock.studies.stored import study_folder
-from penstock.studies.sweep import LoadedSAEs, load_candidates
 from penstock.training.config import SAEConfig
 from penstock.training.stored_config import config_to_json
 
@@ -35,6 +35,7 @@ def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> L
 
     Raises:
         ValueError: settings do not fit each other or the language model, or an SAE the memory.
+        DivergenceError: all of them diverged.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
     widths = {site: run.model.d_in(site) for site in run.config.sites}
@@ -47,5 +48,4 @@ def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> L
         raise InterruptedError(
             f"The study {study} was stopped; what it has trained is saved. Give the same command again to go on."
         ) from error
-    names = [sae.folder for sae in config.saes]
-    return load_candidates([folder / "saes" / name for name in names], device=config.language_model.device)
+    return load_run(config, folder)

@@ -5,6 +5,7 @@ paper mostly follows (appendix D). One deviation: the new direction is the input
 x - b_dec, where Bricken writes the input; with the raw one every new latent would point along the mean.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,8 @@ def choose_inputs(
     """
     losses = torch.cat([errors_of(part) for part in inputs.split(chunk)]).double().cpu()
     weights = losses.square()
-    if not weights.sum() > 0:
+    # Losses of an SAE that has diverged are no weights; its next step says so.
+    if not 0 < weights.sum() < math.inf:
         weights = torch.ones_like(weights)
     # A candidate of weight 0 can only be drawn if replacement is allowed to stop at the others.
     replacement = count > int((weights > 0).sum())

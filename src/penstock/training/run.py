@@ -1,6 +1,6 @@
 """A training run: many SAEs on one stream of activations, in a directory that survives a kill.
 
-config.json  environment.json  metrics.jsonl  checkpoints/step_N/  saes/NAME/{cfg.json, sae.safetensors}
+config.json  environment.json  metrics.jsonl  checkpoints/step_N/  saes/NAME/{cfg.json, sae.safetensors | diverged.txt}
 """
 
 import copy
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from threading import Barrier
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -23,11 +23,12 @@ from penstock.formats.native import save_sae
 from penstock.kernels.buffers import single_threaded_blas
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import SAE
-from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_whole
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
 from penstock.training.interrupts import Interrupts
 from penstock.training.metrics_log import MetricsLog
+from penstock.training.outcome import DIVERGED_FILE
 from penstock.training.schedules import Schedule
 from penstock.training.trainer import DivergenceError, SAETrainer
 
@@ -60,6 +61,7 @@ class TrainingRun:
         sample = self.source.sample(SCALE_TOKENS, _generator(self.config.data.shuffle_seed, 0))
         self.scales = {site: measure_scale([sample[site]]) for site in self.config.sites}
         self.trainers = [self._trainer(sae, widths[sae.site]) for sae in self.config.saes]
+        self.diverged: dict[str, str] = {}
         self.seconds = {trainer.config.folder: 0.0 for trainer in self.trainers}
         self.workers = _workers(len(self.trainers), self.config.threads or 1, self.config.language_model.device)
 
@@ -77,6 +79,8 @@ class TrainingRun:
         self.source.load_state(_under("source/", checkpoint.tensors))
         self.scales = checkpoint.numbers["scales"]
         self.seconds = checkpoint.numbers["seconds"]
+        # Checkpoints of before runs went on without their diverged SAEs do not have it.
+        self._leave_out(checkpoint.numbers.get("diverged", {}))
         for trainer in self.trainers:
             name = trainer.config.folder
             trainer.load(_under(f"{name}/", checkpoint.tensors), checkpoint.numbers["saes"][name])
@@ -84,8 +88,10 @@ class TrainingRun:
     def train(self, log: MetricsLog) -> None:
         """Run the remaining steps; checkpoint on time, on a signal, and at the end.
 
+        An SAE whose loss becomes NaN or infinite is left out from that step on; all others train as without it.
+
         Raises:
-            DivergenceError: a loss became NaN or infinite; names the step, the term and the last checkpoint.
+            DivergenceError: no SAE is left; names the step, the term and the last checkpoint.
             InterruptedError: a signal asked to stop; the state is saved.
         """
         log.start(self.step)
@@ -119,6 +125,7 @@ class TrainingRun:
         """
         tensors = {f"source/{key}": value for key, value in self.source.state().items()}
         numbers: dict[str, Any] = {"scales": self.scales, "seconds": self.seconds, "saes": {}}
+        numbers["diverged"] = self.diverged
         for trainer in self.trainers:
             name = trainer.config.folder
             tensors |= {f"{name}/{key}": value for key, value in trainer.tensors().items()}
@@ -129,15 +136,21 @@ class TrainingRun:
     def save_saes(self) -> list[Path]:
         """Write every SAE in its final form: raw activations in and out, unit-norm decoder rows.
 
+        Of one that has diverged only the message is written.
+
         Raises:
             OSError: the disk is full or not writable.
         """
+        live = {trainer.config.folder: trainer for trainer in self.trainers}
         folders = []
-        for trainer in self.trainers:
-            folder = self.folder / "saes" / trainer.config.folder
-            final = folded(trainer.sae, self.scales[trainer.config.site])
+        for name in (sae.folder for sae in self.config.saes):
+            folder = self.folder / "saes" / name
             try:
-                save_sae(final, folder, self._metadata(trainer))
+                if name in live:
+                    self._save(live[name], folder)
+                else:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_whole(folder / DIVERGED_FILE, self.diverged[name] + "\n")
             except (OSError, SafetensorError) as error:
                 raise OSError(
                     f"The SAE could not be written to {folder}: {error}. Its training is saved: make room or give "
@@ -146,23 +159,48 @@ class TrainingRun:
             folders.append(folder)
         return folders
 
+    def _save(self, trainer: SAETrainer, folder: Path) -> None:
+        save_sae(folded(trainer.sae, self.scales[trainer.config.site]), folder, self._metadata(trainer))
+        # It may have diverged here before, on another machine.
+        (folder / DIVERGED_FILE).unlink(missing_ok=True)
+
     def _step(self) -> dict[str, dict[str, float]]:
         self._resample_where_due()
         batch = self.source.next_batch(self.config.optim.batch_size)
         scaled = {site: acts * self.scales[site] for site, acts in batch.items()}
-        try:
-            rows = list(self.workers.map(lambda trainer: self._train_one(trainer, scaled), self.trainers))
-        except DivergenceError as error:
-            last = latest_checkpoint(self.folder / "checkpoints")
-            raise DivergenceError(f"{error} The last good checkpoint: {last or 'none yet'}.") from error
+        results = list(self.workers.map(lambda trainer: self._train_one(trainer, scaled), self.trainers))
+        named = {trainer.config.folder: one for trainer, one in zip(self.trainers, results, strict=True)}
+        self._leave_out({name: str(one) for name, one in named.items() if isinstance(one, DivergenceError)})
+        if not self.trainers:
+            self._stop()
         self.step += 1
-        return {trainer.config.folder: row for trainer, row in zip(self.trainers, rows, strict=True)}
+        return {name: one for name, one in named.items() if not isinstance(one, DivergenceError)}
 
-    def _train_one(self, trainer: SAETrainer, scaled: Mapping[str, Tensor]) -> dict[str, float]:
+    def _train_one(self, trainer: SAETrainer, scaled: Mapping[str, Tensor]) -> dict[str, float] | DivergenceError:
         started = time.perf_counter()
-        row = trainer.step(scaled[trainer.config.site], self.step)
+        try:
+            row = trainer.step(scaled[trainer.config.site], self.step)
+        except DivergenceError as error:
+            # Returned, because the others must take their step all the same.
+            return error
         self.seconds[trainer.config.folder] += time.perf_counter() - started
         return row
+
+    def _leave_out(self, diverged: Mapping[str, str]) -> None:
+        """Train these no more; for each the message of its divergence."""
+        self.diverged |= diverged
+        self.trainers = [trainer for trainer in self.trainers if trainer.config.folder not in diverged]
+        if self.trainers:
+            for message in diverged.values():
+                logger.warning("%s It is left out, and the others go on.", message)
+
+    def _stop(self) -> NoReturn:
+        """Say that no SAE is left, on disk too, where the run may be a part of another."""
+        self.save_saes()
+        last = latest_checkpoint(self.folder / "checkpoints")
+        *before, message = self.diverged.values()
+        told = f"The last of {len(self.diverged)} SAEs has diverged, too. {message}" if before else message
+        raise DivergenceError(f"{told} The last good checkpoint: {last or 'none yet'}.")
 
     def _resample_where_due(self) -> None:
         due = [trainer for trainer in self.trainers if self.step in trainer.schedule.dips]
