@@ -16,8 +16,9 @@ from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
+from penstock.training.defaults import decide
 from penstock.training.metrics_log import MetricsLog, Rows
-from penstock.training.run import TrainingRun, decide
+from penstock.training.run import TrainingRun
 from penstock.training.trainer import DivergenceError
 
 MakeRun = Callable[..., RunConfig]

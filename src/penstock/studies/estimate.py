@@ -14,8 +14,7 @@ from penstock.kernels.reference import BLOCK
 from penstock.language_models.pretrained import DTYPES
 from penstock.saes import KNOWN_RECIPES, TRAINABLE
 from penstock.training.config import RunConfig, SAEConfig
-from penstock.training.defaults import resolve_sae
-from penstock.training.run import DEFAULT_BUFFER_TOKENS
+from penstock.training.defaults import DEFAULT_BUFFER_TOKENS, resolve_sae
 from penstock.training.trainer import PAIRS_AT_ONCE
 
 CODES = {"relu": 1, "gated": 2, "gated_no_r_mag": 2, "gated_untied": 2, "gated_no_auxiliary": 1}

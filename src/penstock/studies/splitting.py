@@ -20,9 +20,8 @@ from penstock.studies.estimate import Estimate, estimate
 from penstock.studies.sweep import is_trained, prepare_once, read_config, train_to_end
 from penstock.training.checkpoint import write_whole
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
-from penstock.training.defaults import resolve_sae
+from penstock.training.defaults import decide, resolve_sae
 from penstock.training.outcome import outcome_of
-from penstock.training.run import decide
 
 GIB = 2**30
 

@@ -29,9 +29,10 @@ from penstock.training.config import (
     LanguageModelConfig,
     RunConfig,
 )
+from penstock.training.defaults import decide
 from penstock.training.metrics_log import MetricsLog, Tracker
 from penstock.training.outcome import outcome_of
-from penstock.training.run import TrainingRun, decide, training_stream, training_text
+from penstock.training.run import TrainingRun, training_stream, training_text
 from penstock.training.stored_config import config_from_json, config_to_json
 from penstock.training.trainer import DivergenceError
 

@@ -1,10 +1,14 @@
 """What a setting becomes when it is left open: by recipe, and the learning rate by arm, width and length."""
 
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Literal, NamedTuple
 
+import torch
+
+from penstock.language_models.loading import LanguageModel
 from penstock.saes import ABLATED
-from penstock.training.config import RunConfig, SAEConfig
+from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 
 
 class RecipeDefaults(NamedTuple):
@@ -35,6 +39,9 @@ RECIPE_DEFAULTS: dict[str, RecipeDefaults] = {
 
 DEFAULT_RECIPE = {"gated": "paper_clipped", "relu": "paper_clipped"}
 """The recipe of each architecture unless another is asked for; chosen by measurement (docs/training.md)."""
+
+DEFAULT_BUFFER_TOKENS = 2**18
+"""Activations in the shuffle buffer of a run that streams."""
 
 INITIAL_COEF = {"relu": 0.1, **dict.fromkeys(("gated", *ABLATED), 0.3)}
 """Where the steering towards a target L0 starts."""
@@ -100,3 +107,44 @@ def resolve_sae(sae: SAEConfig, config: RunConfig, d_in: int) -> SAEConfig:
         decoder_init_norm=defaults.decoder_init_norm if sae.decoder_init_norm is None else sae.decoder_init_norm,
         resample_at=resample_at,
     )
+
+
+def decide(config: RunConfig, model: LanguageModel, widths: Mapping[str, int]) -> RunConfig:
+    """Fill in what the settings leave open, so that the result says all that was used."""
+    data = config.data
+    context = data.context or min(model.context, 1024)
+    if context > model.context:
+        raise ValueError(f"context={context} is more than the {model.context} positions of {model.name}. Lower it.")
+    buffer_tokens = data.buffer_tokens
+    if data.cache_tokens is None:
+        buffer_tokens = buffer_tokens or DEFAULT_BUFFER_TOKENS
+        if buffer_tokens < config.optim.batch_size:
+            raise ValueError(
+                f"buffer_tokens={buffer_tokens} is less than batch_size={config.optim.batch_size}: a "
+                "batch must fit into the buffer. Raise one or lower the other."
+            )
+    saes = tuple(resolve_sae(sae, config, widths[sae.site]) for sae in config.saes)
+    if not any(sae.resample_at for sae in saes):
+        _check_no_resampling(config.resampling)
+    return replace(
+        config,
+        threads=config.threads or torch.get_num_threads(),
+        optim=replace(config.optim, encoder_precision=config.optim.encoder_precision or _encoder_precision(config)),
+        data=replace(data, context=context, buffer_tokens=buffer_tokens),
+        saes=saes,
+    )
+
+
+def _encoder_precision(config: RunConfig) -> Literal["float32", "bfloat16"]:
+    return "bfloat16" if config.language_model.device.startswith("cuda") else "float32"
+
+
+def _check_no_resampling(resampling: ResamplingConfig) -> None:
+    """Refuse settings of a resampling that never happens; `window_tokens` also counts the dead."""
+    default = ResamplingConfig(window_tokens=resampling.window_tokens)
+    idle = [f.name for f in fields(resampling) if getattr(resampling, f.name) != getattr(default, f.name)]
+    if idle:
+        raise ValueError(
+            f"{', '.join(f'resampling.{name}={getattr(resampling, name)!r}' for name in idle)} has no effect: no SAE "
+            "of this run resamples its dead latents. Leave it out, or say when with resample_at."
+        )

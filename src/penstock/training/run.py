@@ -8,10 +8,9 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
 from pathlib import Path
 from threading import Barrier
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -24,8 +23,8 @@ from penstock.kernels.buffers import single_threaded_blas
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import SAE
 from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_whole
-from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
-from penstock.training.defaults import resolve_sae
+from penstock.training.config import RunConfig, SAEConfig
+from penstock.training.defaults import decide
 from penstock.training.interrupts import Interrupts
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import DIVERGED_FILE
@@ -36,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 SCALE_TOKENS = 2**16
 """Activations over which the scale of a site is measured."""
-
-DEFAULT_BUFFER_TOKENS = 2**18
 
 
 class TrainingRun:
@@ -280,47 +277,6 @@ class TrainingRun:
             "resampled": trainer.resampled,
             "warnings": trainer.warnings(),
         }
-
-
-def decide(config: RunConfig, model: LanguageModel, widths: Mapping[str, int]) -> RunConfig:
-    """Fill in what the settings leave open, so that the result says all that was used."""
-    data = config.data
-    context = data.context or min(model.context, 1024)
-    if context > model.context:
-        raise ValueError(f"context={context} is more than the {model.context} positions of {model.name}. Lower it.")
-    buffer_tokens = data.buffer_tokens
-    if data.cache_tokens is None:
-        buffer_tokens = buffer_tokens or DEFAULT_BUFFER_TOKENS
-        if buffer_tokens < config.optim.batch_size:
-            raise ValueError(
-                f"buffer_tokens={buffer_tokens} is less than batch_size={config.optim.batch_size}: a "
-                "batch must fit into the buffer. Raise one or lower the other."
-            )
-    saes = tuple(resolve_sae(sae, config, widths[sae.site]) for sae in config.saes)
-    if not any(sae.resample_at for sae in saes):
-        _check_no_resampling(config.resampling)
-    return replace(
-        config,
-        threads=config.threads or torch.get_num_threads(),
-        optim=replace(config.optim, encoder_precision=config.optim.encoder_precision or _encoder_precision(config)),
-        data=replace(data, context=context, buffer_tokens=buffer_tokens),
-        saes=saes,
-    )
-
-
-def _encoder_precision(config: RunConfig) -> Literal["float32", "bfloat16"]:
-    return "bfloat16" if config.language_model.device.startswith("cuda") else "float32"
-
-
-def _check_no_resampling(resampling: ResamplingConfig) -> None:
-    """Refuse settings of a resampling that never happens; `window_tokens` also counts the dead."""
-    default = ResamplingConfig(window_tokens=resampling.window_tokens)
-    idle = [f.name for f in fields(resampling) if getattr(resampling, f.name) != getattr(default, f.name)]
-    if idle:
-        raise ValueError(
-            f"{', '.join(f'resampling.{name}={getattr(resampling, name)!r}' for name in idle)} has no effect: no SAE "
-            "of this run resamples its dead latents. Leave it out, or say when with resample_at."
-        )
 
 
 def training_text(config: RunConfig, model: LanguageModel) -> Text:
