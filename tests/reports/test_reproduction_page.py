@@ -135,9 +135,9 @@ def test_reproduce_draws_the_papers_runs_into_the_figure_on_the_page(
     site = replace(known, name="resid_post.2", arms=arms, studies=Cited((), "a test"))
     monkeypatch.setitem(reproduction.PRESETS, "gemma-7b", replace(gemma, sites=(site,)))
 
-    def finished(plans: Any, out: Path) -> None:
-        for name in plans:
-            write_fake_run(out / name, sites=(name,), seeds=(0,), metrics=False)
+    def finished(_: Any, folder: Path) -> dict[str, list[Any]]:
+        write_fake_run(folder, sites=(folder.name,), seeds=(0,), metrics=False)
+        return {}
 
     monkeypatch.setattr(reproduction, "reproduce", finished)
     reproduction.run_preset(reproduction.Reproduce(preset="gemma-7b", out=tmp_path))

@@ -47,11 +47,10 @@ def test_every_run_is_trained_evaluated_and_studied_once(
 ) -> None:
     studies = {"counting": reproduction.CostConfig()}
     plans = {name: Plan(tiny_run(steps=steps, cached=True), studies) for name, steps in (("a", 25), ("b", 30))}
-    reproduce({"a": plans["a"]}, tmp_path)
+    made = reproduce(plans["a"], tmp_path / "a")
     assert counted == {"train": 1, "evaluate_run": 1, "study": 1}
-    reproduce(plans, tmp_path)
-    assert counted == {"train": 2, "evaluate_run": 2, "study": 2}
-    reproduce(plans, tmp_path)
+    for name, plan in plans.items():
+        assert reproduce(plan, tmp_path / name) == made
     assert counted == {"train": 2, "evaluate_run": 2, "study": 2}
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
@@ -118,7 +117,7 @@ def test_what_studies_train_is_foreseen_and_divided_like_the_run(small: RunConfi
     plan = Plan(small, STUDIED, one_by_one)
     run, studies = foreseen(plan, {"resid_post.0": 16})
     assert {name: len(config.saes) for name, config in studies.items()} == {"ablations": 2 * 2, "sensitivity": 2 * 3}
-    reproduce({"site": plan}, tmp_path)
+    reproduce(plan, tmp_path / "site")
     trained = read_config(tmp_path / "site")
     assert (run.saes, run.threads, run.resampling) == (trained.saes, trained.threads, trained.resampling)
     for name, config in studies.items():

@@ -14,7 +14,7 @@ from penstock.reports.reproduction_page import write_reproduction_page
 from penstock.studies.estimate import Estimate, estimate
 from penstock.studies.preset import Cited, Preset, SitePreset
 from penstock.studies.presets import PRESETS
-from penstock.studies.reproduction import Plan, foreseen, reproduce, study_run
+from penstock.studies.reproduction import Plan, foreseen, reproduce
 from penstock.training.config import RunConfig
 
 GIB = 2**30
@@ -61,12 +61,13 @@ def run_preset(options: Reproduce) -> None:
         _tell(preset, plans, options.memory)
         return
     out = options.out or Path("runs") / f"reproduce-{preset.name}"
-    reproduce(plans, out)
     sites = {site.name: site for site in preset.sites}
-    for name, plan in plans.items():
+    for number, (name, plan) in enumerate(plans.items(), start=1):
+        print(f"run {number} of {len(plans)}: {out / name}", flush=True)
+        made = reproduce(plan, out / name)
         write_figures(out / name, published_records(sites[name]) or ())
-        for study, settings in plan.studies.items():
-            for line in write_study(out / name, study, study_run(out / name, study, settings)):
+        for study, records in made.items():
+            for line in write_study(out / name, study, records):
                 print(line)
     studies = {name: tuple(plan.studies) for name, plan in plans.items()}
     title = f"Gated sparse autoencoders: the paper's experiments, {preset.name}"

@@ -86,22 +86,28 @@ def study_run(
     return records
 
 
-def reproduce(plans: Mapping[str, Plan], out: Path) -> None:
-    """Train, evaluate and study every run, each in a folder of its name below `out`; goes on where it was stopped.
+def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
+    """Train, evaluate and study a run; goes on where it was stopped.
+
+    Args:
+        plan: The run and its studies.
+        folder: The run's directory.
+
+    Returns:
+        For each study its records.
 
     Raises:
-        ValueError: a folder holds a run with other settings; or as `finish`, before the run is trained.
+        ValueError: the folder holds a run with other settings; or as `finish`, before the run is trained.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
-    for number, (name, plan) in enumerate(plans.items(), start=1):
-        folder = out / name
-        logger.info("Run %d of %d: %s", number, len(plans), folder)
-        finish(plan, folder)
-        # Once for all studies of a run: the language model may be large.
-        load = cache(partial(FinishedRun.load, divide=plan.divide))
-        for study, settings in plan.studies.items():
-            logger.info("%s: %s", folder, study)
-            study_run(folder, study, settings, load)
+    finish(plan, folder)
+    # Once for all studies of a run: the language model may be large.
+    load = cache(partial(FinishedRun.load, divide=plan.divide))
+    made = {}
+    for number, (study, settings) in enumerate(plan.studies.items(), start=1):
+        logger.info("%s: study %d of %d, %s", folder, number, len(plan.studies), study)
+        made[study] = study_run(folder, study, settings, load)
+    return made
 
 
 def finish(plan: Plan, folder: Path) -> None:
