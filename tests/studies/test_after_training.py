@@ -21,6 +21,7 @@ from penstock.studies.after_training import (
     refit,
 )
 from penstock.studies.finished_run import FinishedRun
+from penstock.studies.measuring import Described
 from penstock.studies.refitting import RefitConfig, Refitted, rescale_and_shift
 
 METRICS = ("l0", "fvu", "delta_ce", "reconstruction_bias")
@@ -36,8 +37,10 @@ def own(run_folder: Path) -> dict[str, dict]:
 def test_a_finished_run_measures_its_own_saes_as_its_records_say(finished: FinishedRun, own: dict[str, dict]) -> None:
     from penstock.evaluation import Candidate
 
-    candidates = [Candidate.of(name, "resid_post.0", sae) for name, sae in finished.saes.items()]
-    for record in finished.measure(candidates, finished.about).records:
+    described = [
+        Described(Candidate.of(name, "resid_post.0", sae), finished.about[name]) for name, sae in finished.saes.items()
+    ]
+    for record in finished.measure(described).records:
         assert {key: record[key] for key in METRICS} == {key: own[record["name"]][key] for key in METRICS}
 
 

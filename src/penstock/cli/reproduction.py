@@ -44,7 +44,7 @@ class Reproduce:
     """Where the language model and the SAEs live: cpu, cuda, cuda:1."""
     memory: float | None = None
     """GiB that training may need (--dry-run tells); what needs more, a run or what a study trains beside it, is trained
-    in parts, one after the other. Evaluation still holds all SAEs at once, and studies hold those of their run."""
+    in parts, one after the other. Evaluation holds as many SAEs at once as fit beside the language model."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:
@@ -121,15 +121,15 @@ def _tell_training(preset: Preset, plans: Mapping[str, Plan], memory: float | No
         for name, cost in studies.items():
             print(f"    {name:<12} trains {_saes(cost.config)}, each on as many tokens, {_memory(cost, memory)}")
         parts += [part for cost in (run, *studies.values()) for part in cost.parts]
-        beside = max((cost.whole.bytes_parameters for cost in studies.values()), default=0)
-        weights.append(run.whole.bytes_language_model + run.whole.bytes_parameters + beside)
+        largest = max(cost.whole.bytes_parameters for cost in (run, *studies.values()))
+        weights.append(run.whole.bytes_language_model + largest)
     for machine, speed in SPEEDS.items():
         hours = sum(part.hours(speed) for part in parts)
         print(f"  training: at least {hours:.3g} hours at {speed:.2g} operations a second ({machine})")
-    print(
-        "  not counted: evaluation, which holds all SAEs of a run, and those that a study has trained, at once (up to "
-        f"{max(weights) / GIB:.3g} GiB of weights); what the other studies compute, refits among it"
-    )
+    held = f"all SAEs of a run or study at once (weights: up to {max(weights) / GIB:.3g} GiB; less with --memory)"
+    if memory is not None:
+        held = "as many SAEs at once as fit"
+    print(f"  not counted: evaluation, which holds {held}; what the other studies compute, refits among it")
 
 
 def _costs(preset: Preset, site: SitePreset, plan: Plan) -> tuple[_Cost, dict[str, _Cost]]:

@@ -47,11 +47,21 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any]) -> None:
     part.replace(folder / "cfg.json")
 
 
-def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
-    """Read an SAE written by `save_sae`, in the dtype it was saved in.
+class SAEFacts(NamedTuple):
+    """What cfg.json says of an SAE."""
+
+    arch: str
+    d_in: int
+    d_sae: int
+    metadata: dict[str, Any]
+    """Where it belongs and how it was made: `model`, `site`, `recipe`, `name`, ..."""
+
+
+def read_facts(folder: str | Path) -> SAEFacts:
+    """What is known of an SAE written by `save_sae`, without its weights.
 
     Raises:
-        SAEFileError: files are missing, damaged, or do not fit the architecture.
+        SAEFileError: files are missing, or cfg.json is damaged or names an unknown architecture.
     """
     folder = Path(folder)
     missing = [name for name in ("cfg.json", "sae.safetensors") if not (folder / name).is_file()]
@@ -62,20 +72,34 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
         )
     try:
         cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(folder / "sae.safetensors", device=device)
-    except (ValueError, SafetensorError) as error:
-        raise SAEFileError(f"The SAE in {folder} is damaged: {error}. Save or copy it again.") from error
+    except ValueError as error:
+        raise _damaged(folder, error) from error
     try:
-        arch, d_in, d_sae = cfg["architecture"], cfg["d_in"], cfg["d_sae"]
+        facts = SAEFacts(cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg.get("metadata", {}))
     except (KeyError, TypeError) as error:
         raise SAEFileError(
             f"{folder}/cfg.json must be an object with architecture, d_in and d_sae. Save the SAE again."
         ) from error
-    if arch not in ARCHITECTURES:
+    if facts.arch not in ARCHITECTURES:
         raise SAEFileError(
-            f"{folder}/cfg.json names the architecture {arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
+            f"{folder}/cfg.json names the architecture {facts.arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
         )
-    sae = ARCHITECTURES[arch](d_in, d_sae)
+    return facts
+
+
+def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
+    """Read an SAE written by `save_sae`, in the dtype it was saved in.
+
+    Raises:
+        SAEFileError: files are missing, damaged, or do not fit the architecture.
+    """
+    folder = Path(folder)
+    facts = read_facts(folder)
+    try:
+        tensors = safetensors.torch.load_file(folder / "sae.safetensors", device=device)
+    except (ValueError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    sae = ARCHITECTURES[facts.arch](facts.d_in, facts.d_sae)
     try:
         # Assigned, so that the SAE has the dtype of the file. Cloned, because the tensors are views of the
         # file itself, which a later save to the same folder would cut from under them.
@@ -85,4 +109,8 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
     for name in sae.encoder_matrices:
         matrix = getattr(sae, name)
         matrix.data = latent_major(matrix.data)
-    return SavedSAE(sae.requires_grad_(False), cfg.get("metadata", {}))
+    return SavedSAE(sae.requires_grad_(False), facts.metadata)
+
+
+def _damaged(folder: Path, error: Exception) -> SAEFileError:
+    return SAEFileError(f"The SAE in {folder} is damaged: {error}. Save or copy it again.")

@@ -65,8 +65,8 @@ def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
     variants = ablation_variants(run.config, config, run.coef_of)
     of = {variant.sae.folder: (variant.of, variant.change) for variant in variants}
     trained = train_variants(run, "ablations", [variant.sae for variant in variants])
-    about = {new: _about(own, *of[new]) for new, own in trained.about.items()}
-    return measured_records(run, "ablations", trained.candidates, about)
+    described = (one._replace(about=_about(one.about, *of[one.about["name"]])) for one in trained.described())
+    return measured_records(run, "ablations", described)
 
 
 def ablation_variants(run: RunConfig, config: AblationsConfig, coef_of: CoefOf) -> list[Variant]:

@@ -10,17 +10,18 @@ behind them are left in RUN/studies/NAME/sums.safetensors, from which `series.py
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from penstock.evaluation.evaluate import Candidate
-from penstock.formats.native import load_sae, save_sae
-from penstock.saes import SAE, TRAINABLE, GatedSAE, ReLUSAE
+from penstock.formats.native import load_sae, read_facts, save_sae
+from penstock.saes import SAE, TRAINABLE
 from penstock.shapes import Acts, PerLatent
 from penstock.studies.finished_run import FinishedRun
+from penstock.studies.measuring import Described
 from penstock.studies.pruning import (
     best_scale,
     global_threshold,
@@ -45,14 +46,16 @@ class PursuitConfig:
 
 def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
     """Every decoder of the run with its encoder replaced by gradient pursuit, at each number of latents."""
-    candidates, about = [], {}
-    for name, sae in run.saes.items():
-        series = f"pursuit on the decoder {_aim(run.about[name])}"
-        for num_latents in config.num_latents:
-            new = f"{name}-pursuit_{num_latents}"
-            candidates.append(pursued(new, run.about[name]["site"], sae, num_latents))
-            about[new] = _about(run, name, new, series=series, curve=series, num_latents=num_latents)
-    return measured_records(run, "pursuit", candidates, about)
+
+    def made() -> Iterator[Described]:
+        for name, sae in run.saes.items():
+            series = f"pursuit on the decoder {_aim(run.about[name])}"
+            for num_latents in config.num_latents:
+                new = f"{name}-pursuit_{num_latents}"
+                about = _about(run, name, new, series=series, curve=series, num_latents=num_latents)
+                yield Described(pursued(new, run.about[name]["site"], sae, num_latents), about)
+
+    return measured_records(run, "pursuit", made())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,37 +85,47 @@ class PruningConfig:
 
 
 def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
-    """The SAEs of the run without their low activations, by three rules, with and without rescaling."""
-    acts = run.activations(config.fit_tokens)
-    candidates, about = [], {}
-    for name, sae in run.saes.items():
-        if run.about[name]["arch"] not in config.archs:
-            continue
-        site = run.about[name]["site"]
-        for rule, strength, thresholds in _thresholds(sae, acts[site], config):
-            for scaled in (False, True):
-                scale = best_scale(sae, acts[site], thresholds) if scaled else 1.0
-                rescaled = ", rescaled" if scaled else ""
-                new = f"{name}-{rule}_{strength:g}{'-rescaled' if scaled else ''}"
-                candidates.append(pruned(new, site, sae, thresholds, scale))
-                about[new] = _about(
-                    run,
-                    name,
-                    new,
-                    series=f"{rule} thresholds{rescaled}",
-                    curve=f"{rule} thresholds at {strength:g}{rescaled}",
-                    rule=rule,
-                    strength=strength,
-                    rescaled=scaled,
-                    scale=scale,
-                )
-    if not candidates:
+    """SAEs of the run without their low activations, by three rules, with and without rescaling.
+
+    Raises:
+        ValueError: the run has no SAE of these architectures, or no rule is asked for.
+    """
+    names = [name for name in run.saes if run.about[name]["arch"] in config.archs]
+    if not names or not (config.quantiles or config.l0_shares or config.prices):
         archs = sorted({str(about["arch"]) for about in run.about.values()})
         raise ValueError(
             f"There is nothing to prune: {run.folder} has SAEs of {', '.join(archs)}, asked for are "
             f"{', '.join(config.archs) or 'none'}. Change --archs, and name a quantile, an L0 share or a price."
         )
-    return measured_records(run, "pruning", candidates, about)
+    acts = run.activations(config.fit_tokens)
+
+    def made() -> Iterator[Described]:
+        for name in names:
+            yield from _pruned(run, name, acts[run.about[name]["site"]], config)
+
+    return measured_records(run, "pruning", made())
+
+
+def _pruned(run: FinishedRun, name: str, x: Acts, config: PruningConfig) -> Iterator[Described]:
+    """One SAE in every way of pruning."""
+    sae = run.saes[name]
+    for rule, strength, thresholds in _thresholds(sae, x, config):
+        for scaled in (False, True):
+            scale = best_scale(sae, x, thresholds) if scaled else 1.0
+            rescaled = ", rescaled" if scaled else ""
+            new = f"{name}-{rule}_{strength:g}{'-rescaled' if scaled else ''}"
+            about = _about(
+                run,
+                name,
+                new,
+                series=f"{rule} thresholds{rescaled}",
+                curve=f"{rule} thresholds at {strength:g}{rescaled}",
+                rule=rule,
+                strength=strength,
+                rescaled=scaled,
+                scale=scale,
+            )
+            yield Described(pruned(new, run.about[name]["site"], sae, thresholds, scale), about)
 
 
 def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str, float, PerLatent]]:
@@ -163,31 +176,36 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
         )
     acts = run.activations(config.fit_tokens)
     digest = hashlib.sha256(asked(run.folder, config).encode()).hexdigest()
-    candidates, about = [], {}
-    for name, method in product(chosen, METHODS):
-        new, site = f"{name}-{method}", run.about[name]["site"]
-        folder = study_folder(run.folder, "refit") / "saes" / new
-        if not _is_saved(folder, digest):
-            logger.info("Refitting %d of %d: %s", len(candidates) + 1, len(chosen) * len(METHODS), new)
-            refitted = METHODS[method](chosen[name], acts[site], config.refit)
-            save_sae(refitted.sae, folder, {**run.about[name], "name": new, "asked": digest})
-        candidates.append(Candidate.of(new, site, load_sae(folder, device=run.config.language_model.device)[0]))
-        series = method.replace("_", " ")
-        about[new] = _about(run, name, new, series=series, curve=series, method=method)
-    return measured_records(run, "refit", candidates, about)
+
+    def made() -> Iterator[Described]:
+        for number, (name, method) in enumerate(product(chosen, METHODS), start=1):
+            new, site = f"{name}-{method}", run.about[name]["site"]
+            folder = study_folder(run.folder, "refit") / "saes" / new
+            if not _is_saved(folder, digest):
+                logger.info("Refitting %d of %d: %s", number, len(chosen) * len(METHODS), new)
+                refitted = METHODS[method](run.saes[name], acts[site], config.refit)
+                save_sae(refitted.sae, folder, {**run.about[name], "name": new, "asked": digest})
+            series = method.replace("_", " ")
+            sae = load_sae(folder, device=run.config.language_model.device).sae
+            about = _about(run, name, new, series=series, curve=series, method=method)
+            yield Described(Candidate.of(new, site, sae), about)
+
+    return measured_records(run, "refit", made())
 
 
-def _to_refit(run: FinishedRun, archs: Sequence[str]) -> dict[str, SAE]:
-    widths = {(run.about[name]["site"], sae.d_sae) for name, sae in run.saes.items() if isinstance(sae, GatedSAE)}
-    baselines = {name: sae for name, sae in run.saes.items() if isinstance(sae, ReLUSAE)}
-    matched = {name: sae for name, sae in baselines.items() if (run.about[name]["site"], sae.d_sae) in widths}
-    left_out = baselines.keys() - matched.keys() if matched else set()
-    return {name: sae for name, sae in run.saes.items() if sae.arch in archs and name not in left_out}
+def _to_refit(run: FinishedRun, archs: Sequence[str]) -> list[str]:
+    arch = {name: run.about[name]["arch"] for name in run.saes}
+    size = {name: (run.about[name]["site"], run.about[name]["d_sae"]) for name in run.saes}
+    gated_sizes = {size[name] for name in arch if arch[name] == "gated"}
+    baselines = {name for name in arch if arch[name] == "relu"}
+    matched = {name for name in baselines if size[name] in gated_sizes}
+    left_out = baselines - matched if matched else set()
+    return [name for name in arch if arch[name] in archs and name not in left_out]
 
 
 def _is_saved(folder: Path, digest: str) -> bool:
     """Whether a study with the same settings has saved this SAE."""
-    return (folder / "cfg.json").is_file() and load_sae(folder)[1].get("asked") == digest
+    return (folder / "cfg.json").is_file() and read_facts(folder).metadata.get("asked") == digest
 
 
 def _aim(about: Mapping[str, Any]) -> str:
@@ -209,11 +227,9 @@ def _about(run: FinishedRun, name: str, new: str, **study: Any) -> Mapping[str, 
     return {**run.about[name], "name": new, "of": name, "target_l0": None, **study, "warnings": []}
 
 
-def measured_records(
-    run: FinishedRun, study: str, candidates: Sequence[Candidate], about: Mapping[str, Mapping[str, Any]]
-) -> list[Record]:
+def measured_records(run: FinishedRun, study: str, described: Iterable[Described]) -> list[Record]:
     """Records of a study's candidates; their sums are left in its folder."""
-    measured = run.measure(candidates, about)
+    measured = run.measure(described)
     folder = study_folder(run.folder, study)
     folder.mkdir(parents=True, exist_ok=True)
     # The settings of an earlier study vouch for its sums, too: they go first (`stored`).

@@ -7,7 +7,7 @@ twice, and inference at about the same. Here both are measured at the sizes of a
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from penstock.studies.finished_run import FinishedRun
 from penstock.studies.stored import Record
 from penstock.training.config import SAEConfig
 from penstock.training.optimisers import make_optimiser
+
+COPIES = 5
+"""Of an SAE's parameters while it is timed: itself, its export, a copy that trains, gradients and second moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +49,56 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
     batch_size = run.config.optim.batch_size
     settings = {sae.folder: sae for sae in run.config.saes}
     acts = {site: x[:batch_size] for site, x in run.activations(batch_size).items()}
-    tasks: dict[tuple[str, str], Callable[[], object]] = {}
-    rows: dict[str, Record] = {}
-    for name, sae in run.saes.items():
-        x = acts[run.about[name]["site"]]
-        code = sae.encode_sparse(x)
-        l0 = code.l0.double().mean().item()
-        about = {key: run.about[name][key] for key in ("arch", "recipe", "site", "d_sae", "seed")}
-        rows[name] = {"name": name, **about, "l0": l0, "batch_size": len(x), **_counts(sae, settings[name], len(x), l0)}
-        rows[name]["training_bytes"] = training_bytes(settings[name], run.config, sae.d_in)
-        tasks[name, "step_seconds"] = _training_step(run, name, settings[name], x)
-        tasks[name, "encode_seconds"] = lambda sae=sae, x=x: sae.encode_sparse(x)
-        if isinstance(sae, GatedSAE):
-            exported = sae.to_jumprelu()
-            tasks[name, "encode_seconds_as_jumprelu"] = lambda sae=exported, x=x: sae.encode_sparse(x)
-    for (name, key), seconds in _medians(tasks, config.repeats, run.config.language_model.device).items():
-        rows[name][key] = seconds
+    rows = {name: _counted(run, settings[name], acts[run.about[name]["site"]]) for name in run.saes}
+    for names in _groups(list(rows.values()), run.max_bytes):
+        tasks: dict[tuple[str, str], Callable[[], object]] = {}
+        for name in names:
+            sae, x = run.saes[name], acts[run.about[name]["site"]]
+            tasks[name, "step_seconds"] = _training_step(run, sae, settings[name], x)
+            tasks[name, "encode_seconds"] = lambda sae=sae, x=x: sae.encode_sparse(x)
+            if isinstance(sae, GatedSAE):
+                exported = sae.to_jumprelu()
+                tasks[name, "encode_seconds_as_jumprelu"] = lambda sae=exported, x=x: sae.encode_sparse(x)
+        for (name, key), seconds in _medians(tasks, config.repeats, run.config.language_model.device).items():
+            rows[name][key] = seconds
     for row in rows.values():
         row |= _ratios(row, list(rows.values()))
     return list(rows.values())
 
 
-def _training_step(run: FinishedRun, name: str, settings: SAEConfig, x: Acts) -> Callable[[], None]:
+def _counted(run: FinishedRun, settings: SAEConfig, x: Acts) -> Record:
+    """What needs no clock."""
+    name = settings.folder
+    sae = run.saes[name]
+    l0 = sae.encode_sparse(x).l0.double().mean().item()
+    about = {key: run.about[name][key] for key in ("arch", "recipe", "site", "d_sae", "seed")}
+    row = {"name": name, **about, "l0": l0, "batch_size": len(x), **_counts(sae, settings, len(x), l0)}
+    return row | {"training_bytes": training_bytes(settings, run.config, sae.d_in)}
+
+
+def _groups(rows: Sequence[Record], max_bytes: int | None) -> list[list[str]]:
+    """Names of the SAEs that are timed together: all, or as many as memory holds, neighbours in L0 if so."""
+    if max_bytes is None:
+        return [[row["name"] for row in rows]]
+    groups: list[list[str]] = [[]]
+    held = 0
+    for row in sorted(rows, key=lambda row: row["l0"]):
+        needed = COPIES * row["parameter_bytes"]
+        if groups[-1] and held + needed > max_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(row["name"])
+        held += needed
+    return groups
+
+
+def _training_step(run: FinishedRun, sae: SAE, settings: SAEConfig, x: Acts) -> Callable[[], None]:
     """A whole step (loss, gradients, optimiser) at learning rate 0, so that every repetition does the same work."""
-    trained = copy.deepcopy(run.saes[name]).float().requires_grad_(True)
-    assert isinstance(trained, TrainableSAE), f"{name} is no architecture that is trained"
+    trained = copy.deepcopy(sae).float().requires_grad_(True)
+    assert isinstance(trained, TrainableSAE), f"{settings.folder} is no architecture that is trained"
     scale = measure_scale([x])
     trained.fold_input_scale_(1 / scale)
-    recipe, coef = KNOWN_RECIPES[settings.recipe], run.about[name]["sparsity_coef"]
+    recipe, coef = KNOWN_RECIPES[settings.recipe], run.coef_of(settings.folder)
     optimiser = make_optimiser(settings, trained, beta2=run.config.optim.beta2, unit_rows=recipe.decoder_norm == "unit")
     for group in optimiser.param_groups:
         group["lr"] = 0.0

@@ -76,7 +76,7 @@ def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
                 "l0_a": l0[pair.a],
                 "l0_b": l0[pair.b],
                 **shared,
-                "hungarian_null_cosine": null_of(run.saes[pair.a].d_in, smaller, larger),
+                "hungarian_null_cosine": null_of(run.about[pair.a]["d_in"], smaller, larger),
             }
         )
     return [*found, *_differences_of_agreement(run, found)]

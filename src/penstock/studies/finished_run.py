@@ -1,19 +1,19 @@
 """A run whose SAEs are trained, as the studies that look at them afterwards need it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from penstock.activations.harvest import fill_cache
-from penstock.evaluation.evaluate import Candidate
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.saes import SAE
 from penstock.shapes import Acts
+from penstock.studies.measuring import Described, Measured, measure
 from penstock.studies.saved import load_run
 from penstock.studies.splitting import Divide, undivided
-from penstock.studies.sweep import Measured, load_model, measure, read_config
+from penstock.studies.sweep import load_model, read_config
 from penstock.training.config import RunConfig
 from penstock.training.run import training_stream, training_text
 
@@ -32,18 +32,21 @@ class FinishedRun:
     """For each SAE's name what its record says beside the numbers."""
     divide: Divide = undivided
     """What becomes of a run that a study trains beside this one."""
+    max_bytes: int | None = None
+    """What the weights of SAEs may take at once where many are measured, as of `measure`."""
 
     @classmethod
-    def load(cls, folder: Path, divide: Divide = undivided) -> "FinishedRun":
-        """Read a run.
+    def load(cls, folder: Path, divide: Divide = undivided, max_bytes: int | None = None) -> "FinishedRun":
+        """Read a run; its SAEs are read one by one when they are asked for.
 
         Args:
             folder: Its directory.
             divide: As of the field.
+            max_bytes: As of the field.
 
         Raises:
             FileNotFoundError: there is no run in `folder`.
-            ValueError: its training is not over, or its settings or one of its SAEs cannot be read.
+            ValueError: its training is not over, or its settings or what is said of one of its SAEs cannot be read.
             DivergenceError: all its SAEs have diverged.
         """
         config = read_config(folder)
@@ -55,6 +58,7 @@ class FinishedRun:
             saes=loaded.saes,
             about=loaded.about,
             divide=divide,
+            max_bytes=max_bytes,
         )
 
     def coef_of(self, name: str) -> float:
@@ -71,6 +75,6 @@ class FinishedRun:
         text = training_text(self.config, self.model)
         return text.held_out(self.config.eval.eval_tokens, seed=self.config.eval.eval_seed)
 
-    def measure(self, candidates: Sequence[Candidate], about: Mapping[str, Mapping[str, Any]]) -> Measured:
+    def measure(self, described: Iterable[Described]) -> Measured:
         """Measure candidates on the run's own held-out tokens, to be compared with what the run has found."""
-        return measure(training_text(self.config, self.model), self.config.eval, candidates, about)
+        return measure(training_text(self.config, self.model), self.config.eval, described, self.max_bytes)

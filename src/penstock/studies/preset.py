@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from penstock.language_models.pretrained import DTYPES
 from penstock.studies.reproduction import STUDIES, Plan
 from penstock.studies.splitting import split
 from penstock.training.config import (
@@ -157,7 +158,8 @@ class Preset:
         Args:
             model: As of `run_configs`.
             device: As of `run_configs`.
-            max_bytes: What training may need, by `estimate`; larger runs are trained in parts.
+            max_bytes: What training may need, by `estimate`; larger runs are trained in parts. An evaluation holds as
+                many SAEs at once as fit beside the language model's weights.
         """
         configs = self.run_configs(model=model, device=device)
         settings = {name: cited.value for name, cited in self.study_settings.items()}
@@ -168,9 +170,14 @@ class Preset:
                 return (whole,)
             return split(whole, widths, self.model_parameters.value, self.num_layers.value, max_bytes)
 
+        dtype = DTYPES[configs[0].language_model.dtype]
+        beside_model = None if max_bytes is None else max_bytes - self.model_parameters.value * dtype.itemsize
         return {
             site.name: Plan(
-                run, {name: settings.get(name) or STUDIES[name].settings() for name in site.studies.value}, divide
+                run,
+                {name: settings.get(name) or STUDIES[name].settings() for name in site.studies.value},
+                divide,
+                beside_model,
             )
             for site, run in zip(self.sites, configs, strict=True)
         }

@@ -55,6 +55,8 @@ class Plan(NamedTuple):
     """For each study its settings."""
     divide: Divide = undivided
     """What becomes of the run, and of those that its studies train."""
+    max_bytes: int | None = None
+    """What the weights of SAEs may take at once where many are measured, as of `measure`."""
 
 
 STUDIES: dict[str, Study] = {
@@ -102,7 +104,7 @@ def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
     """
     finish(plan, folder)
     # Once for all studies of a run: the language model may be large.
-    load = cache(partial(FinishedRun.load, divide=plan.divide))
+    load = cache(partial(FinishedRun.load, divide=plan.divide, max_bytes=plan.max_bytes))
     made = {}
     for number, (study, settings) in enumerate(plan.studies.items(), start=1):
         logger.info("%s: study %d of %d, %s", folder, number, len(plan.studies), study)
@@ -124,7 +126,7 @@ def finish(plan: Plan, folder: Path) -> None:
         plan.divide(run)
     train_divided(plan.run, folder, model, plan.divide)
     if not (folder / "records.jsonl").is_file():
-        evaluate_run(folder, model)
+        evaluate_run(folder, model, plan.max_bytes)
 
 
 def foreseen(plan: Plan, widths: Mapping[str, int]) -> tuple[RunConfig, dict[str, RunConfig]]:

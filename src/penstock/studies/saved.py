@@ -1,13 +1,14 @@
-"""SAEs from disk, ready to be evaluated: all that are left of a run, or single ones."""
+"""SAEs on disk, to be evaluated and studied: all that are left of a run, or single ones."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from penstock.evaluation.evaluate import Candidate
-from penstock.formats.native import load_sae
+from penstock.formats.native import load_sae, read_facts
 from penstock.saes import SAE
+from penstock.studies.measuring import Described
 from penstock.training.config import RunConfig
 from penstock.training.outcome import outcome_of
 from penstock.training.trainer import DivergenceError
@@ -15,18 +16,40 @@ from penstock.training.trainer import DivergenceError
 logger = logging.getLogger(__name__)
 
 
-class LoadedSAEs(NamedTuple):
-    """SAEs from disk, ready to be evaluated."""
+class SavedSAEs(Mapping[str, SAE]):
+    """SAEs on disk by name, in the dtype they were saved in: each is read when it is asked for, and kept by none but
+    who asked, so that as many can be studied as a disk holds.
+    """
 
-    saes: dict[str, SAE]
-    """By name, in the dtype they were saved in."""
-    candidates: list[Candidate]
+    def __init__(self, folders: Mapping[str, Path], device: str) -> None:
+        self._folders = dict(folders)
+        self._device = device
+
+    def __getitem__(self, name: str) -> SAE:
+        return load_sae(self._folders[name], device=self._device).sae
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+
+class LoadedSAEs(NamedTuple):
+    """SAEs on disk and what is known of them."""
+
+    saes: SavedSAEs
     about: dict[str, Mapping[str, Any]]
-    """For each candidate's name what its record says of it."""
+    """For each SAE's name what its record says of it."""
     metadata: list[dict[str, Any]]
     """What was saved with each."""
     diverged: dict[str, str]
     """SAEs of their run that have diverged and are not here: by name the message."""
+
+    def described(self) -> Iterator[Described]:
+        """All of them, to be measured; each is read when its turn comes."""
+        for name, sae in self.saes.items():
+            yield Described(Candidate.of(name, self.about[name]["site"], sae), self.about[name])
 
 
 def load_run(config: RunConfig, folder: Path) -> LoadedSAEs:
@@ -50,30 +73,31 @@ def load_run(config: RunConfig, folder: Path) -> LoadedSAEs:
     for message in found.diverged.values():
         logger.warning("Passed over: %s", message)
     folders = [folder / "saes" / name for name in found.finished]
-    return load_candidates(folders, device=config.language_model.device)._replace(diverged=found.diverged)
+    return read_saes(folders, device=config.language_model.device)._replace(diverged=found.diverged)
 
 
-def load_candidates(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
-    """Read SAEs; one whose name is taken already goes by its folder.
+def read_saes(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
+    """Saved SAEs, of whose weights none are read yet; one whose name is taken already goes by its folder.
 
     Raises:
         ValueError: a folder holds no SAE, or one that does not say its site.
     """
-    loaded = LoadedSAEs({}, [], {}, [], {})
+    found: dict[str, Path] = {}
+    about: dict[str, Mapping[str, Any]] = {}
+    metadata = []
     for folder in folders:
-        sae, metadata = load_sae(folder, device=device)
-        if "site" not in metadata:
+        facts = read_facts(folder)
+        if "site" not in facts.metadata:
             raise ValueError(
                 f"{folder}/cfg.json does not say where the SAE belongs: add its site to `metadata`, e.g. "
                 '"site": "resid_post.2".'
             )
-        name = metadata.get("name", folder.name)
-        name = str(folder) if name in loaded.about else name
-        loaded.saes[name] = sae
-        loaded.candidates.append(Candidate.of(name, metadata["site"], sae))
-        loaded.about[name] = about_sae(sae.arch, sae.d_in, sae.d_sae, {**metadata, "name": name})
-        loaded.metadata.append(metadata)
-    return loaded
+        name = facts.metadata.get("name", folder.name)
+        name = str(folder) if name in found else name
+        found[name] = folder
+        about[name] = about_sae(facts.arch, facts.d_in, facts.d_sae, {**facts.metadata, "name": name})
+        metadata.append(facts.metadata)
+    return LoadedSAEs(SavedSAEs(found, device), about, metadata, {})
 
 
 def about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> dict[str, Any]:

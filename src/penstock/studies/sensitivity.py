@@ -82,7 +82,7 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     own = own_points(run.folder)
     variants = sensitivity_variants(run.config, config, run.coef_of)
     trained = train_variants(run, "sensitivity", [variant.sae for variant in variants])
-    measured = run.measure(trained.candidates, trained.about)
+    measured = run.measure(trained.described())
     points = {record["name"]: (record, point) for record, point in zip(measured.records, measured.points, strict=True)}
     found: list[Record] = []
     for centre in _centres(run.config, config):

@@ -6,8 +6,8 @@
 
 Every part sees the same activations in the same order, and what an SAE draws does not depend on which others are in
 its run: it becomes what it would have become in the whole, but for the rounding of CPU kernels where its share of the
-threads differs. A part harvests anew, so few parts are faster than many. Only training is split: whoever evaluates or
-studies the joined run holds all its SAEs at once (`bytes_language_model` + `bytes_parameters` of `Estimate`).
+threads differs. A part harvests anew, so few parts are faster than many. Only training is split; `measure` bounds what
+an evaluation holds.
 """
 
 from collections import defaultdict

@@ -8,20 +8,20 @@ Each step reads what the one before left in the run's directory, so that any of 
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from penstock.activations.harvest import Text, fill_cache
-from penstock.evaluation.evaluate import Candidate, Evaluation, evaluate
-from penstock.evaluation.records import record_of
-from penstock.evaluation.statistics import resample_weights
+from penstock.evaluation.evaluate import Candidate
 from penstock.language_models.loading import LanguageModel
-from penstock.studies.comparison import Point, compare, point_of, warnings_of
+from penstock.studies.comparison import compare, warnings_of
 from penstock.studies.controls import controls
 from penstock.studies.environment import environment_of
-from penstock.studies.saved import about_sae, load_candidates, load_run
+from penstock.studies.measuring import Described, measure
+from penstock.studies.saved import about_sae, load_run, read_saes
 from penstock.studies.sums import SUMS_FILE, write_sums
 from penstock.training.checkpoint import write_whole
 from penstock.training.config import (
@@ -148,8 +148,13 @@ def is_trained(config: RunConfig, folder: Path) -> bool:
     return not outcome_of(config, folder).missing
 
 
-def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
+def evaluate_run(folder: Path, model: LanguageModel, max_bytes: int | None = None) -> list[dict[str, Any]]:
     """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl.
+
+    Args:
+        folder: The run's directory.
+        model: Its language model.
+        max_bytes: As of `measure`.
 
     Raises:
         ValueError: as `load_run`.
@@ -157,11 +162,9 @@ def evaluate_run(folder: Path, model: LanguageModel) -> list[dict[str, Any]]:
     """
     config = read_config(folder)
     loaded = load_run(config, folder)
-    candidates, about = loaded.candidates, loaded.about
-    for candidate in _controls_of(config, model):
-        candidates.append(candidate)
-        about[candidate.name] = _about_control(candidate, config)
-    measured = measure(training_text(config, model), config.eval, candidates, about)
+    beside = (Described(control, _about_control(control, config)) for control in _controls_of(config, model))
+    text = training_text(config, model)
+    measured = measure(text, config.eval, chain(loaded.described(), beside), max_bytes)
     comparisons = compare(measured.points)
     diverged = [f"diverged: {message}" for message in loaded.diverged.values()]
     summary = {"comparisons": comparisons, "warnings": [*diverged, *warnings_of(measured.records, comparisons)]}
@@ -196,7 +199,8 @@ def evaluate_saes(
     Raises:
         ValueError: the SAEs belong to different models or texts, or do not fit this model.
     """
-    _, candidates, about, metadata, _ = load_candidates(folders, device=device)
+    loaded = read_saes(folders, device=device)
+    metadata = loaded.metadata
     own = LanguageModel.load(
         model or _common(metadata, "model"),
         dtype=dtype,
@@ -210,7 +214,7 @@ def evaluate_saes(
         context=min(_common(metadata, "context", 1024), own.context),
         packing=_common(metadata, "packing", "packed"),
     )
-    return measure(read, settings, candidates, about).records
+    return measure(read, settings, loaded.described()).records
 
 
 _NEEDED = object()
@@ -227,44 +231,6 @@ def _common(metadata: Sequence[Mapping[str, Any]], key: str, default: Any = _NEE
     if values[0] is _NEEDED:
         raise ValueError(f"The SAEs do not say which {key} they were trained on: name one with --{key}.")
     return values[0]
-
-
-class Measured(NamedTuple):
-    """What an evaluation found."""
-
-    records: list[dict[str, Any]]
-    """Of all candidates, in their order."""
-    points: list[Point]
-    """Of the SAEs among them, with bootstrap resamples."""
-    evaluations: dict[str, Evaluation]
-    """For each candidate's name the sums that both were made of."""
-
-
-def measure(
-    text: Text,
-    settings: EvalConfig,
-    candidates: Sequence[Candidate],
-    about: Mapping[str, Mapping[str, Any]],
-) -> Measured:
-    """Evaluate candidates on the held-out tokens of a text.
-
-    Args:
-        text: Its held-out split is evaluated on.
-        settings: How many tokens, how many resamples.
-        candidates: What to measure.
-        about: For each candidate's name what its record says beside the numbers.
-    """
-    rows = text.held_out(settings.eval_tokens, seed=settings.eval_seed)
-    logger.info("Evaluating %d reconstructions on %s held-out tokens", len(candidates), f"{int(rows.mask.sum()):,}")
-    evaluations = evaluate(text.model, rows, candidates)
-    weights = resample_weights(len(rows.tokens), settings.bootstrap, settings.eval_seed)
-    records = [record_of(evaluations[c.name], weights, about[c.name]) for c in candidates]
-    points = [
-        point_of(record, evaluations[record["name"]].sums, weights)
-        for record in records
-        if record["recipe"] is not None
-    ]
-    return Measured(records, points, evaluations)
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -1,0 +1,117 @@
+"""Many SAEs measured a few at a time: the same numbers, and no more weights in memory than allowed."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from penstock.evaluation.evaluate import Candidate
+from penstock.saes import SAE
+from penstock.studies import measuring
+from penstock.studies.after_training import PruningConfig, PursuitConfig, pruning, pursuit
+from penstock.studies.cost import CostConfig, cost
+from penstock.studies.finished_run import FinishedRun
+from penstock.studies.measuring import Described
+from penstock.studies.saved import LoadedSAEs, load_run
+
+WEIGHTS = 2 * 4 * 16 * 32
+"""Bytes of the matrices of one SAE of the finished run."""
+
+
+@pytest.fixture
+def loaded(finished: FinishedRun) -> LoadedSAEs:
+    return load_run(finished.config, finished.folder)
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The names that are evaluated together, one list for each pass over the text."""
+    found: list[list[str]] = []
+    original = measuring.evaluate
+
+    def evaluate(model: Any, rows: Any, candidates: Any) -> Any:
+        found.append([candidate.name for candidate in candidates])
+        return original(model, rows, candidates)
+
+    monkeypatch.setattr(measuring, "evaluate", evaluate)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "sizes"),
+    [(None, [4]), (4 * WEIGHTS, [4]), (3 * WEIGHTS, [3, 1]), (2 * WEIGHTS, [2, 2]), (1, [1] * 4)],
+)
+def test_groups_are_as_large_as_memory_holds_and_change_no_number(
+    finished: FinishedRun, loaded: LoadedSAEs, groups: list[list[str]], max_bytes: int | None, sizes: list[int]
+) -> None:
+    whole = finished.measure(loaded.described())
+    groups.clear()
+    found = replace(finished, max_bytes=max_bytes).measure(loaded.described())
+    assert [len(group) for group in groups] == sizes
+    assert found.records == whole.records
+    assert found.evaluations.keys() == whole.evaluations.keys()
+    for name, evaluation in found.evaluations.items():
+        for key, values in evaluation.sums.items():
+            assert torch.equal(values, whole.evaluations[name].sums[key])
+    assert [point.l0.tolist() for point in found.points] == [point.l0.tolist() for point in whole.points]
+
+
+def test_no_more_saes_are_held_than_a_group_and_the_next(
+    finished: FinishedRun, loaded: LoadedSAEs, groups: list[list[str]]
+) -> None:
+    alive: weakref.WeakSet[SAE] = weakref.WeakSet()
+    most = 0
+
+    def described() -> Iterator[Described]:
+        nonlocal most
+        for name, sae in loaded.saes.items():
+            alive.add(sae)
+            gc.collect()
+            most = max(most, len(alive))
+            yield Described(Candidate.of(name, loaded.about[name]["site"], sae), loaded.about[name])
+
+    replace(finished, max_bytes=1).measure(described())
+    assert len(groups) == 4
+    assert most == 2
+
+
+def test_an_sae_is_read_when_it_is_asked_for_and_not_kept(loaded: LoadedSAEs) -> None:
+    first = loaded.saes["gated0"]
+    assert torch.equal(first.W_dec, loaded.saes["gated0"].W_dec)
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
+    assert list(loaded.saes) == ["gated0", "gated1", "relu0", "relu1"] and len(loaded.saes) == 4
+    with pytest.raises(KeyError):
+        loaded.saes["gated2"]
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        lambda run: pursuit(run, PursuitConfig(num_latents=(2, 3))),
+        lambda run: pruning(run, PruningConfig(quantiles=(0.5,), l0_shares=(0.5,), prices=(), fit_tokens=500)),
+    ],
+    ids=["pursuit", "pruning"],
+)
+def test_a_study_in_little_memory_finds_the_same(
+    finished: FinishedRun, tmp_path: Path, groups: list[list[str]], study: Callable[[FinishedRun], list[Any]]
+) -> None:
+    run = replace(finished, folder=tmp_path)
+    whole = study(run)
+    assert len(groups) == 1
+    assert study(replace(run, max_bytes=3 * WEIGHTS)) == whole
+    assert len(groups) > 2
+
+
+def test_cost_times_neighbours_in_l0_together(finished: FinishedRun) -> None:
+    whole, few = (cost(replace(finished, max_bytes=limit), CostConfig(repeats=1)) for limit in (None, 1))
+    counted = ("name", "l0", "step_flops", "parameter_bytes", "baseline", "parameter_bytes_ratio")
+    assert [[row.get(key) for key in counted] for row in few] == [[row.get(key) for key in counted] for row in whole]
+    assert all(row["step_seconds"] > 0 and row["encode_seconds"] > 0 for row in few)
