@@ -27,7 +27,7 @@ class FinishedRun:
     """Its settings, without the SAEs that have diverged."""
     model: LanguageModel
     saes: Mapping[str, SAE]
-    """By name, in the order of the settings: raw activations in and out."""
+    """By name, in the order of the settings: raw activations in and out. From disk each time they are asked for."""
     about: Mapping[str, Mapping[str, Any]]
     """For each SAE's name what its record says beside the numbers."""
     divide: Divide = undivided
