@@ -17,14 +17,14 @@ from penstock.studies.after_training import PruningConfig, PursuitConfig, prunin
 from penstock.studies.cost import CostConfig, cost
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.measuring import Described
-from penstock.studies.saved import LoadedSAEs, load_run
+from penstock.studies.saved import FoundSAEs, load_run
 
 WEIGHTS = 2 * 4 * 16 * 32
 """Bytes of the matrices of one SAE of the finished run."""
 
 
 @pytest.fixture
-def loaded(finished: FinishedRun) -> LoadedSAEs:
+def loaded(finished: FinishedRun) -> FoundSAEs:
     return load_run(finished.config, finished.folder)
 
 
@@ -47,7 +47,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     [(None, [4]), (4 * WEIGHTS, [4]), (3 * WEIGHTS, [3, 1]), (2 * WEIGHTS, [2, 2]), (1, [1] * 4)],
 )
 def test_groups_are_as_large_as_memory_holds_and_change_no_number(
-    finished: FinishedRun, loaded: LoadedSAEs, groups: list[list[str]], max_bytes: int | None, sizes: list[int]
+    finished: FinishedRun, loaded: FoundSAEs, groups: list[list[str]], max_bytes: int | None, sizes: list[int]
 ) -> None:
     whole = finished.measure(loaded.described())
     groups.clear()
@@ -62,7 +62,7 @@ def test_groups_are_as_large_as_memory_holds_and_change_no_number(
 
 
 def test_no_more_saes_are_held_than_a_group_and_the_next(
-    finished: FinishedRun, loaded: LoadedSAEs, groups: list[list[str]]
+    finished: FinishedRun, loaded: FoundSAEs, groups: list[list[str]]
 ) -> None:
     alive: weakref.WeakSet[SAE] = weakref.WeakSet()
     most = 0
@@ -80,7 +80,7 @@ def test_no_more_saes_are_held_than_a_group_and_the_next(
     assert most == 2
 
 
-def test_an_sae_is_read_when_it_is_asked_for_and_not_kept(loaded: LoadedSAEs) -> None:
+def test_an_sae_is_read_when_it_is_asked_for_and_not_kept(loaded: FoundSAEs) -> None:
     first = loaded.saes["gated0"]
     assert torch.equal(first.W_dec, loaded.saes["gated0"].W_dec)
     gone = weakref.ref(first)

@@ -35,7 +35,7 @@ class SavedSAEs(Mapping[str, SAE]):
         return len(self._folders)
 
 
-class LoadedSAEs(NamedTuple):
+class FoundSAEs(NamedTuple):
     """SAEs on disk and what is known of them."""
 
     saes: SavedSAEs
@@ -52,7 +52,7 @@ class LoadedSAEs(NamedTuple):
             yield Described(Candidate.of(name, self.about[name]["site"], sae), self.about[name])
 
 
-def load_run(config: RunConfig, folder: Path) -> LoadedSAEs:
+def load_run(config: RunConfig, folder: Path) -> FoundSAEs:
     """Read the SAEs of a trained run; those that have diverged are passed over, with a logged warning.
 
     Raises:
@@ -76,7 +76,7 @@ def load_run(config: RunConfig, folder: Path) -> LoadedSAEs:
     return read_saes(folders, device=config.language_model.device)._replace(diverged=found.diverged)
 
 
-def read_saes(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
+def read_saes(folders: Sequence[Path], *, device: str) -> FoundSAEs:
     """Saved SAEs, of whose weights none are read yet; one whose name is taken already goes by its folder.
 
     Raises:
@@ -97,7 +97,7 @@ def read_saes(folders: Sequence[Path], *, device: str) -> LoadedSAEs:
         found[name] = folder
         about[name] = about_sae(facts.arch, facts.d_in, facts.d_sae, {**facts.metadata, "name": name})
         metadata.append(facts.metadata)
-    return LoadedSAEs(SavedSAEs(found, device), about, metadata, {})
+    return FoundSAEs(SavedSAEs(found, device), about, metadata, {})
 
 
 def about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from penstock.studies.finished_run import FinishedRun
-from penstock.studies.saved import LoadedSAEs, load_run
+from penstock.studies.saved import FoundSAEs, load_run
 from penstock.studies.splitting import train_divided, with_saes
 from penstock.studies.stored import study_folder
 from penstock.training.config import SAEConfig
@@ -25,7 +25,7 @@ class Variant(NamedTuple):
     """What differs from that, in the study's own terms."""
 
 
-def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> LoadedSAEs:
+def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> FoundSAEs:
     """Train SAEs in a run of their own, RUN/studies/STUDY/run-HASH; a kill costs what came after its last checkpoint.
 
     Args:
