@@ -170,6 +170,15 @@ def test_a_series_of_one_sae_is_compared_with_its_whole_arm() -> None:
     assert entry["ratio"] == pytest.approx(2)
 
 
+def test_a_series_that_is_too_bad_for_its_own_saes_is_compared_with_the_whole_arm() -> None:
+    """Made from L0 8 and 32, it recovers less at 32 than they do at 8."""
+    own = bent("gated", 1.0, (2, 8, 32)) + bent("relu", 1.0, (2, 8, 32))
+    made = {"nonsense": bent("gated", 6.0, (8, 32))}
+    assert max(point.loss_recovered[0] for point in made["nonsense"]) < own[1].loss_recovered[0]
+    (entry,) = compared(own, made)
+    assert entry["ratio"] == l0_ratio(own[:3], made["nonsense"])["ratio"] < 0.3
+
+
 @pytest.fixture
 def copied(finished: FinishedRun, tmp_path: Path) -> FinishedRun:
     """The finished run in a folder of its own, without studies."""

@@ -8,7 +8,7 @@ worse by a few percent.
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,8 +116,8 @@ def series_comparisons(own: Mapping[str, Point], made: Mapping[str, Sequence[Mad
         Entries as those of `compare`. One of `arm_curve` and `baseline_curve` says which curve is on that side, the
         other is None; `arm_label` and `baseline_label` name both sides in words. Series made from a Gated arm are
         compared with that arm and with what was made of other architectures in the same way; all others with every
-        Gated arm of their site and with their own arm. Of its own arm only those count that a series was made from,
-        unless it was all made from one SAE of each seed: then the whole arm does.
+        Gated arm of their site and with their own arm. Of its own arm only those SAEs count that a series was made
+        from, unless they are one for each seed, or reach no quality in common with it: then the whole arm does.
     """
     by_site: dict[str, dict[_Series, list[Made]]] = defaultdict(lambda: defaultdict(list))
     for curve, points in {None: [Made(*item) for item in own.items()], **made}.items():
@@ -125,20 +125,25 @@ def series_comparisons(own: Mapping[str, Point], made: Mapping[str, Sequence[Mad
             by_site[one.point.site][_Series(arm_of(one.point), curve)].append(one)
     return [
         {"site": site, **_named("arm", one, at_site), **_named("baseline", other, at_site)}
-        | l0_ratio(_beside(one, other, at_site), _beside(other, one, at_site))
+        | _ratio(one, other, at_site)
         for site, at_site in by_site.items()
         for one, other in _pairs(list(at_site))
     ]
 
 
-def _beside(one: _Series, other: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> list[Point]:
-    """The points of a series to be compared with another one."""
-    if one.curve is not None or one.arm != other.arm:
-        return [made.point for made in at_site[one]]
+def _ratio(arm: _Series, baseline: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> dict[str, Any]:
+    """Of the SAEs on both sides; of an arm as far as the other side was made from them, where that gives a ratio."""
+    whole = [[made.point for made in at_site[side]] for side in (arm, baseline)]
+    alike = [_origins(arm, baseline, at_site), _origins(baseline, arm, at_site)]
+    found = l0_ratio(*alike)
+    return found if found["ratio"] is not None else l0_ratio(*whole)
+
+
+def _origins(one: _Series, other: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> list[Point]:
+    """Of an arm what the other side was made from; all of anything else."""
     origins = {made.of for made in at_site[other]}
-    kept = [made.point for made in at_site[one] if made.of in origins]
-    by_seed = Counter(point.seed for point in kept)
-    return kept if min(by_seed.values()) > 1 else [made.point for made in at_site[one]]
+    own_arm = one.curve is None and one.arm == other.arm
+    return [made.point for made in at_site[one] if not own_arm or made.of in origins]
 
 
 def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
