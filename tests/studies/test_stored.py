@@ -62,3 +62,10 @@ def test_a_study_that_was_cut_short_is_made_again(run: Path) -> None:
     stored(run, "study", Settings(), study)
     (study_folder(run, "study") / "settings.json").unlink()
     assert stored(run, "study", Settings(), study)[0]["made"] == 2
+
+
+def test_new_records_are_those_that_will_be_read(run: Path) -> None:
+    """A tuple becomes a list on disk, and a table of the one would not be that of the other."""
+    (record,) = stored(run, "study", Settings(), lambda: [{"interval": (0.25, 0.5), 3: "three"}])
+    assert record == {"interval": [0.25, 0.5], "3": "three"}
+    assert stored(run, "study", Settings(), list) == [record]

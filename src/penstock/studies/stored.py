@@ -48,13 +48,14 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
     if settings_file.is_file() and records_file.is_file() and settings_file.read_text(encoding="utf-8") == text:
         logger.info("%s holds this study already; delete it to make it again", folder)
         return read_lines(records_file)
-    records = compute()
+    made = "".join(json.dumps(record) + "\n" for record in compute())
     folder.mkdir(parents=True, exist_ok=True)
     # The settings come last, and those of an earlier study go first: they vouch for the records.
     settings_file.unlink(missing_ok=True)
-    write_whole(records_file, "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(records_file, made)
     write_whole(settings_file, text)
-    return records
+    # As whoever comes later will read them: JSON knows no tuples.
+    return read_lines(records_file)
 
 
 def asked(run: Path, settings: Any) -> str:
