@@ -17,6 +17,7 @@ def studied(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
     saes = [r for r in write_fake_run(tmp_path, seeds=(0,), metrics=False) if r["seed"] is not None]
     records = [
         {**sae, "name": f"{sae['name']}-{step}", "of": sae["name"], "series": series, "l0": sae["l0"] / step}
+        | {"curve": f"{series} at {step}"}
         for sae in saes[:2]
         for series in ("harsh", "mild")
         for step in (2, 3)
@@ -44,26 +45,56 @@ def test_a_figure_has_two_panels_for_each_site_and_is_the_same_every_time(
     assert write_study_figure(run, folder, records).with_suffix(".svg").read_text() == first
 
 
-def test_points_made_of_one_sae_are_joined_and_single_ones_join_across_saes(
-    studied: tuple[Path, Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """The L0s of every line that is drawn."""
     from matplotlib.axes import Axes
 
-    run, folder, records = studied
-    drawn: list[list[float]] = []
+    found: list[list[float]] = []
     original = Axes.plot
 
     def watched(self: Axes, *args: Any, **kwargs: Any) -> Any:
-        drawn.append(list(args[0]))
+        found.append(list(args[0]))
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Axes, "plot", watched)
+    return found
+
+
+def test_a_line_joins_what_was_made_in_the_same_way(
+    studied: tuple[Path, Path, list[dict[str, Any]]], drawn: list[list[float]]
+) -> None:
+    run, folder, records = studied
     write_study_figure(run, folder, records)
-    # Per panel two arms of four SAEs, then for each of two series a line of two points for each of two SAEs.
+    # Per panel two arms of four SAEs, then for each of two series two curves through the two SAEs.
     assert sorted(map(len, drawn)) == sorted(2 * [4, 4, 2, 2, 2, 2])
-    drawn.clear()
-    write_study_figure(run, folder, [record for record in records if record["name"].endswith("-2")])
-    assert sorted(map(len, drawn)) == sorted(2 * [4, 4, 2, 2])
+    curve = [record["l0"] for record in records if record["curve"] == "mild at 3"]
+    assert sorted(curve) in drawn
+
+
+def test_what_is_done_to_many_arms_has_a_row_for_each(
+    studied: tuple[Path, Path, list[dict[str, Any]]], drawn: list[list[float]]
+) -> None:
+    run, folder, records = studied
+    run_records = [record for record in read_records(run) if record["seed"] is not None]
+    others = {record["arch"]: record for record in run_records}
+    names = ("one", "two", "three", "four", "five")
+    many = [
+        {**records[0], **{key: sae[key] for key in ("arch", "d_sae")}, "of": sae["name"], "series": name, "curve": name}
+        for sae in others.values()
+        for name in names
+    ]
+    figure = study_figure._draw(run_records, many)
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
+    assert len(titles) == 4 and [title.split(", ")[-1] for title in titles[::2]] == ["Gated", "ReLU"]
+    # Both arms as trained in each panel, and one line for each series of the row's arm.
+    assert sorted(map(len, drawn)) == sorted(4 * [4, 4, 1, 1, 1, 1, 1])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["Gated, as trained", "ReLU, as trained", *names]
+    # Few enough for one panel: the architecture is in the legend.
+    figure = study_figure._draw(run_records, [record for record in many if record["series"] in names[:4]])
+    assert len(figure.axes) == 2
+    assert "ReLU: four" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_an_undefined_metric_leaves_a_gap(studied: tuple[Path, Path, list[dict[str, Any]]]) -> None:

@@ -18,6 +18,9 @@ PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruc
 OFF_AXIS = 0.2
 """Share of the run's smallest L0 below which nothing is drawn."""
 
+MOST_SERIES = 8
+"""Arms times series that one panel may show."""
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -34,7 +37,8 @@ def write_study_figure(run_dir: Path, folder: Path, records: Records) -> Path:
     Args:
         run_dir: The run; the frontier of its SAEs is drawn as a line for each arm.
         folder: The study's folder.
-        records: Of the study, with `series`, which tells what belongs together, and `of`, the SAE it was made from.
+        records: Of the study, with `series`, which tells what looks alike, `curve`, which tells what is joined, and
+            `of`, the SAE it was made from.
 
     Raises:
         PlotsNotInstalled: matplotlib is missing; names the extra to install.
@@ -46,16 +50,44 @@ def write_study_figure(run_dir: Path, folder: Path, records: Records) -> Path:
 def _draw(run_records: Records, records: Records) -> "Figure":
     from matplotlib.figure import Figure
 
-    sites = list(dict.fromkeys(str(record["site"]) for record in records))
-    figure = Figure(figsize=(8.4, 3.4 * len(sites) + 1.2), layout="constrained")
-    axes = figure.subplots(len(sites), len(PANELS), squeeze=False)
-    for row, site in zip(axes, sites, strict=True):
-        for ax, (metric, title) in zip(row, PANELS.items(), strict=True):
-            ax.set_title(f"{title}, {site}")
-            _draw_panel(ax, _at(run_records, site), _at(records, site), metric)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5)
+    rows = _rows(run_records, records)
+    figure = Figure(figsize=(8.4, 3.2 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots(len(rows), len(PANELS), squeeze=False)
+    for row, (title, at_site, shown) in zip(axes, rows, strict=True):
+        for ax, (metric, name) in zip(row, PANELS.items(), strict=True):
+            # The name of a site and an arm is long: the first of the row has it for all.
+            ax.set_title(f"{name}, {title}" if ax is row[0] else name)
+            _draw_panel(ax, at_site, shown, metric)
+    legend = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=7.5, handlelength=3.2)
     return figure
+
+
+def _rows(run_records: Records, records: Records) -> list[tuple[str, Records, Records]]:
+    """Title of each row of panels, the run's SAEs at its site, and the study's records that it shows.
+
+    A row for each site; where the same is done to several arms and that is more than a panel holds, for each arm.
+    """
+    arm_of = {str(record["name"]): arm_label for record, arm_label in _labelled(run_records)}
+    found = []
+    for site in dict.fromkeys(str(record["site"]) for record in records):
+        at_site, shown = _at(run_records, site), _at(records, site)
+        arms = list(dict.fromkeys(arm_of[str(record["of"])] for record in shown))
+        names = {str(record["series"]) for record in shown}
+        if len(arms) > 1 and len(arms) * len(names) > MOST_SERIES and _series_are_shared(shown):
+            found += [
+                (f"{site}, {arm}", at_site, [one for one in shown if arm_of[str(one["of"])] == arm]) for arm in arms
+            ]
+        else:
+            found.append((site, at_site, shown))
+    return found
+
+
+def _labelled(run_records: Records) -> list[tuple[Mapping[str, Any], str]]:
+    """Each SAE of the run with the name of its arm."""
+    records = [dict(record) for record in run_records]
+    arms = find_arms(records)
+    return [(record, arms[arm_index(record, arms) or 0].label) for record in records]
 
 
 def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str) -> None:
@@ -81,7 +113,7 @@ def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str)
         mine = [record for record in records if (record["arch"], record["series"]) == (arch, name)]
         label = f"{arch_name(arch)}: {name}" if _shared(series, name) else name
         label += f" (some with L0 below {left:.2g}, off the axis)" if name in off_axis else ""
-        for number, line in enumerate(_joined(mine)):
+        for number, line in enumerate(_curves(mine)):
             ax.plot(
                 *zip(*_drawable(line, metric), strict=True),
                 color=colors[place],
@@ -114,12 +146,17 @@ def _shared(series: Sequence[tuple[str, str]], name: str) -> bool:
     return [other for _, other in series].count(name) > 1
 
 
-def _joined(series: Records) -> list[list[Mapping[str, Any]]]:
-    """Lines of a series: what was made of one SAE, or the whole series where each SAE gave one point."""
-    lines: dict[str, list[Mapping[str, Any]]] = {}
+def _series_are_shared(records: Records) -> bool:
+    series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
+    return any(_shared(series, name) for _, name in series)
+
+
+def _curves(series: Records) -> list[list[Mapping[str, Any]]]:
+    """What was made in the same way of the SAEs of one width: all seeds on one line, as those of an arm."""
+    lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in series:
-        lines.setdefault(str(record["of"]), []).append(record)
-    return list(lines.values()) if max(map(len, lines.values())) > 1 else [list(series)]
+        lines.setdefault((record["recipe"], record["d_sae"], record["curve"]), []).append(record)
+    return list(lines.values())
 
 
 def _at(records: Records, site: str) -> list[Mapping[str, Any]]:
