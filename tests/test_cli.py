@@ -12,6 +12,7 @@ import pytest
 
 import penstock
 from penstock.cli import main
+from penstock.cli.runs import Sweep
 from penstock.formats.native import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import GatedSAE
@@ -115,6 +116,19 @@ def test_sweep_trains_every_combination_and_compares(
     comparisons = json.loads((tmp_path / "run" / "comparison.json").read_text())["comparisons"]
     assert {one["site"] for one in comparisons} == {"resid_post.0", "mlp_out.1"}
     assert all(record["name"] in out for record in records)
+
+
+def test_the_papers_lambdas_are_for_gated_saes_alone(told: Told, tmp_path: Path) -> None:
+    sweep = Sweep(paper_lambda=(8e-4, 5e-4), target_l0=(8.0,), d_sae=(64,), sites=("resid_post.2",))
+    model = LanguageModel.load("embedded")
+    assert [(sae.arch, sae.paper_lambda, sae.target_l0) for sae in sweep.saes(model)] == [
+        *[("gated", None, 8.0), ("gated", 8e-4, None), ("gated", 5e-4, None)],
+        ("relu", None, 8.0),
+    ]
+    alone = Sweep(paper_lambda=(8e-4,), archs=("gated",), d_sae=(64,), sites=("resid_post.2",))
+    assert [sae.paper_lambda for sae in alone.saes(model)] == [8e-4]
+    code, _, err = told("sweep", "--paper-lambda", "8e-4", "--out", str(tmp_path / "run"))
+    assert code == 2 and "is a Gated SAE's" in err and not (tmp_path / "run").exists()
 
 
 def test_what_is_left_open_has_the_documented_default_and_nothing_is_drawn_without_a_terminal(

@@ -1,5 +1,6 @@
 """PNG, SVG and CSV of the Pareto figure."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fake_run import write_fake_run, write_lines
 
 from penstock.reports import PlotsNotInstalled, pareto_figure, write_pareto_figure
 from penstock.reports.arms import COLORS
-from penstock.reports.run_data import read_run
+from penstock.reports.run_data import PUBLISHED_FILE, read_run
 
 
 def small_run(run_dir: Path, sites: tuple[str, ...] = ("resid_post.2",)) -> Path:
@@ -128,8 +129,11 @@ def test_what_the_paper_has_elsewhere_or_without_a_number_changes_nothing(tmp_pa
     alone = [path.read_bytes() for path in write_pareto_figure(run)]
     elsewhere = [{**one, "site": "resid_post.3"} for one in PUBLISHED]
     empty = papers("gated", 1024, 8.0, None, None)
-    assert [path.read_bytes() for path in write_pareto_figure(run, [*elsewhere, empty])] == alone
-    assert write_pareto_figure(run, PUBLISHED).svg.read_bytes() != alone[1]
+    file = run / PUBLISHED_FILE
+    file.write_text(json.dumps([*elsewhere, empty]))
+    assert [path.read_bytes() for path in write_pareto_figure(run)] == alone
+    file.write_text(json.dumps(PUBLISHED))
+    assert write_pareto_figure(run).svg.read_bytes() != alone[1]
 
 
 def test_the_papers_points_stand_alone_where_ours_were_not_measured(tmp_path: Path) -> None:

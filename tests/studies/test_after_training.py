@@ -23,6 +23,7 @@ from penstock.studies.after_training import (
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.measuring import Described
 from penstock.studies.refitting import RefitConfig, Refitted, rescale_and_shift
+from penstock.studies.sweep import evaluate_saes
 
 METRICS = ("l0", "fvu", "delta_ce", "reconstruction_bias")
 
@@ -154,11 +155,26 @@ def test_an_interrupted_refit_goes_on_with_what_it_has_saved(
     fitted.clear()
     records = refit(run, config)
     assert len(fitted) == 1 and len(records) == 4
-    # Other settings fit all four anew.
+    # Other settings fit all four anew, and from the first on the earlier records are not believed any more.
+    other = saved.parent / "saes" / "relu0-of_another_study"
+    other.mkdir()
+    (saved.parent / "settings.json").write_text("as if finished")
     fitted.clear()
     with pytest.raises(KeyboardInterrupt):
         refit(run, replace(config, fit_tokens=1400))
     assert len(fitted) == 3
+    assert not other.exists() and not (saved.parent / "settings.json").exists()
+
+
+def test_a_refitted_sae_can_be_evaluated_like_any_other(finished: FinishedRun, tmp_path: Path) -> None:
+    run = replace(finished, folder=tmp_path / "run")
+    shutil.copytree(finished.folder, run.folder, ignore=shutil.ignore_patterns("studies", "checkpoints"))
+    config = RefitStudyConfig(refit=RefitConfig(steps=20, batch_size=256), fit_tokens=1500)
+    records = refit(run, config)
+    folders = [run.folder / "studies" / "refit" / "saes" / record["name"] for record in records]
+    again = evaluate_saes(folders, run.config.eval)
+    for one, other in zip(records, again, strict=True):
+        assert {key: other[key] for key in METRICS} == {key: one[key] for key in METRICS}
 
 
 def test_refit_without_such_an_sae_is_an_error(finished: FinishedRun) -> None:

@@ -188,6 +188,13 @@ def test_arms_without_common_quality_are_not_compared() -> None:
     assert found["arm"] == "gated"
 
 
+def test_a_seed_of_which_one_sae_is_left_does_not_cost_the_others_their_ratio() -> None:
+    """The rest may have diverged."""
+    both = [*RELU, *arm("relu", [4, 10, 17, 35, 60], seed=1)]
+    left = arm("gated", [9], factor=0.5, seed=1)
+    assert only([*GATED, *left, *both])["ratio"] == pytest.approx(only([*GATED, *both])["ratio"])
+
+
 def test_one_sae_is_no_curve() -> None:
     found = only(GATED[:1] + RELU)
     assert found["ratio"] is None

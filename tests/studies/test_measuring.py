@@ -12,9 +12,9 @@ import torch
 
 from penstock.evaluation.evaluate import Candidate
 from penstock.saes import SAE
-from penstock.studies import measuring
+from penstock.studies import measuring, saved
 from penstock.studies.after_training import PruningConfig, PursuitConfig, pruning, pursuit
-from penstock.studies.cost import CostConfig, cost
+from penstock.studies.cost import CostConfig, _groups, cost
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.measuring import Described
 from penstock.studies.saved import FoundSAEs, load_run
@@ -80,9 +80,27 @@ def test_no_more_saes_are_held_than_a_group_and_the_next(
     assert most == 2
 
 
+def test_loading_a_run_reads_no_weights(finished: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    original = saved.load_sae
+
+    def load_sae(folder: Path, **options: Any) -> Any:
+        read.append(folder)
+        return original(folder, **options)
+
+    monkeypatch.setattr(saved, "load_sae", load_sae)
+    run = FinishedRun.load(finished.folder)
+    # The check of annotations, which tests run with, looks at the first.
+    assert {folder.name for folder in read} <= {"gated0"}
+    read.clear()
+    assert run.saes["relu1"].arch == "relu"
+    assert [folder.name for folder in read] == ["relu1"]
+
+
 def test_an_sae_is_read_when_it_is_asked_for_and_not_kept(loaded: FoundSAEs) -> None:
     first = loaded.saes["gated0"]
     assert torch.equal(first.W_dec, loaded.saes["gated0"].W_dec)
+    assert "gated0" in loaded.saes and "gated2" not in loaded.saes
     gone = weakref.ref(first)
     del first
     gc.collect()
@@ -110,7 +128,18 @@ def test_a_study_in_little_memory_finds_the_same(
     assert len(groups) > 2
 
 
-def test_cost_times_neighbours_in_l0_together(finished: FinishedRun) -> None:
+def test_only_neighbours_in_l0_are_timed_together() -> None:
+    """Two SAEs fit, with what each takes: itself, its export, and the training of a copy."""
+    rows: list[dict[str, Any]] = [
+        {"name": name, "l0": l0, "parameter_bytes": 10.0, "training_bytes": 30}
+        for name, l0 in (("a", 4.0), ("b", 32.0), ("c", 5.0), ("d", 30.0), ("e", 90.0))
+    ]
+    assert _groups(rows, None) == [["a", "b", "c", "d", "e"]]
+    assert _groups(rows, 100) == [["a", "c"], ["d", "b"], ["e"]]
+    assert _groups(rows, 99) == _groups(rows, 0) == [["a"], ["c"], ["d"], ["b"], ["e"]]
+
+
+def test_cost_in_little_memory_counts_the_same(finished: FinishedRun) -> None:
     whole, few = (cost(replace(finished, max_bytes=limit), CostConfig(repeats=1)) for limit in (None, 1))
     counted = ("name", "l0", "step_flops", "parameter_bytes", "baseline", "parameter_bytes_ratio")
     assert [[row.get(key) for key in counted] for row in few] == [[row.get(key) for key in counted] for row in whole]

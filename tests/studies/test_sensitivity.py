@@ -10,7 +10,15 @@ import pytest
 from penstock.studies.comparison import Point
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.reproduction import study_run
-from penstock.studies.sensitivity import SensitivityConfig, _Frontier, _frontier, _grid, _row, _with
+from penstock.studies.sensitivity import (
+    SensitivityConfig,
+    _Frontier,
+    _frontier,
+    _grid,
+    _row,
+    _with,
+    sensitivity_variants,
+)
 from penstock.studies.sweep import read_config
 
 ONE = {"lr": 1.0, "sparsity_coef": 1.0, "d_sae": 1.0, "warmup_share": 1.0}
@@ -88,6 +96,17 @@ def test_only_what_is_off_differs_from_the_centre(finished: FinishedRun) -> None
     assert (harder.target_l0, harder.sparsity_coef) == (None, 1.4)
 
 
+def test_an_arm_without_the_target_is_left_out(finished: FinishedRun, caplog: pytest.LogCaptureFixture) -> None:
+    """As where the SAE has diverged, which is then in no list."""
+    saes = tuple(sae for sae in finished.config.saes if sae.arch == "gated")
+    other = replace(finished.config.saes[-1], target_l0=9.0, name="other")
+    variants = sensitivity_variants(
+        replace(finished.config, saes=(*saes, other)), replace(FEW, target_l0=3.0), lambda _: 1.0
+    )
+    assert {variant.sae.arch for variant in variants} == {"gated"} and len(variants) == 4
+    assert "No relu SAE of target L0 3 at resid_post.0" in caplog.text
+
+
 def test_both_arms_are_trained_with_every_setting_off(run_folder: Path, tmp_path: Path) -> None:
     for path in ("config.json", "records.jsonl", "sums.safetensors", "saes"):
         (tmp_path / path).symlink_to(run_folder / path)
@@ -101,7 +120,7 @@ def test_both_arms_are_trained_with_every_setting_off(run_folder: Path, tmp_path
         assert all(math.isfinite(value) for value in defined) and min(defined, default=1.0) == 1.0
     trained = read_config(next((tmp_path / "studies" / "sensitivity").glob("run-*")))
     assert len(trained.saes) == 8
-    with pytest.raises(ValueError, match="target_l0=5 is not a target of every arm"):
+    with pytest.raises(ValueError, match="target_l0=5 is not a target of any arm"):
         study_run(tmp_path, "sensitivity", replace(FEW, target_l0=5.0))
     with pytest.raises(ValueError, match="lr=1.0 is out of range"):
         SensitivityConfig(lr=(1.0,))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.studies import stored as module
 from penstock.studies.stored import Record, stored, study_folder
 
 
@@ -49,6 +50,14 @@ def test_other_settings_another_run_or_another_study_are_made_anew(run: Path) ->
     (run / "config.json").write_text('{"seed": 1}')
     assert stored(run, "study", Settings(strength=2.0), study)[0]["made"] == 4
     assert stored(run, "other", Settings(strength=2.0), study)[0]["made"] == 5
+
+
+def test_a_study_of_another_version_is_made_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study()
+    stored(run, "study", Settings(), study)
+    monkeypatch.setattr(module, "version", lambda _: "99.0")
+    stored(run, "study", Settings(), study)
+    assert study.made == 2
 
 
 def test_a_study_that_was_cut_short_is_made_again(run: Path) -> None:

@@ -12,6 +12,7 @@ from penstock.formats.native import load_sae
 from penstock.kernels.dispatch import forced
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import RECIPES, GatedSAE
+from penstock.training import run as module
 from penstock.training.config import RunConfig
 from penstock.training.defaults import coefficient
 from penstock.training.metrics_log import MetricsLog
@@ -65,6 +66,29 @@ def test_a_coefficient_by_hand() -> None:
 def test_a_coefficient_of_nothing_is_refused(arguments: tuple[float, int, float]) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         coefficient(*arguments)
+
+
+def test_a_baseline_has_no_lambda(tiny_run: Callable[..., RunConfig]) -> None:
+    relu = next(sae for sae in tiny_run().saes if sae.arch == "relu")
+    with pytest.raises(ValueError, match="paper_lambda=0.02 is a Gated SAE's: .* Give them a target_l0"):
+        replace(relu, target_l0=None, sparsity_coef=None, paper_lambda=0.02)
+
+
+def test_a_resumed_run_keeps_its_coefficient(
+    tiny_run: Callable[..., RunConfig], tiny_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may measure another scale; what was begun goes on."""
+    gated = next(sae for sae in tiny_run().saes if sae.arch == "gated")
+    one = replace(gated, target_l0=None, sparsity_coef=None, paper_lambda=0.02, name="one")
+    config = replace(tiny_run(), saes=(one,))
+    run = TrainingRun(config, tmp_path, tiny_lm)
+    run.checkpoint()
+    monkeypatch.setattr(module, "measure_scale", lambda _: 7.0)
+    resumed = TrainingRun(config, tmp_path, tiny_lm)
+    assert resumed.trainers[0].sparsity_coef != run.trainers[0].sparsity_coef
+    resumed.resume()
+    assert resumed.scales == run.scales
+    assert resumed.trainers[0].sparsity_coef == run.trainers[0].sparsity_coef
 
 
 def trained(config: RunConfig, folder: Path, model: LanguageModel) -> Path:

@@ -14,5 +14,5 @@ def test_each_sae_is_finished_or_diverged_or_missing(tmp_path: Path) -> None:
         (tmp_path / "saes" / name).mkdir(parents=True)
         for file in files:
             (tmp_path / "saes" / name / file).write_text(f"{name} is NaN.\n")
-    # Of e the message came later than the weights, or these are about to replace it: training is to be done again.
+    # Of e the message came later than the weights, which are of an earlier training.
     assert outcome_of(config, tmp_path) == (["a"], {"b": "b is NaN.", "e": "e is NaN."}, ["c", "d"])

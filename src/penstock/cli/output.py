@@ -31,11 +31,11 @@ def given(options: Any, blank: Any, prefix: str = "--") -> list[str]:
     return found
 
 
-def write_figures(run: Path, published: Sequence[dict[str, Any]] = ()) -> None:
-    """The report and the figure of a run; the paper's runs, as of `published_records`, go into the figure."""
+def write_figures(run: Path) -> None:
+    """The report and the figure of a run."""
     print(f"report: {write_report(run)}")
     try:
-        files = write_pareto_figure(run, published)
+        files = write_pareto_figure(run)
         print(f"figure: {files.png}")
     except PlotsNotInstalled as error:
         print(f"no pareto.png: {error}")

@@ -9,7 +9,7 @@ import tyro
 
 from penstock.cli.output import write_figures
 from penstock.cli.studies import write_study
-from penstock.reports.published import published_records
+from penstock.reports.published import write_published
 from penstock.reports.reproduction_page import write_reproduction_page
 from penstock.studies.estimate import Estimate, estimate
 from penstock.studies.preset import Cited, Preset, SitePreset
@@ -62,14 +62,16 @@ def run_preset(options: Reproduce) -> None:
         return
     out = options.out or Path("runs") / f"reproduce-{preset.name}"
     sites = {site.name: site for site in preset.sites}
+    studies: dict[str, tuple[str, ...]] = {}
     for number, (name, plan) in enumerate(plans.items(), start=1):
         print(f"run {number} of {len(plans)}: {out / name}", flush=True)
         made = reproduce(plan, out / name)
-        write_figures(out / name, published_records(sites[name]) or ())
+        studies[name] = tuple(made)
+        write_published(out / name, sites[name])
+        write_figures(out / name)
         for study, records in made.items():
             for line in write_study(out / name, study, records):
                 print(line)
-    studies = {name: tuple(plan.studies) for name, plan in plans.items()}
     title = f"Gated sparse autoencoders: the paper's experiments, {preset.name}"
     page = write_reproduction_page(out, studies, title, sites)
     print(f"page: {page}")

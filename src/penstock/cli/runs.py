@@ -134,16 +134,14 @@ class Sweep(_Run):
     sparsity_coef: tuple[float, ...] = ()
     """Weights of the sparsity penalty instead of targets."""
     paper_lambda: tuple[float, ...] = ()
-    """The same as the paper states them, for raw activations and errors divided by d_in (docs/training.md)."""
+    """The same as the paper states them, for raw activations and errors divided by d_in (docs/training.md); Gated SAEs
+    alone have them, and ReLU SAEs the targets or weights given besides."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the initial weights."""
     lr: tuple[float, ...] = ()
     """Learning rates to try; each arm's rule chooses one if left open."""
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
-        given = {name: getattr(self, name) for name in ("target_l0", "sparsity_coef", "paper_lambda")}
-        given = given if any(given.values()) else {"target_l0": DEFAULT_L0}
-        aims: list[dict[str, Any]] = [{name: value} for name, values in given.items() for value in values]
         return tuple(
             SAEConfig(
                 arch=arch,
@@ -158,9 +156,16 @@ class Sweep(_Run):
             for d_sae in self.d_sae or (8 * model.d_in(site),)
             for arch in self.archs
             for recipe, aim, seed, lr in product(
-                self.recipes or (DEFAULT_RECIPE[arch],), aims, self.seeds, self.lr or (None,)
+                self.recipes or (DEFAULT_RECIPE[arch],), self._aims(arch), self.seeds, self.lr or (None,)
             )
         )
+
+    def _aims(self, arch: str) -> list[dict[str, Any]]:
+        """How sparse the SAEs of an architecture shall be; the paper's lambdas are a Gated SAE's alone."""
+        targets = self.target_l0 or (() if self.sparsity_coef or self.paper_lambda else DEFAULT_L0)
+        lambdas = () if arch == "relu" and (targets or self.sparsity_coef) else self.paper_lambda
+        given = {"target_l0": targets, "sparsity_coef": self.sparsity_coef, "paper_lambda": lambdas}
+        return [{name: value} for name, values in given.items() for value in values]
 
 
 def train(options: Train | Sweep) -> None:

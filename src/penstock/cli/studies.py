@@ -44,7 +44,7 @@ class Ablations(_OfRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Refit(_OfRun):
-    """Refit the magnitudes of the ReLU SAEs of a run: is it enough to fix shrinkage? (paper, section 5.2)"""
+    """Refit the magnitudes of SAEs of a run: is it enough to fix shrinkage? (paper, section 5.2)"""
 
     settings: Annotated[RefitStudyConfig, Flat] = field(default_factory=RefitStudyConfig)
 

@@ -31,7 +31,7 @@ def resampled_metrics(
 
 
 def few_groups_factor(groups: int) -> float:
-    """By what the deviations of a bootstrap over few groups must be multiplied to cover what it should.
+    """By what the deviations of a bootstrap over few groups must be multiplied to cover what it should (93% for two).
 
     sqrt(n / (n - 1)), as the spread of n groups about their own mean is too small, and the quantile of Student's t with
     n - 1 degrees of freedom over the normal one, as that spread is itself uncertain.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from penstock.reports import wording
 from penstock.reports.arms import COLORS, CONTROLS, SHAPES, Arm, arch_and_width, arm_index, find_arms, is_control
 from penstock.reports.records_csv import write_records_csv
-from penstock.reports.run_data import RunData, read_run
+from penstock.reports.run_data import RunData, read_published, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,21 +69,19 @@ class ParetoFiles(NamedTuple):
     csv: Path
 
 
-def write_pareto_figure(run_dir: Path, published: Records = ()) -> ParetoFiles:
+def write_pareto_figure(run_dir: Path) -> ParetoFiles:
     """Writes `pareto.csv`, `pareto.png` and `pareto.svg` into a run directory and returns their paths.
 
     The CSV comes first and needs no plotting library, so it is there even if PlotsNotInstalled is raised.
 
-    Args:
-        run_dir: A run directory.
-        published: The paper's runs to be drawn beside, as of `published_records`; those of other sites are left out.
+    Where the run has a `published.json`, the paper's runs in it are drawn beside ours, if they are of one of its sites.
 
     Raises:
         FileNotFoundError: no records.jsonl; names the command that makes it.
         PlotsNotInstalled: matplotlib is missing; names the extra to install.
     """
     csv = write_records_csv(run_dir)
-    png = drawn(lambda: _draw(read_run(run_dir), published), run_dir / "pareto")
+    png = drawn(lambda: _draw(read_run(run_dir), read_published(run_dir)), run_dir / "pareto")
     return ParetoFiles(png, png.with_suffix(".svg"), csv)
 
 

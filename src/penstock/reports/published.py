@@ -1,11 +1,14 @@
 """Our runs beside the paper's tables: row by row, the headline pair, and the paper's points for a figure."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from penstock.reports import wording
 from penstock.reports.arms import arch_and_width
+from penstock.reports.run_data import PUBLISHED_FILE, write_text
 from penstock.studies.paper_tables import PublishedRun
 from penstock.studies.preset import ArmPreset, SitePreset
 
@@ -93,13 +96,13 @@ def headline_table(site: SitePreset, comparisons: Sequence[Mapping[str, Any]]) -
     return PublishedTable(HEADLINE_CAPTION, HEADLINE_COLUMNS, [row])
 
 
-def published_records(site: SitePreset) -> list[dict[str, Any]] | None:
-    """The paper's runs at a site under the names and in the units of our records, to be drawn beside them.
+def write_published(run_dir: Path, site: SitePreset) -> None:
+    """Writes the paper's runs at a site into our run's folder as `published.json`, to be drawn beside ours.
 
-    Returns:
-        Dicts of `name` (of the arm in the preset), `arch`, `d_sae`, `site`, `l0`, `loss_recovered` and `frac_alive`
-        (as shares, not percent) and `reconstruction_bias`, by arm and ascending in L0; a number that is missing is
-        None. None if the paper has no table of the site.
+    They are a list of objects under the names and in the units of our records: `name` (of the arm in the preset),
+    `arch`, `d_sae`, `site`, `l0`, `loss_recovered` and `frac_alive` (as shares, not percent) and `reconstruction_bias`,
+    by arm and ascending in L0; a number that is missing is null. Nothing is written if the paper has no table of the
+    site.
     """
     found = [
         {
@@ -115,7 +118,8 @@ def published_records(site: SitePreset) -> list[dict[str, Any]] | None:
         for name, arm in site.arms.items()
         for run in sorted(arm.published.value, key=lambda run: run.l0)
     ]
-    return found or None
+    if found:
+        write_text(run_dir / PUBLISHED_FILE, json.dumps(found, indent=1) + "\n")
 
 
 def _with_lambda(arm: ArmPreset, coef: float) -> PublishedRun | None:

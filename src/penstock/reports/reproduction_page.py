@@ -32,7 +32,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "refit": (
         "Is it enough to fix shrinkage?",
         "The gate of the width-matched baseline is frozen and its magnitudes are fitted to the reconstruction alone: "
-        "rescaled and shifted (section 5.2), or fine-tuned together with the decoder (after Wright & Sharkey 2024).",
+        "rescaled and shifted (section 5.2), or fine-tuned together with the decoder (after Wright & Sharkey 2024). "
+        "Gated SAEs are the control: what the same fit gains them is no mended shrinkage.",
     ),
     "pursuit": (
         "Inference-time optimisation",
@@ -42,7 +43,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "pruning": (
         "Pruning low activations",
         "Activations below a threshold are dropped at inference, by three rules, fitted on training activations. The "
-        "paper leaves open (section 7) whether this closes the baseline's gap.",
+        "paper leaves open (section 7) whether this closes the baseline's gap. Gated SAEs are pruned alike.",
     ),
     "cost": (
         "Cost",

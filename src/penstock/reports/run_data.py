@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PUBLISHED_FILE = "published.json"
+"""The paper's runs at a run's site, to be drawn beside ours."""
+
 _ABSENT = {
     "config.json": "config.json is missing: the settings of this run cannot be shown.",
     "environment.json": "environment.json is missing: hardware, versions and command cannot be shown.",
@@ -66,6 +69,12 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
         ValueError: records.jsonl is empty or not valid JSON.
     """
     return _read_records(run_dir, [])
+
+
+def read_published(run_dir: Path) -> list[dict[str, Any]]:
+    """The paper's runs that are to be drawn beside those of a run; empty if it has none (`write_published`)."""
+    path = run_dir / PUBLISHED_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def write_text(path: Path, text: str) -> None:

@@ -50,49 +50,97 @@ def write_study_figure(run_dir: Path, folder: Path, records: Records) -> Path:
 def _draw(run_records: Records, records: Records) -> "Figure":
     from matplotlib.figure import Figure
 
-    rows = _rows(run_records, records)
+    arms = find_arms([dict(record) for record in run_records])
+    by_arm = _is_crowded(records)
+    looks = _looks(run_records, records, arms, by_arm)
+    rows = _rows(run_records, records, arms, by_arm)
     figure = Figure(figsize=(8.4, 3.2 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots(len(rows), len(PANELS), squeeze=False)
     for row, (title, at_site, shown) in zip(axes, rows, strict=True):
         for ax, (metric, name) in zip(row, PANELS.items(), strict=True):
             # The name of a site and an arm is long: the first of the row has it for all.
             ax.set_title(f"{name}, {title}" if ax is row[0] else name)
-            _draw_panel(ax, at_site, shown, metric)
+            _draw_panel(ax, at_site, shown, metric, arms, looks)
     legend = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=7.5, handlelength=3.2)
     return figure
 
 
-def _rows(run_records: Records, records: Records) -> list[tuple[str, Records, Records]]:
-    """Title of each row of panels, the run's SAEs at its site, and the study's records that it shows.
+def _is_crowded(records: Records) -> bool:
+    """Whether the same is done to several arms, and to more of them than one panel holds."""
+    arms = {(record["arch"], record["recipe"], record["d_sae"]) for record in records}
+    names = {record["series"] for record in records}
+    return bool(_shared(records)) and len(arms) * len(names) > MOST_SERIES
 
-    A row for each site; where the same is done to several arms and that is more than a panel holds, for each arm.
-    """
-    arm_of = {str(record["name"]): arm_label for record, arm_label in _labelled(run_records)}
-    found = []
+
+def _shared(records: Records) -> set[str]:
+    """The names of series that SAEs of more than one architecture have."""
+    archs: dict[str, set[str]] = {}
+    for record in records:
+        archs.setdefault(str(record["series"]), set()).add(str(record["arch"]))
+    return {name for name, found in archs.items() if len(found) > 1}
+
+
+def _rows(
+    run_records: Records, records: Records, arms: Sequence[Arm], by_arm: bool
+) -> list[tuple[str, Records, Records]]:
+    """Title of each row of panels, the run's SAEs at its site, and the study's records that it shows."""
+    arm_of = {str(record["name"]): arms[arm_index(dict(record), arms) or 0].label for record in run_records}
+    found: list[tuple[str, Records, Records]] = []
     for site in dict.fromkeys(str(record["site"]) for record in records):
         at_site, shown = _at(run_records, site), _at(records, site)
-        arms = list(dict.fromkeys(arm_of[str(record["of"])] for record in shown))
-        names = {str(record["series"]) for record in shown}
-        if len(arms) > 1 and len(arms) * len(names) > MOST_SERIES and _series_are_shared(shown):
-            found += [
-                (f"{site}, {arm}", at_site, [one for one in shown if arm_of[str(one["of"])] == arm]) for arm in arms
-            ]
-        else:
+        if not by_arm:
             found.append((site, at_site, shown))
+            continue
+        by_label: dict[str, list[Mapping[str, Any]]] = {}
+        for record in shown:
+            by_label.setdefault(arm_of[str(record["of"])], []).append(record)
+        found += [(f"{site}, {label}", at_site, mine) for label, mine in by_label.items()]
     return found
 
 
-def _labelled(run_records: Records) -> list[tuple[Mapping[str, Any], str]]:
-    """Each SAE of the run with the name of its arm."""
-    records = [dict(record) for record in run_records]
-    arms = find_arms(records)
-    return [(record, arms[arm_index(record, arms) or 0].label) for record in records]
+def _looks(
+    run_records: Records, records: Records, arms: Sequence[Arm], by_arm: bool
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """How the series of each architecture is drawn, the same in every panel.
+
+    By colour, either series are told apart or, where several architectures share a panel, these.
+    """
+    slots = {arm.arch: arm.slot for arm in arms}
+    free = [color for slot, color in enumerate(COLORS) if slot not in slots.values()]
+    series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
+    names = list(dict.fromkeys(name for _, name in series))
+    left = _left_end(run_records)
+    off_axis = {str(record["series"]) for record in records if (record.get("l0") or 0) < left}
+    shared = set() if by_arm else _shared(records)
+    looks = {}
+    for place, (arch, name) in enumerate(series):
+        number = names.index(name) if by_arm else place
+        label = f"{arch_name(arch)}: {name}" if name in shared else name
+        label += f" (some with L0 below {left:.2g}, off the axis)" if name in off_axis else ""
+        looks[arch, name] = {
+            "color": COLORS[slots.get(arch, len(arms)) % len(COLORS)] if shared else free[number % len(free)],
+            "marker": MARKERS[SHAPES[(number + 2) % len(SHAPES)]],
+            "linestyle": ("--", ":", "-.")[number % 3],
+            "label": label,
+        }
+    return looks
 
 
-def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str) -> None:
+def _left_end(run_records: Records) -> float:
+    """The L0 below which nothing is drawn: what has collapsed would squeeze everything else to one side."""
+    return OFF_AXIS * min((r["l0"] for r in run_records if (r.get("l0") or 0) > 0), default=0.0)
+
+
+def _draw_panel(
+    ax: "Axes",
+    run_records: Records,
+    records: Records,
+    metric: str,
+    arms: Sequence[Arm],
+    looks: Mapping[tuple[str, str], dict[str, Any]],
+) -> None:
     ax.set_xlabel("L0, firing latents per token")
-    arms = find_arms([dict(record) for record in run_records])
     for place, arm in enumerate(arms):
         mine = _drawable([r for r in run_records if arm_index(dict(r), arms) == place], metric)
         ax.plot(
@@ -103,52 +151,20 @@ def _draw_panel(ax: "Axes", run_records: Records, records: Records, metric: str)
             linewidth=1.6,
             label=f"{arm.label}, as trained",
         )
-    series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
-    colors = _colors(series, arms)
-    left = OFF_AXIS * min((r["l0"] for r in run_records if (r.get("l0") or 0) > 0), default=0.0)
-    off_axis = {str(record["series"]) for record in records if (record.get("l0") or 0) < left}
-    # What has collapsed would squeeze everything else to one side.
+    left = _left_end(run_records)
     records = [{**record, "l0": None} if (record.get("l0") or 0) < left else record for record in records]
-    for place, (arch, name) in enumerate(series):
+    for (arch, name), look in looks.items():
         mine = [record for record in records if (record["arch"], record["series"]) == (arch, name)]
-        label = f"{arch_name(arch)}: {name}" if _shared(series, name) else name
-        label += f" (some with L0 below {left:.2g}, off the axis)" if name in off_axis else ""
         for number, line in enumerate(_curves(mine)):
-            ax.plot(
-                *zip(*_drawable(line, metric), strict=True),
-                color=colors[place],
-                marker=MARKERS[SHAPES[(place + 2) % len(SHAPES)]],
-                linestyle=("--", ":", "-.")[place % 3],
-                markerfacecolor="white",
-                linewidth=0.9,
-                markersize=4.5,
-                label=None if number else label,
-            )
+            points = zip(*_drawable(line, metric), strict=True)
+            named: dict[str, Any] = {**look, "label": None if number else look["label"]}
+            ax.plot(*points, **named, markerfacecolor="white", linewidth=0.9, markersize=4.5)
     both = (*run_records, *records)
     shown = [dict(record) for record in both if record.get(metric) is not None and record.get("l0") is not None]
     if shown:
         set_scales(ax, shown, metric)
     if metric == "reconstruction_bias":
         ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
-
-
-def _colors(series: Sequence[tuple[str, str]], arms: Sequence[Arm]) -> list[str]:
-    """The architecture's where the same is done to several; else one for each series, those of the arms left out."""
-    slots = {arm.arch: arm.slot for arm in arms}
-    if any(_shared(series, name) for _, name in series):
-        return [COLORS[slots.get(arch, len(arms)) % len(COLORS)] for arch, _ in series]
-    free = [color for slot, color in enumerate(COLORS) if slot not in slots.values()]
-    return [free[place % len(free)] for place in range(len(series))]
-
-
-def _shared(series: Sequence[tuple[str, str]], name: str) -> bool:
-    """Whether SAEs of more than one architecture have a series of this name."""
-    return [other for _, other in series].count(name) > 1
-
-
-def _series_are_shared(records: Records) -> bool:
-    series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
-    return any(_shared(series, name) for _, name in series)
 
 
 def _curves(series: Records) -> list[list[Mapping[str, Any]]]:

@@ -1,7 +1,7 @@
 """The paper's experiments on SAEs that are already trained: each a function from a finished run to records.
 
 pursuit       inference-time optimisation: the encoder replaced by gradient pursuit (appendix A)
-pruning       the baseline's low activations dropped at inference (section 7, left open there)
+pruning       low activations dropped at inference: does it close the baseline's gap? (section 7, left open there)
 refit         magnitudes refitted behind a frozen gate: is it enough to fix shrinkage? (section 5.2)
 
 The records are measured on the run's own held-out tokens, so they stand beside those of its records.jsonl. The sums
@@ -10,6 +10,7 @@ behind them are left in RUN/studies/NAME/sums.safetensors, from which `series.py
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -176,6 +177,7 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
         )
     acts = run.activations(config.fit_tokens)
     digest = hashlib.sha256(asked(run.folder, config).encode()).hexdigest()
+    _make_room(study_folder(run.folder, "refit"), {f"{name}-{method}" for name, method in product(chosen, METHODS)})
 
     def made() -> Iterator[Described]:
         for number, (name, method) in enumerate(product(chosen, METHODS), start=1):
@@ -184,13 +186,21 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
             if not _is_saved(folder, digest):
                 logger.info("Refitting %d of %d: %s", number, len(chosen) * len(METHODS), new)
                 refitted = METHODS[method](run.saes[name], acts[site], config.refit)
-                save_sae(refitted.sae, folder, {**run.about[name], "name": new, "asked": digest})
+                save_sae(refitted.sae, folder, {**run.metadata[name], "name": new, "asked": digest})
             series = method.replace("_", " ")
             sae = load_sae(folder, device=run.config.language_model.device).sae
             about = _about(run, name, new, series=series, curve=series, method=method)
             yield Described(Candidate.of(new, site, sae), about)
 
     return measured_records(run, "refit", made())
+
+
+def _make_room(folder: Path, wanted: set[str]) -> None:
+    """Before SAEs of an earlier study are replaced: its settings no longer vouch for them, and others than these go."""
+    (folder / "settings.json").unlink(missing_ok=True)
+    for saved in (folder / "saes").glob("*"):
+        if saved.name not in wanted:
+            shutil.rmtree(saved)
 
 
 def _to_refit(run: FinishedRun, archs: Sequence[str]) -> list[str]:

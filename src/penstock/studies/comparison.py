@@ -189,7 +189,9 @@ def _curves(points: Sequence[Point]) -> list[_Curve]:
         ordered = sorted(seed_points, key=lambda point: point.loss_recovered[0])
         quality = np.stack([-np.log(1 - point.loss_recovered) for point in ordered])
         curves.append(_Curve(seed, quality, np.stack([point.l0 for point in ordered])))
-    return curves or [_Curve(0, np.empty((0, 1)), np.empty((0, 1)))]
+    # One SAE is no curve: a seed of which only one is left must not cost the others their comparison.
+    whole = [curve for curve in curves if len(curve.l0) > 1]
+    return whole or curves or [_Curve(0, np.empty((0, 1)), np.empty((0, 1)))]
 
 
 def _interval(values: Floats) -> list[float]:

@@ -22,14 +22,11 @@ from penstock.studies.stored import Record
 from penstock.training.config import SAEConfig
 from penstock.training.optimisers import make_optimiser
 
-COPIES = 5
-"""Of an SAE's parameters while it is timed: itself, its export, a copy that trains, gradients and second moments."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
     repeats: int = 20
-    """Repetitions of which the median counts; all SAEs take turns."""
+    """Repetitions of which the median counts; SAEs take turns."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -83,7 +80,8 @@ def _groups(rows: Sequence[Record], max_bytes: int | None) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     held = 0
     for row in sorted(rows, key=lambda row: row["l0"]):
-        needed = COPIES * row["parameter_bytes"]
+        # Itself and its export, and the copy that trains.
+        needed = 2 * row["parameter_bytes"] + row["training_bytes"]
         if groups[-1] and held + needed > max_bytes:
             groups.append([])
             held = 0

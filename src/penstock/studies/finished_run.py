@@ -30,6 +30,8 @@ class FinishedRun:
     """By name, in the order of the settings: raw activations in and out. From disk each time they are asked for."""
     about: Mapping[str, Mapping[str, Any]]
     """For each SAE's name what its record says beside the numbers."""
+    metadata: Mapping[str, dict[str, Any]]
+    """For each SAE's name all that was saved with it."""
     divide: Divide = undivided
     """What becomes of a run that a study trains beside this one."""
     max_bytes: int | None = None
@@ -57,6 +59,7 @@ class FinishedRun:
             model=load_model(config),
             saes=loaded.saes,
             about=loaded.about,
+            metadata=loaded.metadata,
             divide=divide,
             max_bytes=max_bytes,
         )

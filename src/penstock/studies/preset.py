@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from penstock.language_models.pretrained import DTYPES
+import torch
+
+from penstock.evaluation.evaluate import LOGITS
+from penstock.studies.estimate import estimate, parameters
 from penstock.studies.reproduction import STUDIES, Plan
 from penstock.studies.splitting import split
 from penstock.training.config import (
@@ -159,7 +162,7 @@ class Preset:
             model: As of `run_configs`.
             device: As of `run_configs`.
             max_bytes: What training may need, by `estimate`; larger runs are trained in parts. An evaluation holds as
-                many SAEs at once as fit beside the language model's weights.
+                many SAEs at once as fit beside the language model and its logits.
         """
         configs = self.run_configs(model=model, device=device)
         settings = {name: cited.value for name, cited in self.study_settings.items()}
@@ -170,17 +173,23 @@ class Preset:
                 return (whole,)
             return split(whole, widths, self.model_parameters.value, self.num_layers.value, max_bytes)
 
-        dtype = DTYPES[configs[0].language_model.dtype]
-        beside_model = None if max_bytes is None else max_bytes - self.model_parameters.value * dtype.itemsize
         return {
             site.name: Plan(
                 run,
                 {name: settings.get(name) or STUDIES[name].settings() for name in site.studies.value},
                 divide,
-                beside_model,
+                None if max_bytes is None else max(0, max_bytes - self._reserved(run, widths[site.name])),
             )
             for site, run in zip(self.sites, configs, strict=True)
         }
+
+    def _reserved(self, run: RunConfig, d_in: int) -> int:
+        """Bytes that an evaluation takes besides the SAEs it holds: the language model and its logits (clean, spliced,
+        and a logarithm of each), and the SAE that is read next.
+        """
+        cost = estimate(run, {run.sites[0]: d_in}, self.model_parameters.value, self.num_layers.value)
+        logits = LOGITS.get(torch.device(run.language_model.device).type, LOGITS["cpu"])
+        return cost.bytes_language_model + 4 * 4 * logits + max(4 * parameters(sae, d_in) for sae in run.saes)
 
     def _saes(self, site: SitePreset) -> tuple[SAEConfig, ...]:
         saes: list[SAEConfig] = []

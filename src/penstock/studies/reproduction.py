@@ -30,6 +30,7 @@ from penstock.studies.sweep import evaluate_run, load_model, read_config
 from penstock.studies.variants import CoefOf, Variant
 from penstock.training.config import RunConfig
 from penstock.training.defaults import resolve_sae
+from penstock.training.trainer import DivergenceError
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,11 @@ def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
         folder: The run's directory.
 
     Returns:
-        For each study its records.
+        For each study its records; without those of which everything diverged, which is logged.
 
     Raises:
         ValueError: the folder holds a run with other settings; or as `finish`, before the run is trained.
+        DivergenceError: all SAEs of the run have diverged.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
     finish(plan, folder)
@@ -108,7 +110,11 @@ def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
     made = {}
     for number, (study, settings) in enumerate(plan.studies.items(), start=1):
         logger.info("%s: study %d of %d, %s", folder, number, len(plan.studies), study)
-        made[study] = study_run(folder, study, settings, load)
+        try:
+            made[study] = study_run(folder, study, settings, load)
+        except DivergenceError as error:
+            # Training is deterministic: to stop here would be to stop here every time, before all other studies.
+            logger.error("%s: the study %s is left out. %s", folder, study, error)
     return made
 
 

@@ -34,6 +34,10 @@ class SavedSAEs(Mapping[str, SAE]):
     def __len__(self) -> int:
         return len(self._folders)
 
+    def __contains__(self, name: object) -> bool:
+        # The inherited one would read the SAE.
+        return name in self._folders
+
 
 class FoundSAEs(NamedTuple):
     """SAEs on disk and what is known of them."""
@@ -41,8 +45,8 @@ class FoundSAEs(NamedTuple):
     saes: SavedSAEs
     about: dict[str, Mapping[str, Any]]
     """For each SAE's name what its record says of it."""
-    metadata: list[dict[str, Any]]
-    """What was saved with each."""
+    metadata: dict[str, dict[str, Any]]
+    """For each SAE's name what was saved with it."""
     diverged: dict[str, str]
     """SAEs of their run that have diverged and are not here: by name the message."""
 
@@ -84,7 +88,7 @@ def read_saes(folders: Sequence[Path], *, device: str) -> FoundSAEs:
     """
     found: dict[str, Path] = {}
     about: dict[str, Mapping[str, Any]] = {}
-    metadata = []
+    metadata: dict[str, dict[str, Any]] = {}
     for folder in folders:
         facts = read_facts(folder)
         if "site" not in facts.metadata:
@@ -96,7 +100,7 @@ def read_saes(folders: Sequence[Path], *, device: str) -> FoundSAEs:
         name = str(folder) if name in found else name
         found[name] = folder
         about[name] = about_sae(facts.arch, facts.d_in, facts.d_sae, {**facts.metadata, "name": name})
-        metadata.append(facts.metadata)
+        metadata[name] = facts.metadata
     return FoundSAEs(SavedSAEs(found, device), about, metadata, {})
 
 

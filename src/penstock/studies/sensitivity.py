@@ -5,6 +5,7 @@ another coefficient are steered to the centre's L0. What is left of a difference
 frontier, where log(1 - loss recovered) is close to linear in log L0 (`comparison.py`).
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from penstock.studies.splitting import from_sparse_to_dense
 from penstock.studies.stored import Record
 from penstock.studies.variants import CoefOf, Variant, train_variants
 from penstock.training.config import RunConfig, SAEConfig
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = ("lr", "sparsity_coef", "d_sae", "warmup_share")
 
@@ -76,7 +79,7 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
         because it diverged, else None.
 
     Raises:
-        ValueError: no SAE of an arm has that target, or settings that are off are out of range.
+        ValueError: no SAE has that target, or settings that are off are out of range.
         DivergenceError: all that was trained diverged.
     """
     own = own_points(run.folder)
@@ -156,12 +159,18 @@ def _centres(run: RunConfig, config: SensitivityConfig) -> list[SAEConfig]:
             group.append(sae)
     if config.target_l0 is None:
         return [sorted(group, key=from_sparse_to_dense)[(len(group) - 1) // 2] for group in firsts.values()]
-    found = [next((sae for sae in group if sae.target_l0 == config.target_l0), None) for group in firsts.values()]
-    centres = [sae for sae in found if sae is not None]
-    if len(centres) < len(found):
+    centres = []
+    for (site, arch), group in firsts.items():
+        centre = next((sae for sae in group if sae.target_l0 == config.target_l0), None)
+        if centre is None:
+            # It may have diverged, which must not cost the other arms their study.
+            logger.warning("No %s SAE of target L0 %g at %s: that arm is left out", arch, config.target_l0, site)
+        else:
+            centres.append(centre)
+    if not centres:
         allowed = sorted({sae.target_l0 for sae in run.saes if sae.target_l0 is not None})
         raise ValueError(
-            f"target_l0={config.target_l0:g} is not a target of every arm of the run: its targets are "
+            f"target_l0={config.target_l0:g} is not a target of any arm of the run: its targets are "
             f"{', '.join(f'{target:g}' for target in allowed) or 'none'}. Choose one of them, or leave it out."
         )
     return centres

@@ -117,7 +117,8 @@ def series_comparisons(own: Mapping[str, Point], made: Mapping[str, Sequence[Mad
         other is None; `arm_label` and `baseline_label` name both sides in words. Series made from a Gated arm are
         compared with that arm and with what was made of other architectures in the same way; all others with every
         Gated arm of their site and with their own arm. Of its own arm only those SAEs count that a series was made
-        from, unless they are one for each seed, or reach no quality in common with it: then the whole arm does.
+        from, unless they are one for each seed, or reach no quality in common with it: then the whole arm does, and
+        `whole_arm` is true (as it is where neither side is an arm that the other was made from).
     """
     by_site: dict[str, dict[_Series, list[Made]]] = defaultdict(lambda: defaultdict(list))
     for curve, points in {None: [Made(*item) for item in own.items()], **made}.items():
@@ -136,7 +137,9 @@ def _ratio(arm: _Series, baseline: _Series, at_site: Mapping[_Series, Sequence[M
     whole = [[made.point for made in at_site[side]] for side in (arm, baseline)]
     alike = [_origins(arm, baseline, at_site), _origins(baseline, arm, at_site)]
     found = l0_ratio(*alike)
-    return found if found["ratio"] is not None else l0_ratio(*whole)
+    if found["ratio"] is not None:
+        return found | {"whole_arm": alike == whole}
+    return l0_ratio(*whole) | {"whole_arm": True}
 
 
 def _origins(one: _Series, other: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> list[Point]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
 
 
 def asked(run: Path, settings: Any) -> str:
-    """The text of a study's settings.json: what was asked, and of which run."""
-    return json.dumps({"settings": dataclasses.asdict(settings), "run": _hash_of(run)}, indent=1) + "\n"
+    """The text of a study's settings.json: what was asked, of which run, and of which version of this library."""
+    question = {"settings": dataclasses.asdict(settings), "run": _hash_of(run), "penstock": version("penstock")}
+    return json.dumps(question, indent=1) + "\n"
 
 
 def _hash_of(run: Path) -> str:

@@ -200,7 +200,7 @@ def evaluate_saes(
         ValueError: the SAEs belong to different models or texts, or do not fit this model.
     """
     loaded = read_saes(folders, device=device)
-    metadata = loaded.metadata
+    metadata = list(loaded.metadata.values())
     own = LanguageModel.load(
         model or _common(metadata, "model"),
         dtype=dtype,

@@ -193,6 +193,11 @@ class SAEConfig:
             )
         _between("sparsity_coef", self.sparsity_coef, 1e-9, 1e6)
         _between("paper_lambda", self.paper_lambda, 1e-12, 1e6)
+        if self.paper_lambda is not None and self.arch == "relu":
+            raise ValueError(
+                f"paper_lambda={self.paper_lambda} is a Gated SAE's: the paper scales the errors of its ReLU baselines "
+                "once more, by what is not clear. Give them a target_l0 or a sparsity_coef (docs/training.md)."
+            )
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise ValueError(
                 f"target_l0={self.target_l0} is out of range: it must lie between 0 and d_sae={self.d_sae}."

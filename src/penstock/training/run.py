@@ -157,9 +157,9 @@ class TrainingRun:
         return folders
 
     def _save(self, trainer: SAETrainer, folder: Path) -> None:
-        save_sae(folded(trainer.sae, self.scales[trainer.config.site]), folder, self._metadata(trainer))
-        # It may have diverged here before, on another machine.
+        # It may have diverged here before, on another machine. Before the weights: both would say that it has diverged.
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
+        save_sae(folded(trainer.sae, self.scales[trainer.config.site]), folder, self._metadata(trainer))
 
     def _step(self) -> dict[str, dict[str, float]]:
         self._resample_where_due()

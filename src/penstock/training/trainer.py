@@ -161,7 +161,8 @@ class SAETrainer:
     def numbers(self) -> dict[str, Any]:
         """The rest of what a checkpoint needs, ready for JSON."""
         controller = self.controller.state() if self.controller else None
-        return {"controller": controller, "resampled": self.resampled, "tail": self.tail, "density": self.density}
+        numbers = {"controller": controller, "resampled": self.resampled, "tail": self.tail, "density": self.density}
+        return {**numbers, "coef": self.coef}
 
     def warnings(self) -> list[str]:
         """What a reader of this SAE's numbers should know, at the end of its training."""
@@ -194,6 +195,8 @@ class SAETrainer:
         self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
         if self.controller and numbers["controller"]:
             self.controller.load_state(numbers["controller"])
+        # Checkpoints of before there was a `paper_lambda` do not have it.
+        self.coef = numbers.get("coef", self.coef)
         self.resampled = int(numbers["resampled"])
         self.tail = numbers["tail"]
         self.density = float(numbers["density"])

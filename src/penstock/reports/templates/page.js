@@ -7,6 +7,7 @@ function runTitle(index) {
   const arm = data.arms[data.armOf[index]];
   const parts = [arm ? arm.label : data.controls[record.arch] || record.arch];
   if (isNumber(record.target_l0)) parts.push(`target L0 ${number(record.target_l0)}`);
+  if (isNumber(record.paper_lambda)) parts.push(`λ ${number(record.paper_lambda)}`);
   if (isNumber(record.seed) && arm) parts.push(`seed ${record.seed}`);
   return parts.join(" · ");
 }
