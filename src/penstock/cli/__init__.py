@@ -1,6 +1,7 @@
 """The command line: the only place that parses arguments or prints."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,17 +69,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         actions = dict(_COMMANDS.values())
         actions[type(parsed)](parsed)
+        sys.stdout.flush()
     except Usage as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return _reader_gone()
     except (ValueError, OSError, ImportError, CheckpointError, DivergenceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         # While training, the loop itself answers; here there was nothing to save.
-        print("error: stopped by Ctrl-C.", file=sys.stderr)
+        print("error: stopped by Ctrl-C. What is saved is kept: to go on, give", _again(parsed), file=sys.stderr)
         return 1
     return 0
+
+
+def _again(parsed: Any) -> str:
+    """What goes on with a command that was stopped."""
+    out = getattr(parsed, "resume", None) or getattr(parsed, "out", None)
+    if isinstance(parsed, (Train, Sweep)) and out is not None and (out / "config.json").is_file():
+        return f"penstock train --resume {out}"
+    return "the same command again."
+
+
+def _reader_gone() -> int:
+    """As when piped into `head`: nothing more is to be said, and nothing may be flushed at the end either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def run() -> None:

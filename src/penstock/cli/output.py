@@ -8,7 +8,9 @@ from typing import Any
 
 import tyro
 
-from penstock.reports import PlotsNotInstalled, write_pareto_figure, write_report
+from penstock.reports import PlotsNotInstalled, wording, write_pareto_figure, write_report
+from penstock.reports.arms import find_arms
+from penstock.reports.run_data import read_run
 
 Flat = tyro.conf.arg(name="")
 """For a section of settings whose flags get no prefix."""
@@ -29,6 +31,13 @@ def given(options: Any, blank: Any, prefix: str = "--") -> list[str]:
         elif value != other:
             found.append(flag)
     return found
+
+
+def comparison_sentences(run: Path) -> list[str]:
+    """What comparison.json says of each pair of arms, in words."""
+    data = read_run(run)
+    found = wording.comparisons(data, find_arms(data.records))
+    return [f"{comparison.site}: {comparison.sentence}" for comparison in found]
 
 
 def write_figures(run: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from penstock.cli.output import write_figures
+from penstock.cli.output import Usage, write_figures
 from penstock.cli.studies import write_study
 from penstock.reports.published import write_published
 from penstock.reports.reproduction_page import write_reproduction_page
@@ -57,6 +57,11 @@ def run_preset(options: Reproduce) -> None:
     preset = preset.quick() if options.quick else preset
     max_bytes = None if options.memory is None else round(options.memory * GIB)
     plans = preset.plans(model=options.model, device=options.device, max_bytes=max_bytes)
+    if options.preset == "gelu-1l" and options.model is None and not options.dry_run:
+        raise Usage(
+            "GELU-1L is published in no Hugging Face format: convert it with `penstock convert-gelu-1l FOLDER OUT` "
+            "(docs/studies.md), and give --model OUT."
+        )
     if options.dry_run:
         _tell(preset, plans, options.memory)
         return
@@ -111,7 +116,8 @@ def _tell_settings(heading: str, settings: Mapping[str, Cited]) -> None:
 
 def _tell_training(preset: Preset, plans: Mapping[str, Plan], memory: float | None) -> None:
     """What each run and each study that trains would train, in how much memory, and how long all of it would take."""
-    print(f"{preset.name}: {preset.language_model['model'].value}, {len(plans)} runs, a run for each site")
+    number = "one run" if len(plans) == 1 else f"{len(plans)} runs, one for each site"
+    print(f"{preset.name}: {preset.language_model['model'].value}, {number}")
     parts: list[Estimate] = []
     weights = []
     for site in preset.sites:
@@ -127,7 +133,7 @@ def _tell_training(preset: Preset, plans: Mapping[str, Plan], memory: float | No
         weights.append(run.whole.bytes_language_model + largest)
     for machine, speed in SPEEDS.items():
         hours = sum(part.hours(speed) for part in parts)
-        print(f"  training: at least {hours:.3g} hours at {speed:.2g} operations a second ({machine})")
+        print(f"  training: at least {_time(hours)} at {speed:.2g} operations a second ({machine})")
     held = f"all SAEs of a run or study at once (weights: up to {max(weights) / GIB:.3g} GiB; less with --memory)"
     if memory is not None:
         held = "as many SAEs at once as fit"
@@ -159,9 +165,17 @@ def _saes(config: RunConfig) -> str:
     return f"{len(config.saes)} SAEs of {widths} latents"
 
 
+def _time(hours: float) -> str:
+    """In the unit that suits."""
+    for unit, least in (("years", 2 * 24 * 365), ("days", 48), ("hours", 1)):
+        if hours >= least:
+            return f"{hours / {'years': 24 * 365, 'days': 24, 'hours': 1}[unit]:.3g} {unit}"
+    return f"{hours * 60:.3g} minutes"
+
+
 def _memory(cost: _Cost, limit: float | None) -> str:
     """What training needs at once, and with a limit in GiB how it is divided."""
-    needed = f"at most {cost.whole.bytes_total / GIB:.3g} GiB of memory"
+    needed = f"at most {cost.whole.bytes_total / GIB:.3g} GiB of memory on its device"
     if limit is None:
         return needed
     if cost.too_large:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from penstock.cli.output import Flat, Usage, given, print_records, write_figures
+from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, write_figures
 from penstock.language_models.loading import LanguageModel
 from penstock.studies import sweep as study
 from penstock.training.config import (
@@ -174,6 +174,8 @@ def train(options: Train | Sweep) -> None:
     study.train(folder, model, trackers)
     records = study.evaluate_run(folder, model)
     print_records(records)
+    for sentence in comparison_sentences(folder):
+        print(sentence)
     write_figures(folder)
 
 

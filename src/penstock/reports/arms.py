@@ -1,12 +1,15 @@
 """Which SAEs belong together in a picture, what they are called, and how they are drawn.
 
-An arm is all SAEs of one architecture, recipe and width. Colour and marker shape both tell the architecture,
-so that neither is needed alone; fill and dashes tell the arms of one architecture apart.
+An arm is all SAEs of one architecture, recipe, width and, where it was asked for, learning rate. Colour and marker
+shape both tell the architecture, so that neither is needed alone; fill and dashes tell the arms of one architecture
+apart.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from penstock.studies.comparison import given_lr
 
 Shape = Literal["circle", "square", "triangle", "diamond", "down", "hexagon", "star"]
 
@@ -33,11 +36,13 @@ DARK_COLORS = ("#62b5f5", "#f4894a", "#3fc99f", "#e58fd0", "#e0b040", "#a5a9ff",
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """SAEs that share architecture, recipe and width."""
+    """SAEs that share architecture, recipe, width and, where it was asked for, learning rate."""
 
     arch: str
     recipe: str | None
     d_sae: int | None
+    lr: float | None
+    """None if a rule chose it."""
     label: str
     """Name for legends: the architecture, and what sets this arm apart from others of its architecture."""
     slot: int
@@ -72,14 +77,15 @@ def find_arms(records: Sequence[dict[str, Any]]) -> list[Arm]:
     arms = []
     for arch in archs:
         mine = [record for record in saes if str(record.get("arch")) == arch]
-        keys = sorted({_key(record) for record in mine}, key=lambda key: (str(key[1]), key[2] or 0))
-        recipes, widths = {key[1] for key in keys}, {key[2] for key in keys}
-        for variant, (_, recipe, d_sae) in enumerate(keys):
+        keys = sorted({_key(record) for record in mine}, key=lambda key: (str(key[1]), key[2] or 0, key[3] or 0))
+        recipes, widths, rates = ({key[place] for key in keys} for place in (1, 2, 3))
+        for variant, (_, recipe, d_sae, lr) in enumerate(keys):
             details = [str(recipe)] if len(recipes) > 1 else []
             details += [f"d_sae {d_sae:,}"] if len(widths) > 1 and d_sae is not None else []
+            details += [f"lr {lr:g}"] if len(rates) > 1 and lr is not None else []
             label = arch_name(arch) + (f" ({', '.join(details)})" if details else "")
             slot = _slot(arch, archs)
-            arms.append(Arm(arch=arch, recipe=recipe, d_sae=d_sae, label=label, slot=slot, variant=variant))
+            arms.append(Arm(arch=arch, recipe=recipe, d_sae=d_sae, lr=lr, label=label, slot=slot, variant=variant))
     return arms
 
 
@@ -87,11 +93,11 @@ def arm_index(record: dict[str, Any], arms: Sequence[Arm]) -> int | None:
     """Position of the record's arm in `arms`; None for a control."""
     if is_control(record):
         return None
-    return next(index for index, arm in enumerate(arms) if (arm.arch, arm.recipe, arm.d_sae) == _key(record))
+    return next(index for index, arm in enumerate(arms) if (arm.arch, arm.recipe, arm.d_sae, arm.lr) == _key(record))
 
 
-def _key(record: dict[str, Any]) -> tuple[str, str | None, int | None]:
-    return str(record.get("arch")), record.get("recipe"), record.get("d_sae")
+def _key(record: dict[str, Any]) -> tuple[str, str | None, int | None, float | None]:
+    return str(record.get("arch")), record.get("recipe"), record.get("d_sae"), given_lr(record)
 
 
 def _slot(arch: str, archs: Sequence[str]) -> int:

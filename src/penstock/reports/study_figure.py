@@ -8,6 +8,7 @@ from penstock.reports.arms import COLORS, SHAPES, Arm, arch_name, arm_index, fin
 from penstock.reports.pareto_figure import MARKERS, drawn, set_scales
 from penstock.reports.records_csv import records_csv
 from penstock.reports.run_data import read_records, write_text
+from penstock.studies.comparison import given_lr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
 
 PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruction bias γ"}
 
-OFF_AXIS = 0.2
+OFF_AXIS = 0.02
 """Share of the run's smallest L0 below which nothing is drawn."""
+
+LONG_LABEL = 45
+"""Characters from which a label leaves room for two in a row of the legend."""
 
 MOST_SERIES = 8
 """Arms times series that one panel may show."""
@@ -62,7 +66,10 @@ def _draw(run_records: Records, records: Records) -> "Figure":
             ax.set_title(f"{name}, {title}" if ax is row[0] else name)
             _draw_panel(ax, at_site, shown, metric, arms, looks)
     legend = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=7.5, handlelength=3.2)
+    in_a_row = 3 if max(map(len, legend)) < LONG_LABEL else 2
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=in_a_row, fontsize=7.5, handlelength=3.2
+    )
     return figure
 
 
@@ -142,15 +149,16 @@ def _draw_panel(
 ) -> None:
     ax.set_xlabel("L0, firing latents per token")
     for place, arm in enumerate(arms):
-        mine = _drawable([r for r in run_records if arm_index(dict(r), arms) == place], metric)
-        ax.plot(
-            *zip(*mine, strict=True),
-            color=COLORS[arm.slot % len(COLORS)],
-            marker=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
-            linestyle=("-", "--", ":", "-.")[arm.variant % 4],
-            linewidth=1.6,
-            label=f"{arm.label}, as trained",
-        )
+        mine = [r for r in run_records if arm_index(dict(r), arms) == place]
+        for number, seed in enumerate(dict.fromkeys(r["seed"] for r in mine)):
+            ax.plot(
+                *zip(*_drawable([r for r in mine if r["seed"] == seed], metric), strict=True),
+                color=COLORS[arm.slot % len(COLORS)],
+                marker=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+                linestyle=("-", "--", ":", "-.")[arm.variant % 4],
+                linewidth=1.6,
+                label=None if number else f"{arm.label}, as trained",
+            )
     left = _left_end(run_records)
     records = [{**record, "l0": None} if (record.get("l0") or 0) < left else record for record in records]
     for (arch, name), look in looks.items():
@@ -168,10 +176,11 @@ def _draw_panel(
 
 
 def _curves(series: Records) -> list[list[Mapping[str, Any]]]:
-    """What was made in the same way of the SAEs of one width: all seeds on one line, as those of an arm."""
+    """What was made in the same way of the SAEs of an arm and seed."""
     lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in series:
-        lines.setdefault((record["recipe"], record["d_sae"], record["curve"]), []).append(record)
+        key = (record["recipe"], record["d_sae"], given_lr(record), record["curve"], record["seed"])
+        lines.setdefault(key, []).append(record)
     return list(lines.values())
 
 

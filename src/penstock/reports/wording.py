@@ -228,8 +228,8 @@ def _sentence_case(text: str) -> str:
 
 def _arm_label(item: dict[str, Any], side: str, arms: Sequence[Arm]) -> str:
     """The label of the arm a comparison means; its architecture's name if the records hold no such arm."""
-    key = (item[side], item.get(f"{side}_recipe"), item.get(f"{side}_d_sae"))
-    labels = [arm.label for arm in arms if (arm.arch, arm.recipe, arm.d_sae) == key]
+    key = (item[side], *(item.get(f"{side}_{name}") for name in ("recipe", "d_sae", "lr")))
+    labels = [arm.label for arm in arms if (arm.arch, arm.recipe, arm.d_sae, arm.lr) == key]
     return labels[0] if labels else arch_name(item[side])
 
 

@@ -44,6 +44,12 @@ class PursuitConfig:
     num_latents: tuple[int, ...] = (4, 8, 16, 32)
     """Latents per token that pursuit may use, one candidate each for every SAE of the run."""
 
+    def __post_init__(self) -> None:
+        if not self.num_latents or min(self.num_latents) < 1:
+            raise ValueError(
+                f"num_latents={self.num_latents} is out of range: give one number or more, each at least 1."
+            )
+
 
 def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
     """Every decoder of the run with its encoder replaced by gradient pursuit, at each number of latents."""
@@ -83,6 +89,7 @@ class PruningConfig:
             wrong = [value for value in values if not fits(value)]
             if wrong:
                 raise ValueError(f"{name}={wrong[0]} is out of range: allowed is {allowed}.")
+        _check_fit_tokens(self.fit_tokens)
 
 
 def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
@@ -142,6 +149,8 @@ def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str,
         yield "optimal", price, optimal_thresholds(sae, x, price * error / max(l0, 1e-12))
 
 
+TOO_FEW = "overfitted: on activations held back its error is above the SAE's own. Give more activations (fit_tokens)."
+
 METHODS = {"rescale_and_shift": rescale_and_shift, "fine_tune": fine_tune}
 """How magnitudes are refitted, by name."""
 
@@ -158,6 +167,7 @@ class RefitStudyConfig:
         wrong = [arch for arch in self.archs if arch not in ("relu", "gated")]
         if wrong:
             raise ValueError(f"archs={wrong[0]} cannot be refitted: allowed are relu, gated.")
+        _check_fit_tokens(self.fit_tokens)
 
 
 def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
@@ -186,10 +196,14 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
             if not _is_saved(folder, digest):
                 logger.info("Refitting %d of %d: %s", number, len(chosen) * len(METHODS), new)
                 refitted = METHODS[method](run.saes[name], acts[site], config.refit)
-                save_sae(refitted.sae, folder, {**run.metadata[name], "name": new, "asked": digest})
+                losses = {"loss_before": refitted.loss_before, "loss_after": refitted.loss_after}
+                save_sae(refitted.sae, folder, {**run.metadata[name], "name": new, "asked": digest, **losses})
+            sae, saved = load_sae(folder, device=run.config.language_model.device)
+            losses = {key: saved[key] for key in ("loss_before", "loss_after")}
             series = method.replace("_", " ")
-            sae = load_sae(folder, device=run.config.language_model.device).sae
-            about = _about(run, name, new, series=series, curve=series, method=method)
+            about = _about(run, name, new, series=series, curve=series, method=method, **losses)
+            if losses["loss_after"] > losses["loss_before"]:
+                about["warnings"] = [TOO_FEW]
             yield Described(Candidate.of(new, site, sae), about)
 
     return measured_records(run, "refit", made())
@@ -218,6 +232,11 @@ def _is_saved(folder: Path, digest: str) -> bool:
     return (folder / "cfg.json").is_file() and read_facts(folder).metadata.get("asked") == digest
 
 
+def _check_fit_tokens(fit_tokens: int) -> None:
+    if fit_tokens < 1:
+        raise ValueError(f"fit_tokens={fit_tokens} is out of range: it must be at least 1.")
+
+
 def _aim(about: Mapping[str, Any]) -> str:
     """What an SAE was trained for, in words."""
     if about.get("target_l0") is not None:
@@ -227,7 +246,7 @@ def _aim(about: Mapping[str, Any]) -> str:
     return f"trained at coefficient {about['sparsity_coef']:.3g}"
 
 
-def _about(run: FinishedRun, name: str, new: str, **study: Any) -> Mapping[str, Any]:
+def _about(run: FinishedRun, name: str, new: str, **study: Any) -> dict[str, Any]:
     """What the record of a candidate made from an SAE of the run says.
 
     `of` names that SAE, and `series` what belongs together in a figure. The candidates of one arm and seed with the

@@ -33,14 +33,23 @@ class Point(NamedTuple):
     seed: int
     l0: Floats
     loss_recovered: Floats
+    lr: float | None = None
+    """As of `Arm`."""
 
 
 class Arm(NamedTuple):
-    """SAEs that share architecture, recipe and width."""
+    """SAEs that share architecture, recipe, width and, where it was asked for, learning rate."""
 
     arch: str
     recipe: str
     d_sae: int
+    lr: float | None = None
+    """None if a rule chose it (`given_lr`)."""
+
+
+def given_lr(about: Mapping[str, Any]) -> float | None:
+    """The learning rate that was asked for; None if a rule chose it, by which it differs between sites as it should."""
+    return about.get("lr") if about.get("lr_rule") == "given" else None
 
 
 def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Tensor) -> Point:
@@ -54,12 +63,20 @@ def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Ten
     on_all = metrics_of({name: value.sum() for name, value in sums.items()})
     resampled = resampled_metrics(sums, weights)
     metrics = {name: torch.cat([on_all[name].view(1), resampled[name]]).numpy() for name in ("l0", "loss_recovered")}
-    return Point(record["arch"], record["recipe"], record["site"], record["d_sae"], record["seed"], **metrics)
+    return Point(
+        record["arch"],
+        record["recipe"],
+        record["site"],
+        record["d_sae"],
+        record["seed"],
+        **metrics,
+        lr=given_lr(record),
+    )
 
 
 def arm_of(point: Point) -> Arm:
     """Which arm an SAE belongs to."""
-    return Arm(point.arch, point.recipe, point.d_sae)
+    return Arm(point.arch, point.recipe, point.d_sae, point.lr)
 
 
 def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "relu") -> list[dict[str, Any]]:
@@ -90,7 +107,8 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
 
 def names_of(role: str, arm: Arm) -> dict[str, Any]:
     """An arm in the words of comparison.json; its role there is `arm` or `baseline`."""
-    return {role: arm.arch, f"{role}_recipe": arm.recipe, f"{role}_d_sae": arm.d_sae}
+    names = {role: arm.arch, f"{role}_recipe": arm.recipe, f"{role}_d_sae": arm.d_sae}
+    return names if arm.lr is None else {**names, f"{role}_lr": arm.lr}
 
 
 def l0_ratio(arm: Sequence[Point], baseline: Sequence[Point]) -> dict[str, Any]:
@@ -103,7 +121,7 @@ def l0_ratio(arm: Sequence[Point], baseline: Sequence[Point]) -> dict[str, Any]:
     empty = {"metric": "loss_recovered", "ratio": None, "interval": None, "by_seed": [], "overlap": None, "grid": []}
     curves = _curves(arm), _curves(baseline)
     if min(len(curve.l0) for curves_of_arm in curves for curve in curves_of_arm) < 2:
-        return empty | {"reason": "each arm needs at least two SAEs with a defined loss recovered per seed."}
+        return empty | {"reason": "each arm needs at least two SAEs a seed that fire and recover a part of the loss."}
     every = [*curves[0], *curves[1]]
     low = max(curve.quality[:, 0].min() for curve in every)
     high = min(curve.quality[:, 0].max() for curve in every)

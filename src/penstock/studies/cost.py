@@ -5,12 +5,12 @@ twice, and inference at about the same. Here both are measured at the sizes of a
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from penstock.activations.sources import measure_scale
@@ -37,7 +37,8 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
     """Seconds of a training step and of encoding one batch, for every trained SAE of a run.
 
     Returns:
-        For each SAE: `step_seconds`, `encode_seconds` (medians over one batch of the run's size),
+        For each SAE: `step_seconds`, `encode_seconds` (medians over one batch of the run's size; quartiles under
+        `step_seconds_q25`, `_q75` and so on),
         `encode_seconds_as_jumprelu` for a Gated SAE, `step_flops` and `step_flops_dense` (on the support, and if every
         product were dense; two operations for a multiplication and addition), `parameter_bytes` and, counted,
         the `training_bytes` of SAE, optimiser and step;
@@ -56,8 +57,8 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
             if isinstance(sae, GatedSAE):
                 exported = sae.to_jumprelu()
                 tasks[name, "encode_seconds_as_jumprelu"] = lambda sae=exported, x=x: sae.encode_sparse(x)
-        for (name, key), seconds in _medians(tasks, config.repeats, run.config.language_model.device).items():
-            rows[name][key] = seconds
+        for (name, key), quartiles in _quartiles(tasks, config.repeats, run.config.language_model.device).items():
+            rows[name] |= dict(zip((f"{key}_q25", key, f"{key}_q75"), quartiles, strict=True))
     for row in rows.values():
         row |= _ratios(row, list(rows.values()))
     return list(rows.values())
@@ -111,10 +112,12 @@ def _training_step(run: FinishedRun, sae: SAE, settings: SAEConfig, x: Acts) -> 
     return step
 
 
-def _medians(
+def _quartiles(
     tasks: Mapping[tuple[str, str], Callable[[], object]], repeats: int, device: str
-) -> dict[tuple[str, str], float]:
-    """Seconds of each task, after one round uncounted; they take turns, so that a slow spell meets all."""
+) -> dict[tuple[str, str], list[float]]:
+    """Seconds of each task, quartiles and median between, after one round uncounted; they take turns, so that a slow
+    spell meets all.
+    """
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in tasks}
     for _ in range(repeats + 1):
         for key, task in tasks.items():
@@ -123,7 +126,7 @@ def _medians(
             if device.startswith("cuda"):
                 torch.cuda.synchronize(device)
             seconds[key].append(time.perf_counter() - started)
-    return {key: statistics.median(values[1:]) for key, values in seconds.items()}
+    return {key: np.quantile(values[1:], [0.25, 0.5, 0.75]).tolist() for key, values in seconds.items()}
 
 
 def _counts(sae: SAE, settings: SAEConfig, batch: int, l0: float) -> dict[str, float]:

@@ -4,6 +4,7 @@ Arms are compared at nearly equal L0 on the same held-out tokens; two seeds of o
 SAEs that differ in nothing but their seed do not agree fully either.
 """
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,13 +20,15 @@ from penstock.language_models.tokens import TokenRows
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 from penstock.studies.agreement import agreement
-from penstock.studies.comparison import Arm, names_of
+from penstock.studies.comparison import Arm, given_lr, names_of
 from penstock.studies.concepts import Kinds, kind_shares, kinds
 from penstock.studies.differences import SeedPair, agreement_differences, share_differences
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.matching import MAX_HUNGARIAN, hungarian
 from penstock.studies.stored import Record
 from penstock.studies.token_facts import token_facts
+
+logger = logging.getLogger(__name__)
 
 MODEL_ROWS = 8
 """Rows in one forward pass of the language model."""
@@ -48,7 +51,8 @@ class _Pair(NamedTuple):
 
 
 def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
-    """What pairs of SAEs of a run share: two arms at equal L0, and two seeds of one arm; and how these two differ.
+    """What pairs of SAEs of a run share: two arms at equal L0 and other seeds, and two seeds of one arm; and how these
+    two differ.
 
     `hungarian_null_cosine` is the mean cosine of the Hungarian matching of random directions, as many as the pair has.
     Records of the kind `difference` say for each site and pair of arms how much more, or less, they agree than the
@@ -59,7 +63,7 @@ def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
     # As costly as a matching, so one for all pairs of the same sizes.
     null_of = cache(_hungarian_null)
     found = []
-    for pair in pairs(run, l0, config.most_apart):
+    for pair in independent_pairs(run, l0, config.most_apart):
         site = run.about[pair.a]["site"]
         shared = agreement(run.saes[pair.a], run.saes[pair.b], x[site])
         smaller, larger = sorted(int(shared[key] or 0) for key in ("latents_a", "latents_b"))
@@ -140,18 +144,36 @@ def _code(run: FinishedRun, name: str, x: dict[str, Acts]) -> SparseCode:
 
 
 def pairs(run: FinishedRun, l0: dict[str, float], most_apart: float) -> Iterator[_Pair]:
-    """Every SAE with the nearest in L0 of each other arm, and of each other seed of its own arm, at the same site."""
+    """Every SAE with the nearest in L0 of each other arm at its seed, and of each other seed of its own arm, at a site.
 
+    So differences between arms come in pairs, one for each seed.
+    """
+    return _pairs(run, l0, most_apart, equal_seeds=True)
+
+
+def independent_pairs(run: FinishedRun, l0: dict[str, float], most_apart: float) -> Iterator[_Pair]:
+    """As `pairs`, but arms are paired at other seeds, like the seeds of one arm that are their yardstick.
+
+    At one seed SAEs of one width begin with the same weights, and would agree more for it. Where there is only one seed
+    there is no yardstick either, and arms are paired at that.
+    """
+    several = len({about["seed"] for about in run.about.values()}) > 1
+    return _pairs(run, l0, most_apart, equal_seeds=not several)
+
+
+def _pairs(run: FinishedRun, l0: dict[str, float], most_apart: float, *, equal_seeds: bool) -> Iterator[_Pair]:
     def apart(a: str, b: str) -> float:
         return abs(math.log(max(l0[a], 1e-9) / max(l0[b], 1e-9)))
 
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name in run.saes:
+        if l0[name] == 0:
+            logger.warning("%s fires on no held-out token and is left out", name)
+            continue
         groups.setdefault((run.about[name]["site"], _arm(run, name), run.about[name]["seed"]), []).append(name)
     for one, other in combinations(groups, 2):
         same_site, same_arm, same_seed = (one[index] == other[index] for index in range(3))
-        # Of two arms only equal seeds are paired, so that differences come in pairs.
-        if not same_site or same_arm == same_seed:
+        if not same_site or not (same_arm or same_seed == equal_seeds):
             continue
         for a in groups[one]:
             b = min(groups[other], key=lambda name: apart(a, name))
@@ -216,7 +238,7 @@ def _sides(run: FinishedRun, a: str, b: str) -> _Sides:
 
 
 def _arm(run: FinishedRun, name: str) -> Arm:
-    return Arm(*(run.about[name][key] for key in ("arch", "recipe", "d_sae")))
+    return Arm(*(run.about[name][key] for key in ("arch", "recipe", "d_sae")), lr=given_lr(run.about[name]))
 
 
 def _draws(run: FinishedRun) -> dict[str, int]:
@@ -225,5 +247,5 @@ def _draws(run: FinishedRun) -> dict[str, int]:
 
 
 def _check_factor(most_apart: float) -> None:
-    if most_apart < 1:
+    if not most_apart >= 1:
         raise ValueError(f"most_apart={most_apart} is out of range: it is a factor, at least 1.")

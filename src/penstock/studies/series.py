@@ -171,6 +171,7 @@ def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[s
     alike = {other.arm for other in at_site if other.arm.arch == arm.arch}
     details = [arm.recipe] if len({other.recipe for other in alike}) > 1 else []
     details += [f"{arm.d_sae:,} latents"] if len({other.d_sae for other in alike}) > 1 else []
+    details += [f"lr {arm.lr:g}"] if arm.lr is not None and len({other.lr for other in alike}) > 1 else []
     label = f"{arm.arch} ({', '.join(details)})" if details else arm.arch
     made = "" if series.curve is None else f" with {series.curve}"
     return {**names_of(role, arm), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}

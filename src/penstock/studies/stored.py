@@ -51,6 +51,9 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
         return read_lines(records_file)
     made = "".join(json.dumps(record) + "\n" for record in compute())
     folder.mkdir(parents=True, exist_ok=True)
+    for name_of_file in ("table.csv", "figure.png", "figure.svg"):
+        # Of an earlier study, and not always drawn anew.
+        (folder / name_of_file).unlink(missing_ok=True)
     # The settings come last, and those of an earlier study go first: they vouch for the records.
     settings_file.unlink(missing_ok=True)
     write_whole(records_file, made)
