@@ -5,6 +5,7 @@ import re
 import pytest
 
 from penstock.cli import main
+from penstock.cli.reproduction import _time
 
 GIB = 2**30
 
@@ -60,9 +61,22 @@ def test_memory_and_time_hold_what_studies_train(capsys: pytest.CaptureFixture[s
     widths = 8 * 2**17 + 4 * 196_608 + 28 * 2**17 + (12 + 0.25 + 0.5 + 2 + 4) * (2**17 + 196_608)
     products = 300_000 * 2048 * (2 * 4097 * widths + 3 * 2 * 4096 * 4 * 2**17)
     expected = products / 9.9e14 / 3600
-    # Said in days from two days on.
-    days = number(r"at least N days at 9.9e\+14", said["training:"])
-    assert 48 < expected < 24 * days < 1.1 * expected
+    assert expected < number(r"at least N hours at 9.9e\+14", said["training:"]) < 1.1 * expected
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [
+        (0.5, "30 minutes"),
+        (1, "1 hours"),
+        (47.9, "47.9 hours"),
+        (48, "2 days"),
+        (8760, "365 days"),
+        (87600, "10 years"),
+    ],
+)
+def test_times_are_said_in_the_unit_that_suits(hours: float, said: str) -> None:
+    assert _time(hours) == said
 
 
 def test_with_a_limit_of_memory_it_is_said_how_each_run_is_divided(capsys: pytest.CaptureFixture[str]) -> None:

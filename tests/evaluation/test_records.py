@@ -169,3 +169,18 @@ def test_a_target_that_does_not_hold_on_held_out_tokens_is_said(fake_evaluation:
     (warning,) = record(evaluation, ABOUT | {"target_l0": l0 / 1.3})["warnings"]
     assert warning.startswith("target missed on held-out tokens")
     assert f"the target was {l0 / 1.3:g}" in warning
+
+
+def test_an_sae_that_is_worse_than_nothing_is_named_and_a_control_is_not(fake_evaluation: MakeEvaluation) -> None:
+    evaluation = fake_evaluation()
+    ruined = changed(
+        evaluation,
+        square_error=2 * evaluation.sums["square_deviation"],
+        l0=torch.zeros_like(evaluation.sums["l0"]),
+    )
+    about = {**ABOUT, "recipe": "paper"}
+    assert not [w for w in record(evaluation, about)["warnings"] if "nothing" in w or "No latent" in w]
+    found = record(ruined, about)["warnings"]
+    assert any(w.startswith("worse than nothing: FVU is 2, ") for w in found)
+    assert "No latent fires on any held-out token." in found
+    assert not record(ruined, {**ABOUT, "recipe": None})["warnings"]

@@ -23,6 +23,12 @@ def test_labels_name_only_what_differs() -> None:
     assert [arm.label for arm in widths] == ["Gated (d_sae 1,024)", "Gated (d_sae 4,096)", "ReLU"]
     recipes = find_arms([record("gated"), record("gated", "norm_weighted")])
     assert [arm.label for arm in recipes] == ["Gated (norm_weighted)", "Gated (paper)"]
+    asked = [record("gated") | {"lr": lr, "lr_rule": "given"} for lr in (0.01, 0.003)]
+    rates = find_arms(asked)
+    assert [arm.label for arm in rates] == ["Gated (lr 0.003)", "Gated (lr 0.01)"]
+    assert [arm_index(item, rates) for item in asked] == [1, 0]
+    # A rule's rates differ between sites, and set nothing apart.
+    assert len(find_arms([record("gated") | {"lr": lr, "lr_rule": "a rule"} for lr in (0.01, 0.003)])) == 1
 
 
 def test_an_architecture_looks_the_same_in_every_run() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.studies.comparison import GRID, Point, compare, point_of, warnings_of
+from penstock.studies.comparison import GRID, Point, compare, given_lr, point_of, warnings_of
 
 RESAMPLES = 200
 
@@ -245,6 +245,15 @@ def test_sites_recipes_and_widths_are_compared_separately() -> None:
 def test_a_sweep_of_one_architecture_has_nothing_to_compare() -> None:
     assert compare(GATED) == []
     assert compare(RELU) == []
+
+
+def test_rates_that_were_asked_for_set_arms_apart_and_those_of_a_rule_do_not() -> None:
+    slow, fast = (arm("relu", [4, 10, 17, 35, 60], factor=factor, lr=lr) for factor, lr in ((1.0, 1e-3), (2.0, 1e-2)))
+    found = compare([*GATED, *slow, *fast])
+    assert {entry["baseline_lr"]: entry["ratio"] for entry in found} == pytest.approx({1e-3: 0.5, 1e-2: 0.25}, rel=0.01)
+    assert all("arm_lr" not in entry for entry in found)
+    assert given_lr({"lr": 1e-3, "lr_rule": "given"}) == 1e-3
+    assert given_lr({"lr": 1e-3, "lr_rule": "0.0045 * sqrt(...)"}) is None and given_lr({}) is None
 
 
 def test_other_architectures_can_be_named() -> None:

@@ -41,6 +41,8 @@ def test_a_gated_sae_is_compared_with_the_nearest_baseline(rows: dict[str, dict]
         rest = 8 + 2 * 8 * 32 + step
         assert row["training_bytes"] == 3 * row["parameter_bytes"] + rest + 2 * of_code
         assert rows[nearest]["training_bytes"] == 3 * rows[nearest]["parameter_bytes"] + rest + of_code
+        for key in ("step_seconds", "encode_seconds", "encode_seconds_as_jumprelu"):
+            assert 0 < row[f"{key}_q25"] <= row[key] <= row[f"{key}_q75"]
         assert row["training_bytes_ratio"] == row["training_bytes"] / rows[nearest]["training_bytes"]
 
 

@@ -11,6 +11,7 @@ from penstock.studies.dictionaries import (
     concepts,
     dictionaries,
     held_out_activations,
+    pairs,
 )
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.matching import Matching, hungarian
@@ -35,14 +36,38 @@ def test_held_out_activations_are_those_of_the_positions_that_count_row_by_row(f
     torch.testing.assert_close(found, torch.cat(one_by_one))
 
 
-def test_arms_are_paired_within_a_seed_and_seeds_within_an_arm(finished: FinishedRun) -> None:
+SEEDS = {("gated0", "gated1", "seeds"), ("relu0", "relu1", "seeds")}
+
+
+def test_arms_are_compared_across_seeds_as_seeds_are(finished: FinishedRun) -> None:
+    """At one seed both begin with the same weights."""
     found, _ = apart(dictionaries(finished, FAR))
-    assert {(row["a"], row["b"], row["kind"]) for row in found} == {
-        ("gated0", "relu0", "arms"),
-        ("gated1", "relu1", "arms"),
-        ("gated0", "gated1", "seeds"),
-        ("relu0", "relu1", "seeds"),
+    assert {(row["a"], row["b"], row["kind"]) for row in found} == SEEDS | {
+        ("gated0", "relu1", "arms"),
+        ("gated1", "relu0", "arms"),
     }
+
+
+def test_where_differences_are_pairs_arms_are_paired_within_a_seed(finished: FinishedRun) -> None:
+    l0 = dict.fromkeys(finished.saes, 3.0)
+    found = {(pair.a, pair.b, pair.kind) for pair in pairs(finished, l0, 1.3)}
+    assert found == SEEDS | {("gated0", "relu0", "arms"), ("gated1", "relu1", "arms")}
+
+
+def test_a_run_of_one_seed_compares_its_arms_at_that(finished: FinishedRun) -> None:
+    names = ("gated0", "relu0")
+    about = {name: finished.about[name] for name in names}
+    run = replace(finished, saes={name: finished.saes[name] for name in names}, about=about)
+    found, differences = apart(dictionaries(run, FAR))
+    assert [(row["a"], row["b"], row["kind"]) for row in found] == [("gated0", "relu0", "arms")]
+    assert not differences
+
+
+def test_an_sae_that_never_fires_is_left_out(finished: FinishedRun, caplog: pytest.LogCaptureFixture) -> None:
+    l0 = {**dict.fromkeys(finished.saes, 3.0), "relu1": 0.0}
+    found = {(pair.a, pair.b) for pair in pairs(finished, l0, 1.3)}
+    assert found == {("gated0", "relu0"), ("gated0", "gated1")}
+    assert "relu1 fires on no held-out token" in caplog.text
 
 
 def test_saes_too_far_apart_in_l0_are_not_compared(finished: FinishedRun) -> None:
@@ -86,7 +111,7 @@ def test_differences_of_agreement_are_taken_by_the_seeds_of_either_arm(finished:
         (yardstick, name) for yardstick in ("gated", "relu") for name in names
     ]
     cosine = {(r["a"], r["b"]): (r["mean_max_cosine_a_to_b"] + r["mean_max_cosine_b_to_a"]) / 2 for r in rows}
-    between = (cosine["gated0", "relu0"] + cosine["gated1", "relu1"]) / 2
+    between = (cosine["gated0", "relu1"] + cosine["gated1", "relu0"]) / 2
     for row in differences:
         assert {key: row[key] for key in ARMS} == ARMS
         assert (row["yardstick_recipe"], row["yardstick_d_sae"]) == ("paper_clipped", 32)

@@ -73,6 +73,17 @@ def test_a_study_that_was_cut_short_is_made_again(run: Path) -> None:
     assert stored(run, "study", Settings(), study)[0]["made"] == 2
 
 
+def test_what_was_drawn_of_an_earlier_study_goes_with_it(run: Path) -> None:
+    stored(run, "study", Settings(), Study())
+    drawn = [study_folder(run, "study") / name for name in ("table.csv", "figure.png", "figure.svg")]
+    for path in drawn:
+        path.write_text("of the first")
+    stored(run, "study", Settings(), Study())
+    assert all(path.exists() for path in drawn)
+    stored(run, "study", Settings(strength=2.0), Study())
+    assert not any(path.exists() for path in drawn)
+
+
 def test_new_records_are_those_that_will_be_read(run: Path) -> None:
     """A tuple becomes a list on disk, and a table of the one would not be that of the other."""
     (record,) = stored(run, "study", Settings(), lambda: [{"interval": (0.25, 0.5), 3: "three"}])

@@ -48,13 +48,15 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any])
             warnings.append(
                 f"{metric} is undefined: {ablation} ablation at this site does not cost the model anything."
             )
-    if metrics["fvu"] is not None and metrics["fvu"] > 1:
-        warnings.append(
-            f"worse than nothing: FVU is {metrics['fvu']:.3g}, and the mean activation alone has 1. Its training has "
-            "failed, most likely at too high a learning rate; ignore what else is said of it."
-        )
-    if metrics["l0"] == 0:
-        warnings.append("No latent fires on any held-out token.")
+    # Controls have no recipe, and are as bad as they are meant to be.
+    if about.get("recipe") is not None:
+        if metrics["fvu"] is not None and metrics["fvu"] > 1:
+            warnings.append(
+                f"worse than nothing: FVU is {metrics['fvu']:.3g}, and the mean activation alone has 1. Its training "
+                "has failed, most likely at too high a learning rate; ignore what else is said of it."
+            )
+        if metrics["l0"] == 0:
+            warnings.append("No latent fires on any held-out token.")
     target = about.get("target_l0")
     if target is not None and metrics["l0"] is not None and abs(metrics["l0"] / target - 1) > MISSED_TARGET:
         warnings.append(
