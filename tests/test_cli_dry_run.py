@@ -66,14 +66,7 @@ def test_memory_and_time_hold_what_studies_train(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("hours", "said"),
-    [
-        (0.5, "30 minutes"),
-        (1, "1 hours"),
-        (47.9, "47.9 hours"),
-        (48, "2 days"),
-        (8760, "365 days"),
-        (87600, "10 years"),
-    ],
+    [(0.5, "30 minutes"), (1.5, "1.5 hours"), (48.0, "2 days"), (8760.0, "365 days"), (87600.0, "10 years")],
 )
 def test_times_are_said_in_the_unit_that_suits(hours: float, said: str) -> None:
     assert _time(hours) == said
