@@ -131,7 +131,7 @@ def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, o
         # A frozen gate: fewer latents may fire, never more. What is refitted is better where it was fitted.
         assert record["l0"] <= own[record["of"]]["l0"]
         assert record["fvu"] < own[record["of"]]["fvu"]
-        assert 0 < record["loss_after"] < record["loss_before"] and not record["warnings"]
+        assert 0 < record["loss_after"] < record["loss_before"]
 
 
 def test_an_interrupted_refit_goes_on_with_what_it_has_saved(
@@ -176,20 +176,6 @@ def test_a_refitted_sae_can_be_evaluated_like_any_other(finished: FinishedRun, t
     again = evaluate_saes(folders, run.config.eval)
     for one, other in zip(records, again, strict=True):
         assert {key: other[key] for key in METRICS} == {key: one[key] for key in METRICS}
-
-
-def test_a_refit_that_is_worse_on_what_was_held_back_says_so(
-    finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = replace(finished, folder=tmp_path)
-
-    def overfitted(sae: SAE, acts: Acts, settings: RefitConfig) -> Refitted:
-        return rescale_and_shift(sae, acts, settings)._replace(loss_before=1.0, loss_after=1.5)
-
-    monkeypatch.setattr(after_training, "METHODS", {"rescale_and_shift": overfitted})
-    for record in refit(run, RefitStudyConfig(refit=RefitConfig(steps=2, batch_size=256), fit_tokens=1500)):
-        assert (record["loss_before"], record["loss_after"]) == (1.0, 1.5)
-        assert record["warnings"] == [after_training.TOO_FEW]
 
 
 @pytest.mark.parametrize("config", [PruningConfig, RefitStudyConfig])
