@@ -159,8 +159,8 @@ class RefitStudyConfig:
     archs: tuple[str, ...] = ("relu", "gated")
     """Architectures whose SAEs are refitted; Gated ones are the control."""
     fit_tokens: int = 500_000
-    """Training activations on which magnitudes are refitted. `loss_before` and `loss_after` are of those held back, which
-    the SAE was trained on before; whether it was enough, FVU on the held-out tokens says."""
+    """Training activations on which magnitudes are refitted. `loss_before` and `loss_after` are of those held back, on
+    which the SAE was trained, though; whether they were enough, FVU on the held-out tokens says."""
 
     def __post_init__(self) -> None:
         wrong = [arch for arch in self.archs if arch not in ("relu", "gated")]
