@@ -5,12 +5,15 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import penstock
+from penstock import cli
 from penstock.cli import main
 from penstock.cli.runs import Sweep
 from penstock.formats.native import load_sae, save_sae
@@ -519,3 +522,25 @@ def test_a_dry_run_begins_with_what_the_paper_leaves_open(told: Told, preset: st
     shown = [line.split(": ")[0].strip() for line in (unstated + stated).splitlines()]
     expected = [path for path in PRESETS[preset].cited() if not path.endswith(".published")]
     assert sorted(shown) == sorted(expected)
+
+
+def test_what_was_stopped_says_how_to_go_on(told: Told, studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("pursuit", "sweep"):
+        options_of, _ = cli._COMMANDS[name]
+        monkeypatch.setitem(cli._COMMANDS, name, (options_of, stopped))
+    _, _, err = told("pursuit", str(studied))
+    assert err == "error: stopped by Ctrl-C. What is saved is kept: to go on, give the same command again.\n"
+    _, _, err = told("sweep", "--out", str(studied))
+    assert err.endswith(f"to go on, give penstock train --resume {studied}\n")
+    # Before the run's directory is made there is nothing to resume.
+    _, _, err = told("sweep", "--out", str(studied / "none"))
+    assert err.endswith("give the same command again.\n")
+
+
+def test_a_reader_who_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m penstock reproduce gemma-7b --dry-run | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("gemma-7b: google/gemma-7b, 12 runs") and done.stderr == ""
