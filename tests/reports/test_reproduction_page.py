@@ -16,6 +16,7 @@ from penstock.reports import write_pareto_figure
 from penstock.reports.reproduction_page import SECTIONS, difference_table, write_reproduction_page
 from penstock.studies.preset import Cited
 from penstock.studies.presets import PRESETS
+from penstock.training.trainer import DivergenceError
 
 KINDS = {"token": {"share": 0.25, "low": 0.2, "high": 0.3}, "bigram": {"share": None, "low": None, "high": None}}
 
@@ -145,6 +146,22 @@ def test_reproduce_draws_the_papers_runs_into_the_figure_on_the_page(
     # matplotlib leaves each text as a comment beside its outlines.
     svg = base64.b64decode(figure).decode()
     assert "<!-- paper: Gated, 1,024 latents -->" in svg and "<!-- paper: ReLU, 1,024 latents -->" in svg
+
+
+def test_a_site_of_which_everything_diverged_does_not_cost_the_others_their_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_diverges(_: Any, folder: Path) -> dict[str, list[Any]]:
+        if folder.name == "mlp_out.1":
+            raise DivergenceError("All have diverged.")
+        write_fake_run(folder, sites=(folder.name,), seeds=(0,), metrics=False)
+        return {}
+
+    monkeypatch.setattr(reproduction, "reproduce", one_diverges)
+    reproduction.run_preset(reproduction.Reproduce(preset="embedded", out=tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert "resid_post.2" in page and "attn_z.2" in page and not (tmp_path / "mlp_out.1").exists()
+    assert "mlp_out.1 is left out. All have diverged." in capsys.readouterr().err
 
 
 def test_numbers_shares_and_gaps_stand_in_the_tables(page: str) -> None:

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        # While training, the loop itself answers; here there was nothing to save.
+        # While training, the loop itself answers, and saves; outside it there is nothing more to save.
         print("error: stopped by Ctrl-C. What is saved is kept: to go on, give", _again(parsed), file=sys.stderr)
         return 1
     return 0

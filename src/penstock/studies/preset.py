@@ -9,7 +9,7 @@ import torch
 from penstock.evaluation.evaluate import LOGITS
 from penstock.studies.estimate import estimate, parameters
 from penstock.studies.reproduction import STUDIES, Plan
-from penstock.studies.splitting import split
+from penstock.studies.splitting import split, undivided
 from penstock.training.config import (
     DataConfig,
     EvalConfig,
@@ -170,7 +170,7 @@ class Preset:
 
         def divide(whole: RunConfig) -> Sequence[RunConfig]:
             if max_bytes is None:
-                return (whole,)
+                return undivided(whole)
             return split(whole, widths, self.model_parameters.value, self.num_layers.value, max_bytes)
 
         return {
