@@ -10,7 +10,7 @@ import penstock
 PACKAGE = Path(penstock.__file__).parent
 
 FLOORS = [
-    {"shapes"},
+    {"shapes", "files"},
     {"sparse"},
     {"kernels", "metrics"},
     {"saes", "language_models"},

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from penstock.activations.sources import (
     Stream,
     measure_scale,
 )
+from penstock.files import safetensors_blocks
 
 ROWS, ROW_TOKENS = 30, 10
 TEXT_TOKENS = ROWS * ROW_TOKENS
@@ -112,13 +114,17 @@ def test_the_order_follows_the_seed_alone(make: Callable[..., ActivationSource])
     assert drawn(make(), 20, 25) != drawn(make(seed=1), 20, 25)
 
 
+def from_disk(source: ActivationSource) -> dict[str, Tensor]:
+    return safetensors.torch.load(b"".join(safetensors_blocks(source.state())))
+
+
 @both
 @pytest.mark.parametrize("before", [0, 1, 5, 12, 13, 24, 31])
 def test_a_saved_source_goes_on_with_the_same_batches(make: Callable[[], ActivationSource], before: int) -> None:
     source = make()
     source.sample(10, torch.Generator())
     drawn(source, before, 25)
-    state = {name: value.clone() for name, value in source.state().items()}
+    state = from_disk(source)
     expected = drawn(source, 40, 25)
     counts = source.passes, source.unique_tokens
 
@@ -129,11 +135,52 @@ def test_a_saved_source_goes_on_with_the_same_batches(make: Callable[[], Activat
     assert (restored.passes, restored.unique_tokens) == counts
 
 
+def test_the_state_of_a_buffer_holds_only_the_rows_that_are_not_served_yet() -> None:
+    source = buffer()
+    drawn(source, 1, 25)
+    held = len(from_disk(source)["acts/a"])
+    drawn(source, 1, 25)
+    assert len(from_disk(source)["acts/a"]) == held - 25
+
+
+@pytest.mark.parametrize("fails_at", [2, 3, 4, 7])
+def test_a_stream_that_fails_in_the_middle_of_a_refill_loses_no_activation(fails_at: int) -> None:
+    """The state after the error is the one before it, so that whoever goes on sees the same batches."""
+    drawn_rows = 0
+    failing = False
+
+    def stream(start_row: int) -> Iterator[Harvest]:
+        nonlocal drawn_rows
+        for harvest in numbered_stream()(start_row):
+            drawn_rows += 1
+            if failing and drawn_rows == fails_at:
+                raise ConnectionError("dropped")
+            yield harvest
+
+    def make(stream: Stream) -> ShuffleBuffer:
+        return ShuffleBuffer(stream, capacity=120, seed=0)
+
+    whole = make(numbered_stream())
+    expected = drawn(whole, 40, 25)
+    broken = make(stream)
+    before = drawn(broken, 12, 25)
+    drawn_rows, failing = 0, True
+    with pytest.raises(ConnectionError):
+        while True:
+            before += drawn(broken, 1, 25)
+    resumed = make(numbered_stream())
+    resumed.load_state(from_disk(broken))
+    failing = False
+    for source in (resumed, broken):
+        assert before + drawn(source, 40 - len(before), 25) == expected
+        assert (source.passes, source.unique_tokens) == (whole.passes, whole.unique_tokens)
+
+
 def test_the_cache_goes_on_in_the_middle_of_a_pass_and_at_its_end() -> None:
     for batch_size in (7, 100):
         source, restored = cache(), cache()
         drawn(source, 3, batch_size)
-        restored.load_state(source.state())
+        restored.load_state(from_disk(source))
         assert drawn(restored, 70, batch_size) == drawn(source, 70, batch_size)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from penstock.files import PickedRows
 from penstock.shapes import Acts
 
 SiteActs = Mapping[str, Acts]
@@ -50,12 +51,12 @@ class ActivationSource(Protocol):
         """Random activations [at most num_tokens, d_in] for each site, without moving on."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | PickedRows]:
         """What a checkpoint needs to go on with the same batches."""
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state()`."""
+        """Go on from what `state()` returned, read back from a file."""
         ...
 
 
@@ -99,7 +100,7 @@ class ActivationCache:
         rows = torch.randperm(self.num_tokens, generator=generator)[:num_tokens]
         return {site: acts[rows] for site, acts in self.acts.items()}
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | PickedRows]:
         return {"served": torch.tensor(self.served)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -158,31 +159,47 @@ class ShuffleBuffer:
         rows = self._order[torch.randperm(len(self._order), generator=generator)[:num_tokens]]
         return {site: acts[rows] for site, acts in self._acts.items()}
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | PickedRows]:
         return {
-            "counters": torch.tensor([getattr(self, name) for name in self._COUNTERS]),
+            "counters": torch.tensor(self._counters()),
             "generator": self.generator.get_state(),
-            "order": self._order,
-            **{f"acts/{site}": acts for site, acts in self._acts.items()},
+            # Only rows that are not served yet, in the order in which they will be.
+            **{f"acts/{site}": PickedRows(acts, self._order) for site, acts in self._acts.items()},
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, number in zip(self._COUNTERS, state["counters"].tolist(), strict=True):
-            setattr(self, name, number)
+        self._set_counters(state["counters"].tolist())
         self.generator.set_state(state["generator"])
-        self._order = state["order"]
-        stored = {key.removeprefix("acts/"): acts for key, acts in state.items() if key.startswith("acts/")}
-        # A checkpoint comes back on the CPU; what was harvested before shows where the rest will be.
-        self._acts = {
-            site: acts.to(self._acts[site].device) if site in self._acts else acts for site, acts in stored.items()
-        }
+        before, self._acts = self._acts, {}
+        for key in state:
+            if key.startswith("acts/"):
+                site = key.removeprefix("acts/")
+                # A checkpoint comes back on the CPU; what was harvested before shows where the rest will be.
+                self._acts[site] = state[key].to(before.pop(site).device) if site in before else state[key]
+        held = len(next(iter(self._acts.values()))) if self._acts else 0
+        # Checkpoints of before held served rows, too, and the order of the others.
+        self._order = state["order"] if "order" in state else torch.arange(held)
         self._harvests = self.stream(self.next_row)
 
     def _refill(self, wanted: int) -> None:
         """Bring the unused activations and fresh ones up to `wanted`, and draw a new order over all."""
         kept = {site: [acts[self._order]] for site, acts in self._acts.items()}
         held = len(self._order)
-        while held < wanted:
+        counters = self._counters()
+        try:
+            held += self._harvest(kept, wanted - held)
+        except BaseException:
+            # What was harvested just now is lost, so the counters must not say that it was: a checkpoint follows.
+            self._set_counters(counters)
+            self._harvests = self.stream(self.next_row)
+            raise
+        self._acts = {site: torch.cat(parts) for site, parts in kept.items()}
+        self._order = torch.randperm(held, generator=self.generator)
+
+    def _harvest(self, kept: dict[str, list[Tensor]], missing: int) -> int:
+        """Append at least `missing` fresh activations of each site; returns how many."""
+        fresh = 0
+        while fresh < missing:
             harvest = next(self._harvests, None)
             if harvest is None:
                 self._start_again()
@@ -190,13 +207,19 @@ class ShuffleBuffer:
             for site, acts in harvest.acts.items():
                 kept.setdefault(site, []).append(acts)
             self.next_row = harvest.next_row
-            fresh = len(next(iter(harvest.acts.values())))
-            self._harvested_this_pass += fresh
-            held += fresh
+            count = len(next(iter(harvest.acts.values())))
+            self._harvested_this_pass += count
+            fresh += count
             if not self.restarts:
-                self.harvested_first_pass += fresh
-        self._acts = {site: torch.cat(parts) for site, parts in kept.items()}
-        self._order = torch.randperm(held, generator=self.generator)
+                self.harvested_first_pass += count
+        return fresh
+
+    def _counters(self) -> list[int]:
+        return [getattr(self, name) for name in self._COUNTERS]
+
+    def _set_counters(self, numbers: Sequence[int]) -> None:
+        for name, number in zip(self._COUNTERS, numbers, strict=True):
+            setattr(self, name, number)
 
     def _start_again(self) -> None:
         if not self._harvested_this_pass:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 from safetensors import SafetensorError
 
+from penstock.files import safetensors_blocks, whole_file, write_whole
 from penstock.saes import ARCHITECTURES, SAE
 from penstock.saes.base import latent_major
 
@@ -37,14 +38,11 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any]) -> None:
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "metadata": metadata,
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
-    # Not save_file, which makes files that only their owner can read.
     # Its presence says that an SAE is saved: the one of an earlier SAE goes first, and it comes last and whole.
     (folder / "cfg.json").unlink(missing_ok=True)
-    (folder / "sae.safetensors").write_bytes(safetensors.torch.save(tensors))
-    part = folder / "cfg.json.part"
-    part.write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / "cfg.json")
+    with whole_file(folder / "sae.safetensors") as file:
+        file.writelines(safetensors_blocks(sae.state_dict()))
+    write_whole(folder / "cfg.json", json.dumps(cfg, indent=1) + "\n")
 
 
 class SAEFacts(NamedTuple):

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from penstock.files import write_whole
 from penstock.reports import wording
 from penstock.reports.arms import arch_and_width
-from penstock.reports.run_data import PUBLISHED_FILE, write_text
+from penstock.reports.run_data import PUBLISHED_FILE
 from penstock.studies.paper_tables import PublishedRun
 from penstock.studies.preset import ArmPreset, SitePreset
 
@@ -119,7 +120,7 @@ def write_published(run_dir: Path, site: SitePreset) -> None:
         for run in sorted(arm.published.value, key=lambda run: run.l0)
     ]
     if found:
-        write_text(run_dir / PUBLISHED_FILE, json.dumps(found, indent=1) + "\n")
+        write_whole(run_dir / PUBLISHED_FILE, json.dumps(found, indent=1) + "\n")
 
 
 def _with_lambda(arm: ArmPreset, coef: float) -> PublishedRun | None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.reports.run_data import read_records, write_text
+from penstock.files import write_whole
+from penstock.reports.run_data import read_records
 
 
 def records_csv(records: Sequence[dict[str, Any]]) -> str:
@@ -32,7 +33,7 @@ def write_records_csv(run_dir: Path) -> Path:
         FileNotFoundError: the run has no records.jsonl; names the command that makes it.
     """
     path = run_dir / "pareto.csv"
-    write_text(path, records_csv(read_records(run_dir)))
+    write_whole(path, records_csv(read_records(run_dir)))
     return path
 
 

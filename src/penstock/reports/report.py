@@ -12,11 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from penstock.files import write_whole
 from penstock.reports import wording
 from penstock.reports.arms import COLORS, CONTROLS, DARK_COLORS, SHAPES, Arm, arm_index, find_arms
 from penstock.reports.definitions import LABELS, METRICS, NOTATION, OTHERS
 from penstock.reports.records_csv import records_csv
-from penstock.reports.run_data import RunData, read_run, write_text
+from penstock.reports.run_data import RunData, read_run
 
 SCRIPTS = ("draw.js", "pareto.js", "charts.js", "table.js", "page.js")
 """Parts of the page's script, in the order they are joined."""
@@ -45,7 +46,7 @@ def write_report(run_dir: Path) -> Path:
         ValueError: a file of the run is not valid JSON, or holds no record.
     """
     path = run_dir / "report.html"
-    write_text(path, _render(read_run(run_dir)))
+    write_whole(path, _render(read_run(run_dir)))
     return path
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from penstock.files import write_whole
 from penstock.reports import wording
 from penstock.reports.arms import arch_and_width, find_arms
 from penstock.reports.published import headline_table, published_table
 from penstock.reports.report import rendered
-from penstock.reports.run_data import read_run, write_text
+from penstock.reports.run_data import read_run
 from penstock.studies.preset import SitePreset
 from penstock.studies.series import comparisons_of
 
@@ -175,7 +176,7 @@ def write_reproduction_page(
     sections = [section for section in sections if section["parts"]]
     page = rendered("reproduction.html.j2", title=title, frontier=frontier, sections=sections)
     path = out / "index.html"
-    write_text(path, page)
+    write_whole(path, page)
     return path
 
 

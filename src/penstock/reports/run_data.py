@@ -77,13 +77,6 @@ def read_published(run_dir: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `path` under a temporary name first, so that a full disk never leaves half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
-
-
 def _read_records(run_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
     path = run_dir / "records.jsonl"
     remedy = (

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock.files import write_whole
 from penstock.reports.arms import COLORS, SHAPES, Arm, arch_name, arm_index, find_arms, is_control
 from penstock.reports.pareto_figure import MARKERS, drawn, set_scales
 from penstock.reports.records_csv import records_csv
-from penstock.reports.run_data import read_records, write_text
+from penstock.reports.run_data import read_records
 from penstock.studies.comparison import given_lr
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Records = Sequence[Mapping[str, Any]]
 def write_study_table(folder: Path, records: Records) -> Path:
     """Writes `table.csv`, a row for each record of a study, and returns its path."""
     path = folder / "table.csv"
-    write_text(path, records_csv([dict(record) for record in records]))
+    write_whole(path, records_csv([dict(record) for record in records]))
     return path
 
 

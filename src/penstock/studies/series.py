@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from penstock.evaluation.statistics import resample_weights
+from penstock.files import write_whole
 from penstock.studies.comparison import Arm, Point, arm_of, l0_ratio, names_of, point_of
 from penstock.studies.stored import read_lines, study_folder
 from penstock.studies.sums import SUMS_FILE, SequenceSums, read_sums
 from penstock.studies.sweep import read_config
-from penstock.training.checkpoint import write_whole
 
 ARM = "gated"
 """The architecture that every series is measured against."""

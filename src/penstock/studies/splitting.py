@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from penstock.files import write_whole
 from penstock.language_models.loading import LanguageModel
 from penstock.studies.estimate import Estimate, estimate
 from penstock.studies.sweep import is_trained, prepare_once, read_config, train_to_end
-from penstock.training.checkpoint import write_whole
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import decide, resolve_sae
 from penstock.training.outcome import outcome_of

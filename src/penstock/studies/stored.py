@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from penstock.training.checkpoint import write_whole
+from penstock.files import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from penstock.evaluation.evaluate import Evaluation
-from penstock.training.checkpoint import write_whole
+from penstock.files import safetensors_blocks, whole_file
 
 SUMS_FILE = "sums.safetensors"
 
@@ -35,13 +35,13 @@ def write_sums(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    # Candidates of one site share tensors, and views of one storage could not be saved together.
     tensors = {
-        f"{candidate}/{name}": values.contiguous().clone()
+        f"{candidate}/{name}": values
         for candidate, evaluation in evaluations.items()
         for name, values in evaluation.sums.items()
     }
-    write_whole(path, safetensors.torch.save(tensors))
+    with whole_file(path) as file:
+        file.writelines(safetensors_blocks(tensors))
 
 
 def read_sums(path: Path) -> dict[str, SequenceSums]:

@@ -16,6 +16,7 @@ import torch
 
 from penstock.activations.harvest import Text, fill_cache
 from penstock.evaluation.evaluate import Candidate
+from penstock.files import write_whole
 from penstock.language_models.loading import LanguageModel
 from penstock.studies.comparison import compare, warnings_of
 from penstock.studies.controls import controls
@@ -23,7 +24,6 @@ from penstock.studies.environment import environment_of
 from penstock.studies.measuring import Described, measure
 from penstock.studies.saved import about_sae, load_run, read_saes
 from penstock.studies.sums import SUMS_FILE, write_sums
-from penstock.training.checkpoint import write_whole
 from penstock.training.config import (
     EvalConfig,
     LanguageModelConfig,

@@ -1,34 +1,71 @@
-"""Checkpoints that are whole or not there: written under another name, synced to disk, then renamed."""
+"""Checkpoints that are whole or not there, written and read a piece at a time.
+
+RUN/checkpoints/step_N/state.safetensors  tensors: SAEs, optimisers, dead counters, the shuffle buffer
+RUN/checkpoints/step_N/state.json         step, numbers, and a checksum over both files
+"""
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from penstock.files import PickedRows, safetensors_blocks, sync_folder, whole_file, write_whole
+
 KEEP = 2
-"""Checkpoints of a run that stay on disk."""
+"""Checkpoints of a run that stay on disk while it trains."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read."""
 
 
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by name; each is read from the file when it is asked for, and is a copy."""
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self._path = path
+        self._prefix = prefix
+        with safe_open(path, framework="pt") as file:
+            self._names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        with safe_open(self._path, framework="pt") as file:
+            # A copy, because the tensor is a view of the file, which does not stay.
+            return file.get_tensor(self._prefix + name).clone()
+
+    def __contains__(self, name: object) -> bool:
+        # The inherited one would read the tensor.
+        return isinstance(name, str) and self._prefix + name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def under(self, prefix: str) -> "StoredTensors":
+        """The tensors whose names begin with a prefix, by the rest of their names."""
+        return StoredTensors(self._path, self._prefix + prefix)
+
+
 class Checkpoint(NamedTuple):
     """A run's state after `step` steps."""
 
     step: int
-    tensors: dict[str, Tensor]
+    tensors: StoredTensors
     numbers: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor | PickedRows], numbers: Mapping[str, Any]
+) -> Path:
     """Write `folder/step_XXXXXXXX` and remove all but the last KEEP checkpoints.
 
     Raises:
@@ -40,15 +77,16 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numb
         for left_by_a_kill in folder.glob(".partial_*"):
             shutil.rmtree(left_by_a_kill)
         partial.mkdir(parents=True)
-        # Views of one storage could not be saved together.
-        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        data = safetensors.torch.save(own)
-        write_synced(partial / "state.safetensors", data)
-        summary = {"step": step, "sha256": _digest(data, step, numbers), "numbers": dict(numbers)}
-        write_synced(partial / "state.json", json.dumps(summary, indent=1).encode())
+        digest = hashlib.sha256()
+        with whole_file(partial / "state.safetensors") as file:
+            for block in safetensors_blocks(tensors):
+                digest.update(block)
+                file.write(block)
+        digest.update(_as_bytes(step, numbers))
+        summary = {"step": step, "sha256": digest.hexdigest(), "numbers": dict(numbers)}
+        write_whole(partial / "state.json", json.dumps(summary, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync_folder(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         last = latest_checkpoint(folder)
@@ -57,24 +95,31 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numb
             f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. {remains} "
             "Make room or give write permission, then continue with --resume."
         ) from error
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{final} is written, but the disk did not confirm it: {error.strerror or error}. Check the disk, then "
+            "continue with --resume."
+        ) from error
     for old in _checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
     return final
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint and prove it whole by its checksum.
+    """Open a checkpoint and prove it whole by its checksum; its tensors are read when they are asked for.
 
     Raises:
         CheckpointError: a file is missing or damaged; says which older checkpoint remains.
     """
     try:
-        summary = json.loads((path / "state.json").read_text())
-        data = (path / "state.safetensors").read_bytes()
-        if _digest(data, summary["step"], summary["numbers"]) != summary["sha256"]:
+        summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        step, numbers = summary["step"], summary["numbers"]
+        if _digest(path / "state.safetensors", step, numbers) != summary["sha256"]:
             raise ValueError("its checksum does not match")
-        return Checkpoint(summary["step"], safetensors.torch.load(data), summary["numbers"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return Checkpoint(step, StoredTensors(path / "state.safetensors"), numbers)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         older = [other for other in _checkpoints(path.parent) if other < path]
         remains = f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
         raise CheckpointError(f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}.") from error
@@ -86,37 +131,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _digest(path: Path, step: int, numbers: Mapping[str, Any]) -> str:
+    """The checksum over all of a checkpoint."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    digest.update(_as_bytes(step, numbers))
+    return digest.hexdigest()
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file under another name first, so that a full disk or a kill never leaves half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write_synced(partial, data.encode() if isinstance(data, str) else data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _digest(data: bytes, step: int, numbers: Mapping[str, Any]) -> str:
-    """A checksum over all of a checkpoint; JSON gives back the very floats that it was given."""
-    return hashlib.sha256(data + json.dumps([step, dict(numbers)]).encode()).hexdigest()
+def _as_bytes(step: int, numbers: Mapping[str, Any]) -> bytes:
+    """What the checksum covers of state.json; JSON gives back the very floats that it was given."""
+    return json.dumps([step, dict(numbers)]).encode()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from penstock.training.checkpoint import write_whole
+from penstock.files import write_whole
 
 Rows = Mapping[str, Mapping[str, float]]
 """For each SAE of a run, what its step reported."""

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from penstock.activations.harvest import Text, TrainingStream, fill_cache
 from penstock.activations.sources import ActivationSource, ShuffleBuffer, measure_scale
+from penstock.files import PickedRows, write_whole
 from penstock.formats.native import save_sae
 from penstock.kernels.buffers import single_threaded_blas
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import SAE
-from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_whole
+from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from penstock.training.config import RunConfig, SAEConfig
 from penstock.training.defaults import decide
 from penstock.training.interrupts import Interrupts
@@ -73,14 +74,14 @@ class TrainingRun:
             return
         checkpoint = load_checkpoint(path)
         self.step = self.saved_step = checkpoint.step
-        self.source.load_state(_under("source/", checkpoint.tensors))
+        self.source.load_state(checkpoint.tensors.under("source/"))
         self.scales = checkpoint.numbers["scales"]
         self.seconds = checkpoint.numbers["seconds"]
         # Checkpoints of before runs went on without their diverged SAEs do not have it.
         self._leave_out(checkpoint.numbers.get("diverged", {}))
         for trainer in self.trainers:
             name = trainer.config.folder
-            trainer.load(_under(f"{name}/", checkpoint.tensors), checkpoint.numbers["saes"][name])
+            trainer.load(checkpoint.tensors.under(f"{name}/"), checkpoint.numbers["saes"][name])
 
     def train(self, log: MetricsLog) -> None:
         """Run the remaining steps; checkpoint on time, on a signal, and at the end.
@@ -120,7 +121,7 @@ class TrainingRun:
         Raises:
             CheckpointError: it cannot be written.
         """
-        tensors = {f"source/{key}": value for key, value in self.source.state().items()}
+        tensors: dict[str, Tensor | PickedRows] = {f"source/{key}": v for key, v in self.source.state().items()}
         numbers: dict[str, Any] = {"scales": self.scales, "seconds": self.seconds, "saes": {}}
         numbers["diverged"] = self.diverged
         for trainer in self.trainers:
@@ -329,7 +330,3 @@ def _workers(num_saes: int, threads: int, device: str) -> ThreadPoolExecutor:
     # The last call decides for the main thread, too, and there the language model runs.
     torch.set_num_threads(threads)
     return workers
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,6 +1,7 @@
 """Training of one SAE: a step, its schedules, and everything that must survive a restart."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -185,13 +186,17 @@ class SAETrainer:
             )
         return found
 
-    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from `tensors()` and `numbers()`."""
-        self.sae.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("sae/")})
+    def load(self, tensors: Mapping[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Go on from `tensors()` and `numbers()`; asks for one tensor at a time."""
+        for name in self.sae.state_dict():
+            self.sae.load_state_dict({name: tensors[f"sae/{name}"]}, strict=False)
         for name, parameter in self.sae.named_parameters():
             prefix = f"adam/{name}/"
-            state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-            self.optimiser.state[parameter] = {key: _laid_out_like(parameter, value) for key, value in state.items()}
+            self.optimiser.state[parameter] = {
+                key.removeprefix(prefix): _laid_out_like(parameter, tensors[key])
+                for key in tensors
+                if key.startswith(prefix)
+            }
         self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
         if self.controller and numbers["controller"]:
             self.controller.load_state(numbers["controller"])
