@@ -31,23 +31,52 @@ def threads() -> Iterator[Callable[[int], None]]:
 def codes(batch: int = 300, d_in: int = 70, d_sae: int = 500) -> tuple[Tensor, Tensor, SparseCode]:
     generator = torch.Generator().manual_seed(0)
     x, W = torch.randn(batch, d_in, generator=generator), torch.randn(d_sae, d_in, generator=generator)
-    return x, W, cpu.select(x, W.T, torch.full((d_sae,), 12.0))
+    return x, W, cpu.select(x, W.T, torch.full((d_sae,), 1.4 * d_in**0.5))
 
 
-def test_the_number_of_threads_does_not_change_a_bit(threads: Callable[[int], None]) -> None:
+@pytest.mark.parametrize(
+    ("batch", "d_in", "d_sae"),
+    [(300, 70, 500), (1, 70, 500), (7, 70, 500), (97, 33, 1100), (1500, 48, 4500)],
+    ids=lambda number: str(number),
+)
+def test_the_number_of_threads_does_not_change_a_bit(
+    batch: int, d_in: int, d_sae: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.kernels.threads.MIN_WORK", 1)
+    monkeypatch.setattr(cpu, "PAIRS_PER_PART", 100)
     found = []
-    for count in (1, 3):
+    for count in (1, 2, 3, 5):
         threads(count)
-        x, W, code = codes()
-        assert len(shares(code.support.offsets.numpy(), 1000)) == count
+        x, W, code = codes(batch, d_in, d_sae)
+        assert len(shares(code.support.offsets.numpy(), 1000)) == min(count, batch)
         decoded = cpu.decode(code.support, [code.values, 2 * code.values], W, x[0])
         gradients = cpu.value_gradients(code.support, decoded, W)
         weights = cpu.weight_gradient(code.support, gradients, decoded).clone()
-        rows, moment, latents = W.clone(), torch.ones_like(W), torch.arange(0, 500, 2)
+        sums = cpu.sum_by_latent(code.support, gradients[0])
+        rows, moment, latents = W.clone(), torch.ones_like(W), torch.arange(0, d_sae, 2)
         norms = cpu.squared_norms(weights, latents, rows)
-        cpu.adam_rows_(rows, weights, moment, latents, torch.ones(250), AdamStep(0.1, 0.9, 0.1, 1e-8), unit=True)
-        found.append([code.values, code.support.indices, *decoded, *gradients, weights, norms, rows, moment])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        decay = torch.ones(len(latents))
+        cpu.adam_rows_(rows, weights, moment, latents, decay, AdamStep(0.1, 0.9, 0.1, 1e-8), unit=True)
+        support = [code.support.offsets, code.support.indices]
+        found.append([code.values, *support, *decoded, *gradients, weights, sums, norms, rows, moment])
+    for other in found[1:]:
+        assert all(torch.equal(one, same) for one, same in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 24, 97, 1024, 1025, 5000])
+@pytest.mark.parametrize("d_sae", [1, 255, 300, 5000])
+def test_tiles_cover_the_product_once_and_have_one_shape_but_at_its_edges(batch: int, d_sae: int) -> None:
+    x = np.arange(1, batch + 1, dtype=np.float32)[:, None]
+    tiles = cpu._tiles(x, d_sae)
+    covered = np.zeros((batch, d_sae), np.int8)
+    for tile in tiles:
+        covered[tile.place, tile.columns] += 1
+        rows = tile.place.stop - tile.place.start
+        assert (tile.rows[:rows] == x[tile.place]).all() and not tile.rows[rows:].any()
+        assert len(tile.rows) % cpu.ROW_UNIT == 0 or batch == 1
+        assert len(tile.rows) <= cpu.ROWS + cpu.ROW_UNIT
+        assert tile.columns.start == tile.number * cpu._width(d_sae)
+    assert (covered == 1).all()
 
 
 def test_blocks_of_columns_and_rows_are_put_together_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +85,8 @@ def test_blocks_of_columns_and_rows_are_put_together_in_order(monkeypatch: pytes
     cut = torch.randn(41, generator=generator)
     expected = reference.select(x, W.T, cut)
     monkeypatch.setattr(cpu, "ROWS", 4)
-    monkeypatch.setattr(cpu, "COLUMNS", 7)
+    monkeypatch.setattr(cpu, "ROW_UNIT", 3)
+    monkeypatch.setattr(cpu, "COLUMN_UNIT", 7)
     found = cpu.select(x, W.T, cut)
     assert torch.equal(found.support.offsets, expected.support.offsets)
     assert torch.equal(found.support.indices, expected.support.indices)
@@ -70,7 +100,7 @@ def test_the_dense_path_works_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reference, "BLOCK", {"cpu": 100})
     torch.testing.assert_close(reference.weight_gradient(code.support, [code.values], [x]), whole)
     torch.testing.assert_close(reference.decode(code.support, [code.values], W, x[0]), decoded)
-    torch.testing.assert_close(reference.select(x, W.T, torch.full((30,), 12.0)).values, code.values)
+    torch.testing.assert_close(reference.select(x, W.T, torch.full((30,), 1.4 * 70**0.5)).values, code.values)
 
 
 @given(counts=st.lists(st.integers(0, 50), max_size=30), work=st.sampled_from([1, 10_000, 10**8]))

@@ -1,41 +1,48 @@
-"""CPU kernels in numba: loops over the support, rows shared out among threads.
+"""CPU kernels in numba: loops over the support, shared out among threads.
 
-Every function has its definition in `reference.py`. Each token's or latent's result is made by one thread in a fixed
-order, so it does not depend on the number of threads; only `sum_by_latent` adds up what threads found.
+Every function has its definition in `reference.py`. No result depends on the number of threads: each row of a result is
+made by one thread in a fixed order, and where work has to be cut (`select`, `sum_by_latent`), the shapes alone decide
+where. Threads then share out whole pieces.
 
-Four rows are taken at a time in the inner loops: what is accumulated is then loaded and stored a quarter as often.
+The loops themselves are in `cpu_loops.py`.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.kernels import cpu_loops as loops
 from penstock.kernels.buffers import borrow, single_threaded_blas
 from penstock.kernels.reference import AdamStep
 from penstock.kernels.threads import in_parallel, shares
 from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import ByLatent, SparseCode, Support, Values
 
-ROWS, COLUMNS = 1024, 4096
-"""Largest dense block that each thread holds at a time: tokens by latents, about the size of a last-level cache."""
+ROWS = 1024
+"""Rows of a tile of the encoder product at most, before they are filled up to `ROW_UNIT`."""
+
+ROW_UNIT = 24
+"""A tile has a multiple of so many rows. With another remainder a BLAS takes another path and gives other bits."""
+
+COLUMN_UNIT = 256
+"""Columns of a tile at least, unless d_sae is smaller; wider tiles have a multiple of it."""
+
+COLUMN_TILES = 16
+"""Column tiles that a wide dictionary is cut into at least: enough for many threads, and to keep a tile in a cache."""
+
+MAX_COLUMNS = 2048
+"""Columns of a tile at most."""
+
+SUM_PARTS, PAIRS_PER_PART = 8, 2**16
+"""Parts that `sum_by_latent` is cut into at most, and the pairs that each has at least."""
 
 Dictionary = Float[Tensor, "d_sae d_in"]
 Array = NDArray[Any]
-
-
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call and keep the result on disk."""
-    # Unwrapped, because the tests check annotations by wrapping every function. Of "fastmath" only reordering: "nnan"
-    # and "ninf" would let a NaN pass for a number.
-    compile_ = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-    return compile_(inspect.unwrap(function))
 
 
 def select(
@@ -43,45 +50,91 @@ def select(
 ) -> SparseCode:
     if factors is not None and factors != x.dtype:
         x, W_enc = x.to(factors).to(x.dtype), W_enc.to(factors).to(x.dtype)
-    batch, d_sae = len(x), len(cut)
-    offsets = np.zeros(batch + 1, np.int64)
+    rows, weights, cuts = _arrays([x, W_enc, cut])
+    tiles = _tiles(rows, len(cuts))
+    counts = np.zeros((-(-len(cuts) // _width(len(cuts))), len(rows)), np.int64)
+    largest = max((len(tile.rows) * (tile.columns.stop - tile.columns.start) for tile in tiles), default=0)
     found: dict[int, tuple[Array, Array]] = {}
-    x_rows, weights, cuts = _arrays([x, W_enc, cut])
 
-    def some_rows(first: int, last: int) -> None:
-        block = borrow((ROWS * COLUMNS,), x.dtype).numpy()
+    def select_some(first: int, last: int) -> None:
+        block = borrow((largest,), x.dtype).numpy()
         # Whoever gives NaN or inf sees it in the loss; numpy's warning would say no more.
         with np.errstate(all="ignore"):
-            for start in range(first, last, ROWS):
-                stop = min(last, start + ROWS)
-                found[start] = _select_rows(x_rows[start:stop], weights, cuts, block, offsets[start + 1 : stop + 1])
+            for number in range(first, last):
+                tile = tiles[number]
+                shape = (len(tile.rows), tile.columns.stop - tile.columns.start)
+                products = block[: shape[0] * shape[1]].reshape(shape)
+                np.matmul(tile.rows, weights[:, tile.columns], out=products)
+                found[number] = _kept(products, cuts[tile.columns], tile.columns.start, counts[tile.number, tile.place])
 
     with single_threaded_blas:
-        in_parallel(some_rows, shares(np.arange(batch + 1), d_sae * x.shape[1]))
-    latents = [found[start][0] for start in sorted(found)] or [np.empty(0, np.int32)]
-    values = [found[start][1] for start in sorted(found)] or [np.empty(0, x_rows.dtype)]
-    support = Support(torch.from_numpy(offsets.cumsum()), torch.from_numpy(np.concatenate(latents)), d_sae)
-    return SparseCode(support, torch.from_numpy(np.concatenate(values)))
+        in_parallel(select_some, shares(np.arange(len(tiles) + 1), largest * x.shape[1]))
+    # A token's pairs follow each other, tile after tile.
+    ends = np.ascontiguousarray(counts.T.cumsum().reshape(counts.T.shape).T)
+    offsets = np.append(0, ends[-1])
+    latents, values = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], rows.dtype)
+
+    def place_some(first: int, last: int) -> None:
+        for number in range(first, last):
+            tile = tiles[number].number, tiles[number].place
+            loops.merge(ends[tile], counts[tile], *found[number], latents, values)
+
+    in_parallel(place_some, shares(np.arange(len(tiles) + 1), len(latents) // max(1, len(tiles))))
+    support = Support(torch.from_numpy(offsets), torch.from_numpy(latents), len(cuts))
+    return SparseCode(support, torch.from_numpy(values))
 
 
-def _select_rows(x: Array, W_enc: Array, cut: Array, block: Array, counts: Array) -> tuple[Array, Array]:
-    """The pairs of some rows, found in blocks of columns and brought into one order; fills in `counts`."""
-    tiles = []
-    for left in range(0, len(cut), COLUMNS):
-        columns = slice(left, min(len(cut), left + COLUMNS))
-        shape = (len(x), columns.stop - left)
-        products = np.matmul(x, W_enc[:, columns], out=block[: shape[0] * shape[1]].reshape(shape))
-        tile_counts = np.empty(shape[0], np.int64)
-        _count(products, cut[columns], tile_counts)
-        pairs = int(tile_counts.sum())
-        latents, values = np.empty(pairs, np.int32), np.empty(pairs, products.dtype)
-        _fill(products, cut[columns], left, latents, values)
-        tiles.append((tile_counts, latents, values))
-        counts += tile_counts
-    places = counts.cumsum() - counts
-    latents, values = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), x.dtype)
-    for tile in tiles:
-        _interleave(places, *tile, latents, values)
+class _Tile(NamedTuple):
+    """A piece of the encoder product."""
+
+    place: slice
+    """Where its rows are in the batch."""
+    rows: Array
+    """The rows as they are multiplied: the last ones of a batch are followed by zeros."""
+    number: int
+    """Of its columns, from the left."""
+    columns: slice
+    """The latents."""
+
+
+def _tiles(x: Array, d_sae: int) -> list[_Tile]:
+    """Cut the encoder product, column by column; the number of threads has no say in it.
+
+    A BLAS gives the same row other bits in a product of another shape. So a tile's width depends on d_sae alone, and
+    the last rows are filled up with zeros to the next multiple of `ROW_UNIT`. A single row stays as it is: its product
+    is one of a matrix and a vector, several times cheaper.
+    """
+    batch, width = len(x), _width(d_sae)
+    height = _filled(-(-batch // max(1, -(-batch // ROWS)))) if batch > 1 else 1
+    rows = [(slice(top, min(batch, top + height)), x[top : top + height]) for top in range(0, batch, height)]
+    if batch > 1 and batch % ROW_UNIT:
+        place, last = rows[-1]
+        padded = np.zeros((_filled(len(last)), x.shape[1]), x.dtype)
+        padded[: len(last)] = last
+        rows[-1] = (place, padded)
+    return [
+        _Tile(*some_rows, number, slice(left, min(d_sae, left + width)))
+        for number, left in enumerate(range(0, d_sae, width))
+        for some_rows in rows
+    ]
+
+
+def _width(d_sae: int) -> int:
+    """Columns of a tile: a multiple of `COLUMN_UNIT`."""
+    return COLUMN_UNIT * max(1, min(MAX_COLUMNS, d_sae // COLUMN_TILES) // COLUMN_UNIT)
+
+
+def _filled(rows: int) -> int:
+    return -(-rows // ROW_UNIT) * ROW_UNIT
+
+
+def _kept(products: Array, cut: Array, left: int, counts: Array) -> tuple[Array, Array]:
+    """The latents and values of a tile's pairs, row by row; fills in `counts`."""
+    products = products[: len(counts)]
+    loops.count_kept(products, cut, counts)
+    pairs = counts.sum()
+    latents, values = np.empty(pairs, np.int32), np.empty(pairs, products.dtype)
+    loops.write_kept(products, cut, left, latents, values)
     return latents, values
 
 
@@ -89,7 +142,7 @@ def decode(support: Support, codes: Sequence[Values], W: Dictionary, bias: PerIn
     decoded = [torch.empty(support.batch, W.shape[1], dtype=W.dtype) for _ in codes]
     offsets = support.offsets.numpy()
     arrays = (offsets, support.indices.numpy(), _arrays(codes), _array(W), _array(bias), _arrays(decoded))
-    in_parallel(lambda first, last: _decode(first, last, *arrays), shares(offsets, len(codes) * W.shape[1]))
+    in_parallel(lambda first, last: loops.add_rows(first, last, *arrays), shares(offsets, len(codes) * W.shape[1]))
     return decoded
 
 
@@ -97,7 +150,9 @@ def value_gradients(support: Support, rows_of: Sequence[Acts], W: Dictionary) ->
     gradients = [torch.empty(len(support.indices), dtype=W.dtype) for _ in rows_of]
     offsets = support.offsets.numpy()
     arrays = (offsets, support.indices.numpy(), _arrays(rows_of), _array(W), _arrays(gradients))
-    in_parallel(lambda first, last: _dot(first, last, *arrays), shares(offsets, len(rows_of) * W.shape[1]))
+    in_parallel(
+        lambda first, last: loops.dot_products(first, last, *arrays), shares(offsets, len(rows_of) * W.shape[1])
+    )
     return gradients
 
 
@@ -107,18 +162,18 @@ def weight_gradient(support: Support, codes: Sequence[Values], rows_of: Sequence
     order = by_latent(support)
     offsets = order.offsets.numpy()
     arrays = (offsets, order.tokens.numpy(), order.pairs.numpy(), _arrays(codes), _arrays(rows_of), gradient.numpy())
-    in_parallel(lambda first, last: _gather(first, last, *arrays), shares(offsets, len(codes) * d_in))
+    in_parallel(lambda first, last: loops.gather_rows(first, last, *arrays), shares(offsets, len(codes) * d_in))
     return gradient
 
 
 def sum_by_latent(support: Support, values: Values) -> PerLatent:
-    offsets = support.offsets.numpy()
-    parts = shares(offsets, 1)
-    sums = np.zeros((len(parts), support.d_sae), values.numpy().dtype)
-    places = {first: place for place, (first, _) in enumerate(parts)}
-    arrays = (offsets, support.indices.numpy(), values.numpy())
-    in_parallel(lambda first, last: _scatter(first, last, *arrays, sums[places[first]]), parts)
-    return torch.from_numpy(sums.sum(axis=0))
+    pairs = len(support.indices)
+    parts = max(1, min(SUM_PARTS, pairs // max(PAIRS_PER_PART, 4 * support.d_sae)))
+    bounds = pairs * np.arange(parts + 1) // parts
+    sums = np.zeros((parts, support.d_sae), values.numpy().dtype)
+    arrays = (bounds, support.indices.numpy(), values.numpy(), sums)
+    in_parallel(lambda first, last: loops.add_values(first, last, *arrays), shares(bounds, 1))
+    return torch.from_numpy(sums.sum(axis=0) if parts > 1 else sums[0])
 
 
 def squared_norms(
@@ -127,7 +182,7 @@ def squared_norms(
     norms = torch.empty(len(latents), dtype=gradient.dtype)
     along = gradient if unit_rows is None else unit_rows
     arrays = (latents.numpy(), _array(gradient), _array(along), unit_rows is not None, norms.numpy())
-    in_parallel(lambda first, last: _norms(first, last, *arrays), _row_shares(latents, gradient))
+    in_parallel(lambda first, last: loops.squared_norms(first, last, *arrays), _row_shares(latents, gradient))
     return norms
 
 
@@ -143,7 +198,7 @@ def adam_rows_(
 ) -> None:
     scalars = np.array([step.lr, 1 - step.beta2, step.correction, step.eps, step.scale]).astype(_array(W).dtype)
     arrays = (latents.numpy(), *_arrays([W, gradient, second_moment, decay]), scalars, unit)
-    in_parallel(lambda first, last: _adam(first, last, *arrays), _row_shares(latents, W))
+    in_parallel(lambda first, last: loops.adam_rows(first, last, *arrays), _row_shares(latents, W))
 
 
 def _row_shares(latents: Int[Tensor, " some"], rows: Dictionary) -> list[tuple[int, int]]:
@@ -153,7 +208,7 @@ def _row_shares(latents: Int[Tensor, " some"], rows: Dictionary) -> list[tuple[i
 def by_latent(support: Support) -> ByLatent:
     """The support's pairs in the order of their latents; made once for a support."""
     if support.by_latent is None:
-        arrays = _transpose(support.offsets.numpy(), support.indices.numpy(), support.d_sae)
+        arrays = loops.transpose(support.offsets.numpy(), support.indices.numpy(), support.d_sae)
         support.by_latent = ByLatent(*(torch.from_numpy(array) for array in arrays))
     return support.by_latent
 
@@ -164,192 +219,3 @@ def _array(tensor: Tensor) -> Array:
 
 def _arrays(tensors: Sequence[Tensor]) -> tuple[Array, ...]:
     return tuple(_array(tensor) for tensor in tensors)
-
-
-@_kernel
-def _count(products: Array, cut: Array, counts: Array) -> None:
-    for i in range(products.shape[0]):
-        count = 0
-        for j in range(products.shape[1]):
-            count += not (products[i, j] <= cut[j])
-        counts[i] = count
-
-
-@_kernel
-def _fill(products: Array, cut: Array, left: int, latents: Array, values: Array) -> None:
-    place = 0
-    for i in range(products.shape[0]):
-        for j in range(products.shape[1]):
-            value = products[i, j]
-            if not (value <= cut[j]):
-                latents[place] = left + j
-                values[place] = value
-                place += 1
-
-
-@_kernel
-def _interleave(
-    places: Array, counts: Array, latents: Array, values: Array, all_latents: Array, all_values: Array
-) -> None:
-    source = 0
-    for i in range(len(counts)):
-        for _ in range(counts[i]):
-            all_latents[places[i]] = latents[source]
-            all_values[places[i]] = values[source]
-            places[i] += 1
-            source += 1
-
-
-@_kernel
-def _decode(
-    first: int, last: int, offsets: Array, latents: Array, codes: Any, W: Array, bias: Array, decoded: Any
-) -> None:
-    d_in = W.shape[1]
-    for i in range(first, last):
-        for c in range(len(codes)):
-            out = decoded[c][i]
-            for k in range(d_in):
-                out[k] = bias[k]
-        p, end = offsets[i], offsets[i + 1]
-        while p + 4 <= end:
-            w0, w1, w2, w3 = W[latents[p]], W[latents[p + 1]], W[latents[p + 2]], W[latents[p + 3]]
-            for c in range(len(codes)):
-                code, out = codes[c], decoded[c][i]
-                f0, f1, f2, f3 = code[p], code[p + 1], code[p + 2], code[p + 3]
-                for k in range(d_in):
-                    out[k] += f0 * w0[k] + f1 * w1[k] + f2 * w2[k] + f3 * w3[k]
-            p += 4
-        while p < end:
-            w = W[latents[p]]
-            for c in range(len(codes)):
-                f, out = codes[c][p], decoded[c][i]
-                for k in range(d_in):
-                    out[k] += f * w[k]
-            p += 1
-
-
-@_kernel
-def _dot(first: int, last: int, offsets: Array, latents: Array, rows_of: Any, W: Array, gradients: Any) -> None:
-    d_in = W.shape[1]
-    zero = W.dtype.type(0)
-    for i in range(first, last):
-        p, end = offsets[i], offsets[i + 1]
-        while p + 4 <= end:
-            w0, w1, w2, w3 = W[latents[p]], W[latents[p + 1]], W[latents[p + 2]], W[latents[p + 3]]
-            for c in range(len(rows_of)):
-                x, gradient = rows_of[c][i], gradients[c]
-                s0 = s1 = s2 = s3 = zero
-                for k in range(d_in):
-                    s0 += x[k] * w0[k]
-                    s1 += x[k] * w1[k]
-                    s2 += x[k] * w2[k]
-                    s3 += x[k] * w3[k]
-                gradient[p], gradient[p + 1], gradient[p + 2], gradient[p + 3] = s0, s1, s2, s3
-            p += 4
-        while p < end:
-            w = W[latents[p]]
-            for c in range(len(rows_of)):
-                x = rows_of[c][i]
-                s0 = zero
-                for k in range(d_in):
-                    s0 += x[k] * w[k]
-                gradients[c][p] = s0
-            p += 1
-
-
-@_kernel
-def _gather(
-    first: int, last: int, offsets: Array, tokens: Array, pairs: Array, codes: Any, rows_of: Any, gradient: Array
-) -> None:
-    d_in = gradient.shape[1]
-    for j in range(first, last):
-        out = gradient[j]
-        for k in range(d_in):
-            out[k] = 0
-        for c in range(len(codes)):
-            code, rows = codes[c], rows_of[c]
-            q, end = offsets[j], offsets[j + 1]
-            while q + 4 <= end:
-                x0, x1, x2, x3 = rows[tokens[q]], rows[tokens[q + 1]], rows[tokens[q + 2]], rows[tokens[q + 3]]
-                f0, f1, f2, f3 = code[pairs[q]], code[pairs[q + 1]], code[pairs[q + 2]], code[pairs[q + 3]]
-                for k in range(d_in):
-                    out[k] += f0 * x0[k] + f1 * x1[k] + f2 * x2[k] + f3 * x3[k]
-                q += 4
-            while q < end:
-                x, f = rows[tokens[q]], code[pairs[q]]
-                for k in range(d_in):
-                    out[k] += f * x[k]
-                q += 1
-
-
-@_kernel
-def _scatter(first: int, last: int, offsets: Array, latents: Array, values: Array, sums: Array) -> None:
-    for p in range(offsets[first], offsets[last]):
-        sums[latents[p]] += values[p]
-
-
-@_kernel
-def _transpose(offsets: Array, latents: Array, d_sae: int) -> tuple[Array, Array, Array]:
-    starts = np.zeros(d_sae + 1, np.int64)
-    for j in latents:
-        starts[j + 1] += 1
-    for j in range(d_sae):
-        starts[j + 1] += starts[j]
-    places = starts[:-1].copy()
-    tokens = np.empty(len(latents), np.int32)
-    pairs = np.empty(len(latents), np.int64)
-    for i in range(len(offsets) - 1):
-        for p in range(offsets[i], offsets[i + 1]):
-            q = places[latents[p]]
-            tokens[q], pairs[q] = i, p
-            places[latents[p]] = q + 1
-    return starts, tokens, pairs
-
-
-@_kernel
-def _norms(first: int, last: int, latents: Array, gradient: Array, unit_rows: Array, unit: bool, norms: Array) -> None:
-    d_in = gradient.shape[1]
-    for n in range(first, last):
-        g, w = gradient[latents[n]], unit_rows[latents[n]]
-        along = _along(g, w) if unit else g.dtype.type(0)
-        norm = g.dtype.type(0)
-        for k in range(d_in):
-            norm += (g[k] - along * w[k]) ** 2
-        norms[n] = norm
-
-
-@_kernel
-def _adam(
-    first: int,
-    last: int,
-    latents: Array,
-    W: Array,
-    gradient: Array,
-    second_moment: Array,
-    decay: Array,
-    scalars: Array,
-    unit: bool,
-) -> None:
-    lr, share, correction, eps, scale = scalars
-    d_in = W.shape[1]
-    for n in range(first, last):
-        w, g, v = W[latents[n]], gradient[latents[n]], second_moment[latents[n]]
-        along = _along(g, w) if unit else W.dtype.type(0)
-        norm = W.dtype.type(0)
-        for k in range(d_in):
-            step = scale * (g[k] - along * w[k])
-            v[k] = decay[n] * v[k] + share * step * step
-            w[k] -= lr * step / (np.sqrt(v[k] / correction) + eps)
-            norm += w[k] * w[k]
-        if unit:
-            shrink = 1 / max(np.sqrt(norm), W.dtype.type(1e-12))
-            for k in range(d_in):
-                w[k] *= shrink
-
-
-@_kernel
-def _along(g: Array, w: Array) -> Any:
-    product = g.dtype.type(0)
-    for k in range(len(g)):
-        product += g[k] * w[k]
-    return product
