@@ -73,8 +73,8 @@ def test_files_that_are_not_utf_8_and_empty_files_are_left_out(tmp_path: Path) -
     (tmp_path / NAMES[0]).write_bytes("name = 'Grüße'\n".encode("latin-1"))
     (tmp_path / NAMES[1]).write_text("")
     documents = [*stdlib_documents("train", tmp_path), *stdlib_documents("held_out", tmp_path)]
-    assert sorted(name for name, _ in documents) == sorted(NAMES[2:20])
-    assert {text for _, text in documents} == {"name = 'Grüße'\n"}
+    assert sorted(document.name for document in documents) == sorted(NAMES[2:20])
+    assert {document.text for document in documents} == {"name = 'Grüße'\n"}
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])

@@ -18,12 +18,29 @@ HELD_OUT_SHARE = 0.1
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
 
+class Place(NamedTuple):
+    """Where a document stands in its source."""
+
+    file: int = 0
+    """Number of its file; 0 where the source is one."""
+    document: int = 0
+    """Its number among all that the file holds, those of the other split included."""
+
+
+START = Place()
+"""The place of a source's first document."""
+
+
 class Document(NamedTuple):
     """One text and where it came from."""
 
     name: str
     """Path relative to its root, or another name a person can follow."""
     text: str
+    split: Split | None = None
+    """The split it belongs to, where its surroundings decide that and not its own text."""
+    place: Place = START
+    """Where to find it again (see `penstock.language_models.texts.documents`)."""
 
 
 def split_of(name: str) -> Split:
@@ -44,6 +61,28 @@ def stdlib_documents(split: Split, root: Path | None = None) -> Iterator[Documen
     Raises:
         FileNotFoundError: no source files under `root`.
     """
+    root, files = stdlib_files(root)
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        if split_of(name) != split:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        if text:
+            yield Document(name, text, split)
+
+
+def stdlib_files(root: Path | None = None) -> tuple[Path, list[Path]]:
+    """The folder of the standard library and its `.py` files, in the order of their relative path's hash.
+
+    Args:
+        root: Folder of the library; the running interpreter's by default.
+
+    Raises:
+        FileNotFoundError: no source files under `root`.
+    """
     root = root or Path(sysconfig.get_paths()["stdlib"])
     names = sorted(
         path.relative_to(root).as_posix()
@@ -55,15 +94,7 @@ def stdlib_documents(split: Split, root: Path | None = None) -> Iterator[Documen
             f"The embedded corpus is the source of the Python standard library, but there are no .py "
             f"files under {root}. Give your own texts with --text FILE (.txt, .jsonl or .parquet)."
         )
-    for name in sorted(names, key=_path_hash):
-        if split_of(name) != split:
-            continue
-        try:
-            text = (root / name).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        if text:
-            yield Document(name, text)
+    return root, [root / name for name in sorted(names, key=_path_hash)]
 
 
 def _path_hash(name: str) -> float:

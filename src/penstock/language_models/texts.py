@@ -1,41 +1,64 @@
 """Texts to train and evaluate on: the embedded corpus, local files, or a dataset of the Hugging Face Hub."""
 
-import importlib
-import json
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import get_args
 
-from penstock.language_models.stdlib_corpus import Document, Split, split_of, stdlib_documents
-
-TXT_DOCUMENT_CHARACTERS = 4_000
-"""A .txt file is cut into documents at the first blank line after this many characters, ..."""
-
-TXT_LONGEST_DOCUMENT_CHARACTERS = 16_000
-"""... or at the first line end after this many, if no blank line comes before it."""
+from penstock.language_models.stdlib_corpus import (
+    START,
+    Document,
+    Place,
+    Split,
+    split_of,
+    stdlib_documents,
+    stdlib_files,
+)
+from penstock.language_models.text_datasets import PREFIX, dataset_name, read_dataset
+from penstock.language_models.text_files import LeftOut, Reader, find_text_files, read_file, say_once
 
 _ALLOWED = (
-    '"embedded", a .txt, .jsonl or .parquet file, a folder of such files, "datasets:NAME" or "datasets:NAME:CONFIG"'
+    '"embedded", a .txt, .jsonl or .parquet file (.txt and .jsonl also as .gz, .bz2, .xz or .zst), a folder of such '
+    'files, "datasets:NAME", "datasets:NAME:CONFIG" or "datasets:NAME:CONFIG:SPLIT"'
 )
 
+SAMPLE_BYTES = 2**16
+"""How much of a file's beginning, middle and end goes into its fingerprint."""
 
-def documents(source: str | Path, *, split: Split, text_field: str = "text") -> Iterator[Document]:
+SAMPLE_DOCUMENTS = 16
+"""How many documents go into the fingerprint of a dataset."""
+
+ALL_LEFT_OUT = 100
+"""So many documents at the start of a text that cannot be read, and none that can, are an error."""
+
+
+def documents(
+    source: str | Path, *, split: Split, text_field: str = "text", start: Place = START
+) -> Iterator[Document]:
     """The documents of one split of a text source.
 
-    The embedded corpus is split by file. Everywhere else a tenth of the documents is held out by a hash of
-    the document's own text, so that a document is in the same split wherever it stands.
+    The embedded corpus is split by file. A .txt file is split into spans of neighbouring documents, and as a whole
+    where it has fewer than ten. Everywhere else a tenth of the documents is held out by a hash of the document's own
+    text, so that a document is in the same split wherever it stands.
+
+    A row without text, or with text that is not valid Unicode, is left out and counted; so is the rest of a file that
+    is damaged. The log says it at the first one, and how many there were at the end.
 
     Args:
         source: One of
             "embedded": the source code of the Python standard library;
             a .txt file: cut into documents of some thousand characters, at blank lines where possible;
             a .jsonl file: one JSON object a line, or a .parquet file: one document a row;
-            a folder: all of these files in it and below, in the order of their paths;
-            "datasets:NAME" or "datasets:NAME:CONFIG": the split "train" of a dataset on the Hub, streamed,
-            for example "datasets:allenai/c4:en".
+            a .txt or .jsonl file that is compressed: .gz, .bz2, .xz or .zst after its suffix;
+            a folder: all of these files in it and below, in the order of their paths, hidden ones left out;
+            "datasets:NAME", "datasets:NAME:CONFIG" or "datasets:NAME:CONFIG:SPLIT": a part of a dataset on the Hub,
+            "train" unless named, streamed; for example "datasets:allenai/c4:en".
         split: "train" or "held_out".
         text_field: The field or column that holds the text, in everything but .txt.
+        start: The place of the document to begin with, as `Document.place` says it.
 
     Returns:
         The documents that are not empty, read as they are asked for.
@@ -43,124 +66,120 @@ def documents(source: str | Path, *, split: Split, text_field: str = "text") -> 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without texts.
         ImportError: an optional package is needed.
-        ValueError: unknown split or kind of source; and, while reading, a damaged file, a document without
-            text, or no document at all in this split.
+        ValueError: unknown split or kind of source; and, while reading from the beginning, no document at all in this
+            split, or a hundred of which none can be read.
+        ConnectionError: while reading, a dataset's connection broke and did not come back.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}.")
+    return _in_split(_parts(source, split, text_field), str(source), split, start)
+
+
+def text_fingerprint(source: str | Path, *, text_field: str = "text") -> str:
+    """A short name for what a text source holds now, to notice later that it has been replaced.
+
+    Of files it takes their paths and sizes and samples of their bytes, of a dataset its first documents: a change of
+    a few words in the middle of a large file keeps the fingerprint.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError, ConnectionError: see `documents`.
+    """
+    digest = hashlib.sha256()
+    if isinstance(source, str) and source.startswith(PREFIX):
+        for item in islice(read_dataset(source, text_field, 0), SAMPLE_DOCUMENTS):
+            digest.update(repr(item).encode(errors="backslashreplace"))
+        return digest.hexdigest()[:16]
     if source == "embedded":
-        return stdlib_documents(split)
-    if isinstance(source, str) and source.startswith("datasets:"):
-        return _in_split(_dataset_documents(source, text_field), split, source)
-    files = _text_files(Path(source).expanduser())
-    read = (document for file in files for document in _READERS[file.suffix.lower()](file, text_field))
-    return _in_split(read, split, source)
+        root, files = stdlib_files()
+    else:
+        root = Path(source).expanduser()
+        files = find_text_files(root, _ALLOWED)
+    for path in files:
+        digest.update(path.relative_to(root).as_posix().encode(errors="surrogateescape"))
+        digest.update(_samples_of(path))
+    return digest.hexdigest()[:16]
 
 
-def _in_split(read: Iterable[Document], split: Split, source: str | Path) -> Iterator[Document]:
-    is_empty = True
-    for document in read:
-        try:
-            is_wanted = document.text != "" and split_of(document.text) == split
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{document.name} is no text: {error}.") from error
-        if is_wanted:
-            is_empty = False
-            yield document
-    if is_empty:
-        raise ValueError(
-            f"No documents in split {split!r} of {str(source)!r}. A tenth of the documents is held out, so "
-            f"both splits need some tens of documents; in a .txt file blank lines separate them."
-        )
-
-
-def _text_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _READERS and file.is_file())
-        if not files:
-            raise FileNotFoundError(f"The folder {str(path)!r} holds no {', '.join(_READERS)} files.")
-        return files
-    if not path.exists():
-        raise FileNotFoundError(f"No text source {str(path)!r}. A source is {_ALLOWED}.")
-    if path.suffix.lower() not in _READERS:
-        raise ValueError(f"Cannot read {str(path)!r} as text: its suffix is {path.suffix!r}. A source is {_ALLOWED}.")
-    return [path]
-
-
-def _txt_documents(path: Path) -> Iterator[Document]:
-    lines: list[str] = []
-    characters = count = 0
-    with path.open(encoding="utf-8") as file:
-        try:
-            for line in file:
-                lines.append(line)
-                characters += len(line)
-                is_break = not line.strip() and characters >= TXT_DOCUMENT_CHARACTERS
-                if is_break or characters >= TXT_LONGEST_DOCUMENT_CHARACTERS:
-                    yield Document(f"{path}#{count}", "".join(lines))
-                    lines, characters, count = [], 0, count + 1
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}.") from error
-    if "".join(lines).strip():
-        yield Document(f"{path}#{count}", "".join(lines))
-
-
-def _jsonl_documents(path: Path, text_field: str) -> Iterator[Document]:
+def _samples_of(path: Path) -> bytes:
+    size = path.stat().st_size
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{place}: this line is no JSON: {error}.") from error
-            yield _document(place, row, text_field)
+        parts = [str(size).encode()]
+        for start in sorted({0, max(0, size // 2 - SAMPLE_BYTES // 2), max(0, size - SAMPLE_BYTES)}):
+            file.seek(start)
+            parts.append(file.read(SAMPLE_BYTES))
+    return b"|".join(parts)
 
 
-def _parquet_documents(path: Path, text_field: str) -> Iterator[Document]:
-    parquet = _imported("pyarrow.parquet", extra="parquet")
-    try:
-        file = parquet.ParquetFile(path)
-        has_field = text_field in file.schema_arrow.names
-        batches = file.iter_batches(columns=[text_field] if has_field else None)
-        for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-            yield _document(f"{path}:{number}", row, text_field)
-    except _imported("pyarrow", extra="parquet").ArrowException as error:
-        raise ValueError(f"{str(path)!r} is no readable parquet file: {error}") from error
+_Part = Callable[[int], Reader]
+"""A file or dataset of a source: starts its documents after so many."""
 
 
-def _dataset_documents(source: str, text_field: str) -> Iterator[Document]:
-    datasets = _imported("datasets", extra="datasets")
-    name, _, config = source.removeprefix("datasets:").partition(":")
-    rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
-    for number, row in enumerate(rows):
-        yield _document(f"{source}:{number}", row, text_field)
+def _parts(source: str | Path, split: Split, text_field: str) -> list[_Part]:
+    if source == "embedded":
+        return [lambda skip: islice(stdlib_documents(split), skip, None)]
+    if isinstance(source, str) and source.startswith(PREFIX):
+        dataset_name(source)
+        return [partial(read_dataset, source, text_field)]
+    return [partial(read_file, file, text_field) for file in find_text_files(Path(source).expanduser(), _ALLOWED)]
 
 
-def _document(place: str, row: object, text_field: str) -> Document:
-    text = row.get(text_field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        fields = [name for name, value in row.items() if isinstance(value, str)] if isinstance(row, dict) else []
+def _in_split(parts: list[_Part], source: str, split: Split, start: Place) -> Iterator[Document]:
+    tally = _Tally(source, from_the_beginning=start == START)
+    is_empty = True
+    for file in range(start.file, len(parts)):
+        skip = start.document if file == start.file else 0
+        for number, item in enumerate(parts[file](skip), start=skip):
+            item = _checked(item)
+            tally.count(item)
+            if isinstance(item, Document) and item.text and (item.split or split_of(item.text)) == split:
+                is_empty = False
+                yield item._replace(place=Place(file, number))
+    tally.finish()
+    if is_empty and tally.from_the_beginning:
         raise ValueError(
-            f"{place} has no text in a field {text_field!r}. Its fields with text: "
-            f"{', '.join(map(repr, fields)) or 'none'}. Choose one with text_field."
+            f"No documents in split {split!r} of {source!r}. A tenth of the documents is held out, so "
+            "both splits need some tens of documents; in a .txt file blank lines separate them." + tally.summary()
         )
-    return Document(place, text)
 
 
-def _imported(module: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"Reading this source needs the package {module.partition('.')[0]!r}: pip install 'penstock[{extra}]'"
-        ) from error
+def _checked(item: Document | LeftOut) -> Document | LeftOut:
+    """The same, or what is wrong with its text: half of a surrogate pair, or bytes that were not UTF-8."""
+    if isinstance(item, Document):
+        try:
+            item.text.encode()
+        except UnicodeEncodeError as error:
+            return LeftOut("not Unicode", f"{item.name} is not valid Unicode text: {error}. Save it as UTF-8.")
+    return item
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
-    ".txt": lambda path, text_field: _txt_documents(path),
-    ".jsonl": _jsonl_documents,
-    ".parquet": _parquet_documents,
-}
-"""How to read a file, by its suffix."""
+class _Tally:
+    """Counts what is left out of a text, and says it."""
+
+    def __init__(self, source: str, *, from_the_beginning: bool) -> None:
+        self.source = source
+        self.from_the_beginning = from_the_beginning
+        self.good = 0
+        self.bad: Counter[str] = Counter()
+        self.first = ""
+
+    def count(self, item: Document | LeftOut) -> None:
+        if isinstance(item, Document):
+            self.good += 1
+            return
+        self.first = self.first or item.message
+        self.bad[item.kind] += 1
+        if self.from_the_beginning and not self.good and self.bad.total() == ALL_LEFT_OUT:
+            raise ValueError(f"None of the first {ALL_LEFT_OUT} documents of {self.source!r} can be read. {self.first}")
+        if self.bad[item.kind] == 1:
+            say_once(f"Left out, like every document of its kind: {item.message}", self.source, item.kind)
+
+    def finish(self) -> None:
+        if self.bad.total() > 1 and self.from_the_beginning:
+            say_once(f"Reading {self.source} {self.counts()}.")
+
+    def counts(self) -> str:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.bad.items())
+        return f"left out {self.bad.total()} of {self.good + self.bad.total()} documents ({kinds})"
+
+    def summary(self) -> str:
+        return f" Reading it {self.counts()}. {self.first}" if self.first else ""
