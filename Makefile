@@ -4,7 +4,7 @@ INSTALLED := $(VENV)/.installed
 BENCH_VENV ?= .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench gpu clean
 
 # Trains Gated and baseline SAEs on the embedded language model; open runs/demo/report.html.
 DEMO_OUT ?= runs/demo
@@ -38,6 +38,11 @@ bench: $(BENCH_INSTALLED)
 	$(BENCH)/engine/cuda_step.py $(THREADS)
 	$(BENCH)/end_to_end/run.py
 	$(BENCH)/convergence/run.py
+
+# Checks and measures everything on a GPU (benchmarks/gpu/README.md), in at most 8 minutes.
+gpu: $(BENCH_INSTALLED)
+	$(BENCH_VENV)/bin/pip install --quiet pytest beartype
+	TQDM_DISABLE=1 $(BENCH_VENV)/bin/python benchmarks/gpu/run.py
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV)

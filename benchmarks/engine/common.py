@@ -91,8 +91,9 @@ def time_in_turn(
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
     for round_number in range(warm_up + repeats):
         for name, step in steps.items():
-            # The last one's BLAS threads wait actively for a while, on cores that this one needs.
-            time.sleep(0.3)
+            if device == "cpu":
+                # The last one's BLAS threads wait actively for a while, on cores that this one needs.
+                time.sleep(0.3)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             taken = clock(step)
             if round_number >= warm_up:
