@@ -1,5 +1,9 @@
 """What is special to the CPU: threads, buffers that are lent again, and the BLAS they share."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +18,7 @@ from torch import Tensor
 from penstock.kernels import buffers, cpu, reference
 from penstock.kernels.buffers import borrow, single_threaded_blas
 from penstock.kernels.reference import AdamStep
-from penstock.kernels.threads import in_parallel, shares
+from penstock.kernels.threads import cpu_threads, in_parallel, shares
 from penstock.sparse import SparseCode
 
 SHAPE = (3, 17)
@@ -143,12 +147,40 @@ def test_a_buffer_is_lent_again_only_when_nothing_refers_to_it() -> None:
     assert borrow(SHAPE, torch.float64).dtype == torch.float64
 
 
-def test_no_more_than_some_buffers_are_kept_and_a_dropped_one_stays_its_users() -> None:
-    held = [borrow((2, 5, number), torch.float32) for number in range(1, 2 * buffers.KEPT)]
+def test_as_many_buffers_are_kept_as_are_lent_at_once() -> None:
+    def lent() -> list[Tensor]:
+        return [borrow((2, 5, number), torch.float32) for number in range(1, 50)]
+
+    held = lent()
     for number, tensor in enumerate(held):
         tensor[:] = number
-    assert len(buffers._kept) <= buffers.KEPT
     assert all((tensor == number).all() for number, tensor in enumerate(held))
+    places = [tensor.data_ptr() for tensor in held]
+    del held, tensor
+    assert [tensor.data_ptr() for tensor in lent()] == places
+
+
+def test_idle_buffers_are_bounded_in_bytes_and_those_in_use_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers.release()
+    monkeypatch.setattr(buffers, "KEPT_BYTES", 10_000)
+    held = borrow((1000,), torch.float32)
+    held[:] = 7
+    for number in range(1, 30):
+        borrow((1000, 1, number), torch.float32)
+    kept = buffers._arrays._bytes()
+    assert kept <= 29 * 4000 + 4000, "the largest one and the one in use"
+    assert (held == 7).all() and borrow((1000,), torch.float32).data_ptr() != held.data_ptr()
+
+
+def test_all_that_is_not_in_use_is_given_back() -> None:
+    buffers.release()
+    held = borrow(SHAPE, torch.float32)
+    borrow((100, 100), torch.float32)
+    buffers.release()
+    assert buffers._arrays._bytes() == held.numpy().nbytes
+    del held
+    buffers.release()
+    assert not buffers._arrays.kept
 
 
 def test_gradients_that_are_kept_are_not_written_over() -> None:
@@ -185,3 +217,41 @@ def test_other_threads_leave_the_limit_to_the_main_thread() -> None:
             assert blas_threads() == {1}
         pool.submit(enter_and_leave).result()
         assert blas_threads() == {2}
+
+
+FORK = """
+import os
+import torch
+from penstock.kernels import buffers, cpu, threads
+from penstock.saes import ReLUSAE
+
+threads.MIN_WORK = 1
+torch.set_num_threads(2)
+sae, x = ReLUSAE(8, 600), torch.ones(50, 8)
+expected = sae.encode_sparse(x).values
+with buffers._arrays.lock:  # as another thread may hold it
+    child = os.fork()
+if child == 0:
+    torch.set_num_threads(2)
+    os._exit(0 if torch.equal(sae.encode_sparse(x).values, expected) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_encodes_after_its_parent_has() -> None:
+    with subprocess.Popen([sys.executable, "-c", FORK], start_new_session=True) as process:
+        try:
+            assert process.wait(120) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def test_threads_are_set_for_a_while(threads: Callable[[int], None]) -> None:
+    threads(2)
+    with cpu_threads(3):
+        assert torch.get_num_threads() == 3
+        with cpu_threads(None):
+            assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 2

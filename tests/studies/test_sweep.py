@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from penstock.formats.native import load_sae, save_sae
+from penstock.kernels import buffers
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.texts import documents
 from penstock.saes import GatedSAE
@@ -104,6 +105,17 @@ def test_the_settings_on_disk_are_decided_and_give_the_same_run_again(
         assert weights[0] == weights[1]
     unlike = [key for one, two in zip(records, again, strict=True) for key in one if one[key] != two[key]]
     assert set(unlike) == {"train_seconds"}
+
+
+def test_a_sweep_leaves_threads_and_memory_as_they_were(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(study, "evaluate_run", lambda *_: seen.append(torch.get_num_threads()) or [])
+    before = torch.get_num_threads()
+    study.run_sweep(tiny_run(steps=20, threads=before + 1), tmp_path / "run")
+    assert seen == [before + 1] and torch.get_num_threads() == before
+    assert buffers._arrays.most_in_use == 0, "released after the last step"
 
 
 def test_the_environment_says_what_a_result_depends_on(

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from penstock.training.checkpoint import CheckpointError, latest_checkpoint, loa
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import decide
 from penstock.training.metrics_log import MetricsLog, Rows
-from penstock.training.run import TrainingRun
+from penstock.training.run import TrainingRun, _workers
 from penstock.training.trainer import DivergenceError
 
 MakeRun = Callable[..., RunConfig]
@@ -449,3 +450,22 @@ def test_saes_at_the_same_step_of_resampling_see_an_lr_dip(
     # Resampling before step 18 (from 0), which is the row of step 19; back to full after 60 // 16 steps.
     assert rates[18] == pytest.approx(0.1 * rates[17])
     assert rates[21] == pytest.approx(rates[17])
+
+
+@pytest.mark.parametrize(
+    ("saes", "threads", "device", "expected"), [(2, 6, "cpu", 3), (4, 2, "cpu", 1), (2, 6, "cuda", 6)]
+)
+def test_workers_divide_the_threads_of_a_run(saes: int, threads: int, device: str, expected: int) -> None:
+    before = torch.get_num_threads()
+    workers = _workers(saes, threads, device)
+
+    def threads_after_an_operation() -> int:
+        torch.ones(2**16).add(1)
+        return torch.get_num_threads()
+
+    number = min(saes, threads) if device == "cpu" else 1
+    together = Barrier(number, timeout=60)
+    found = [workers.submit(lambda: (together.wait(), threads_after_an_operation())[1]) for _ in range(number)]
+    assert [one.result() for one in found] == number * [expected]
+    workers.shutdown()
+    assert torch.get_num_threads() == before

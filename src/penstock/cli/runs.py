@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, write_figures
+from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.studies import sweep as study
 from penstock.training.config import (
@@ -171,8 +172,9 @@ class Sweep(_Run):
 def train(options: Train | Sweep) -> None:
     folder, model = _prepared(options)
     trackers = tuple(TRACKERS[name](folder) for name in options.track)
-    study.train(folder, model, trackers)
-    records = study.evaluate_run(folder, model)
+    with cpu_threads(study.read_config(folder).threads):
+        study.train(folder, model, trackers)
+        records = study.evaluate_run(folder, model)
     print_records(records)
     for sentence in comparison_sentences(folder):
         print(sentence)

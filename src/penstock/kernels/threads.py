@@ -5,8 +5,9 @@ the side-by-side training of several SAEs does, or compete with PyTorch's for th
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -35,6 +36,20 @@ def shares(offsets: NDArray[np.int64], work_per_pair: int) -> list[tuple[int, in
     return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch and the CPU kernels use this many threads inside, and as many as before afterwards.
+
+    The setting belongs to the calling thread; None leaves it as it is.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def in_parallel(task: Callable[[int, int], object], parts: list[tuple[int, int]]) -> None:
     """Call `task(first, last)` for every part, each in a thread; the task must release the GIL to gain by it."""
     others = [_pool().submit(task, *part) for part in parts[1:]]
@@ -47,3 +62,8 @@ def in_parallel(task: Callable[[int, int], object], parts: list[tuple[int, int]]
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="penstock")
+
+
+# A forked process has none of its parent's threads, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)

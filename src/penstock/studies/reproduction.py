@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from penstock.kernels.threads import cpu_threads
 from penstock.studies.ablations import AblationsConfig, ablation_variants, ablations
 from penstock.studies.after_training import (
     PruningConfig,
@@ -130,9 +131,10 @@ def finish(plan: Plan, folder: Path) -> None:
     for run in studies.values():
         # Refused before anything is trained rather than when the study's turn comes.
         plan.divide(run)
-    train_divided(plan.run, folder, model, plan.divide)
-    if not (folder / "records.jsonl").is_file():
-        evaluate_run(folder, model, plan.max_bytes)
+    with cpu_threads(plan.run.threads):
+        train_divided(plan.run, folder, model, plan.divide)
+        if not (folder / "records.jsonl").is_file():
+            evaluate_run(folder, model, plan.max_bytes)
 
 
 def foreseen(plan: Plan, widths: Mapping[str, int]) -> tuple[RunConfig, dict[str, RunConfig]]:

@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from penstock.activations.harvest import Text, fill_cache
 from penstock.evaluation.evaluate import Candidate
 from penstock.files import write_whole
+from penstock.kernels.buffers import release
+from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.studies.comparison import compare, warnings_of
 from penstock.studies.controls import controls
@@ -71,9 +71,10 @@ def run_sweep(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
         One record for each SAE and control (docs/records.md); the same as in records.jsonl.
     """
     model = load_model(config)
-    prepare(config, folder, model)
-    train(folder, model)
-    return evaluate_run(folder, model)
+    with cpu_threads(config.threads):
+        prepare(config, folder, model)
+        train(folder, model)
+        return evaluate_run(folder, model)
 
 
 def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
@@ -106,12 +107,15 @@ def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
 def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()) -> None:
     """Train the SAEs of a prepared run, from its last checkpoint if it has one, and save them."""
     config = read_config(folder)
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    run = TrainingRun(config, folder, model)
-    run.resume()
-    log = MetricsLog(folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps, trackers=trackers)
-    run.train(log)
-    run.save_saes()
+    metrics = folder / "metrics.jsonl"
+    try:
+        with cpu_threads(config.threads):
+            run = TrainingRun(config, folder, model)
+            run.resume()
+            run.train(MetricsLog(metrics, every=config.log_steps, last_step=config.num_steps, trackers=trackers))
+            run.save_saes()
+    finally:
+        release()
 
 
 def train_to_end(config: RunConfig, folder: Path, model: LanguageModel) -> None:

@@ -21,6 +21,7 @@ from penstock.activations.sources import ActivationSource, ShuffleBuffer, measur
 from penstock.files import PickedRows, write_whole
 from penstock.formats.native import save_sae
 from penstock.kernels.buffers import single_threaded_blas
+from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import SAE
 from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -323,10 +324,16 @@ def _workers(num_saes: int, threads: int, device: str) -> ThreadPoolExecutor:
     threads wait for each other at every operation. An accelerator is fed by one.
     """
     count = min(num_saes, threads) if device == "cpu" else 1
-    workers = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads // count,))
-    together = Barrier(count)
-    for started in [workers.submit(together.wait) for _ in range(count)]:
-        started.result()
-    # The last call decides for the main thread, too, and there the language model runs.
-    torch.set_num_threads(threads)
+    # Other threads of the caller would begin with what was set last: it is set back.
+    with cpu_threads(None):
+        workers = ThreadPoolExecutor(count, initializer=_take_threads, initargs=(threads // count,))
+        together = Barrier(count)
+        for started in [workers.submit(together.wait) for _ in range(count)]:
+            started.result()
     return workers
+
+
+def _take_threads(count: int) -> None:
+    # A new thread's first operation, which asking for the number counts as, sets the number to the process's own.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
