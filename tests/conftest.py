@@ -63,7 +63,7 @@ def random_sae() -> Callable[..., SAE]:
 
     def make(arch: str, d_in: int = 6, d_sae: int = 10, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> SAE:
         generator = torch.Generator().manual_seed(seed)
-        sae = ARCHITECTURES[arch](d_in, d_sae).double()
+        sae = ARCHITECTURES[arch].make(d_in, d_sae).double()
         with torch.no_grad():
             for parameter in sae.parameters():
                 parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))

@@ -10,7 +10,7 @@ import penstock
 PACKAGE = Path(penstock.__file__).parent
 
 FLOORS = [
-    {"shapes", "files"},
+    {"shapes", "files", "strict"},
     {"sparse"},
     {"kernels", "metrics"},
     {"saes", "language_models"},

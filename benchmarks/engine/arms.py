@@ -62,17 +62,19 @@ class Arm:
 
 def penstock(arch: str, setting: Setting, device: str, *, autocast: bool) -> Arm:
     """penstock's trainer with its default recipe."""
+    from penstock.saes import training_of
     from penstock.training.config import SAEConfig
-    from penstock.training.defaults import DEFAULT_RECIPE, RECIPE_DEFAULTS
+    from penstock.training.recipes import RECIPES
     from penstock.training.schedules import Schedule
     from penstock.training.trainer import SAETrainer
 
-    defaults = RECIPE_DEFAULTS[DEFAULT_RECIPE[arch]]
+    name = training_of(arch).default_recipe
+    defaults = RECIPES[name]
     config = SAEConfig(
         arch=arch,
         site="benchmark",
         d_sae=setting.d_sae,
-        recipe=DEFAULT_RECIPE[arch],
+        recipe=name,
         sparsity_coef=COEF,
         lr=LR,
         beta1=defaults.beta1,

@@ -15,7 +15,7 @@ import torch
 from common import Setting, activations, option_parser, print_table, threshold, time_in_turn, write_json
 
 from penstock.kernels import dispatch
-from penstock.saes import RECIPES, GatedSAE
+from penstock.saes import DECODER_RULES, GatedSAE
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 SHAPES = ((192, 1024, 512), (512, 8192, 1024), (768, 16384, 1024))
@@ -34,7 +34,7 @@ def compare(setting: Setting, *, repeats: int, device: str) -> dict[str, Any]:
         nonlocal density
         sae.zero_grad()
         with patch.dict(dispatch.DENSE_ABOVE, {device: dense_above}):
-            found = sae.loss(x, 0.1, RECIPES["paper_clipped"])
+            found = sae.loss(x, 0.1, DECODER_RULES["unit"])
             found.total.backward()
         density = found.acts.support.density
 

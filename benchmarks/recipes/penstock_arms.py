@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from common import Activations, append_line, batches, load_activations, measure, scale_to
 
-from penstock.saes import TRAINABLE
+from penstock.saes import trainable
 from penstock.training.config import DataConfig, OptimConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
 from penstock.training.schedules import Schedule
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--activations", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--arch", choices=sorted(TRAINABLE), required=True)
+    parser.add_argument("--arch", choices=sorted(trainable()), required=True)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--lr", nargs="+", required=True, help="learning rates, or `rule`")
     aims = parser.add_mutually_exclusive_group(required=True)

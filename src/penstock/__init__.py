@@ -2,7 +2,7 @@
 
 from penstock.formats.native import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
-from penstock.saes import ARCHITECTURES, RECIPES, SAE, GatedSAE, JumpReLUSAE, Recipe, ReLUSAE
+from penstock.saes import ARCHITECTURES, SAE, Architecture, DecoderRule, GatedSAE, JumpReLUSAE, ReLUSAE
 from penstock.studies.sweep import run_sweep
 from penstock.training.config import (
     DataConfig,
@@ -13,12 +13,15 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
+from penstock.training.recipes import RECIPES, Recipe
 
 __all__ = [
     "ARCHITECTURES",
     "RECIPES",
     "SAE",
+    "Architecture",
     "DataConfig",
+    "DecoderRule",
     "EvalConfig",
     "GatedSAE",
     "JumpReLUSAE",

@@ -5,6 +5,7 @@ d_in       width of the activation read from the language model
 d_sae      number of latents, i.e. width of the dictionary
 sequences, positions   rows of tokens and the tokens in a row
 vocab      size of the language model's vocabulary
+*tokens    leading dimensions of any number, none included
 """
 
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,8 @@ from torch import Tensor
 
 Acts = Float[Tensor, "batch d_in"]
 Latents = Float[Tensor, "batch d_sae"]
+AnyActs = Float[Tensor, "*tokens d_in"]
+AnyLatents = Float[Tensor, "*tokens d_sae"]
 Scalar = Float[Tensor, ""]
 
 PerLatent = Float[Tensor, " d_sae"]

@@ -4,14 +4,16 @@ Almost every latent of an SAE is zero. A `Support` holds one ragged set of pairs
 vanish elsewhere are just tensors of values over it.
 """
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from penstock.shapes import Latents
+from penstock.shapes import AnyLatents
 
 Offsets = Int[Tensor, " rows_and_one"]
 Indices = Int[Tensor, " pairs"]
@@ -29,7 +31,7 @@ class ByLatent(NamedTuple):
     """Where the pair stands in the support, int64."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Support:
     """The (token, latent) pairs of a batch on which a code may differ from zero."""
 
@@ -41,6 +43,10 @@ class Support:
     """Number of latents."""
     by_latent: ByLatent | None = field(default=None, repr=False)
     """The same pairs by latent; kernels fill it in when a gradient first asks for it."""
+
+    def __repr__(self) -> str:
+        pairs = len(self.indices)
+        return f"Support({self.batch} tokens, d_sae={self.d_sae}, {pairs} pairs, density={self.density:.2g})"
 
     @property
     def batch(self) -> int:
@@ -64,42 +70,75 @@ class Support:
         return numbers.repeat_interleave(self.offsets.diff(), output_size=len(self.indices))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseCode:
-    """A code [batch, d_sae] that is zero off its support."""
+    """A code [batch, d_sae] that is zero off its support; or [..., d_sae], with leading dimensions of its own.
+
+    The support counts tokens in one flat list, the last leading dimension fastest.
+    """
 
     support: Support
     values: Values
     """One for each pair of the support; some may be zero."""
+    leading_sizes: tuple[int, ...] | None = None
+    """Sizes of the leading dimensions; (batch,) if None."""
+
+    def __repr__(self) -> str:
+        """Sizes, mean L0, precision and device."""
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        l0 = (self.values != 0).sum().item() / max(1, self.support.batch)
+        return f"SparseCode({list(self.shape)}, mean L0 {l0:.4g}, {dtype}, {self.values.device})"
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Sizes of the dimensions before d_sae."""
+        return (self.support.batch,) if self.leading_sizes is None else self.leading_sizes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the code with its zeros written out."""
+        return (*self.leading, self.support.d_sae)
+
+    def with_leading(self, sizes: Sequence[int]) -> "SparseCode":
+        """The same code with its tokens arranged in other leading dimensions.
+
+        Raises:
+            ValueError: the sizes do not multiply to the number of tokens.
+        """
+        if math.prod(sizes) != self.support.batch:
+            raise ValueError(f"Leading dimensions {list(sizes)} do not hold {self.support.batch} tokens.")
+        return replace(self, leading_sizes=tuple(sizes))
 
     @classmethod
-    def from_dense(cls, acts: Latents) -> "SparseCode":
-        """The nonzero entries of a dense code (NaN is one of them)."""
-        counts = (acts != 0).sum(dim=1)
-        tokens, latents = acts.nonzero(as_tuple=True)
-        return cls(Support(_offsets(counts), latents.int(), acts.shape[1]), acts[tokens, latents])
+    def from_dense(cls, acts: AnyLatents) -> "SparseCode":
+        """The nonzero entries of a dense code [..., d_sae] (NaN is one of them)."""
+        flat = acts.reshape(math.prod(acts.shape[:-1]), acts.shape[-1])
+        counts = (flat != 0).sum(dim=1)
+        tokens, latents = flat.nonzero(as_tuple=True)
+        support = Support(_offsets(counts), latents.int(), flat.shape[1])
+        return cls(support, flat[tokens, latents], tuple(acts.shape[:-1]))
 
-    def to_dense(self) -> Latents:
-        """The code with its zeros written out, [batch, d_sae]."""
+    def to_dense(self) -> AnyLatents:
+        """The code with its zeros written out, [..., d_sae]."""
         dense = self.values.new_zeros(self.support.batch, self.support.d_sae)
-        return dense.index_put((self.support.tokens, self.support.indices.long()), self.values)
+        return dense.index_put((self.support.tokens, self.support.indices.long()), self.values).reshape(self.shape)
 
     def nonzero(self) -> "SparseCode":
         """The same code on the pairs where it is not zero."""
         keep = self.values != 0
         before = torch.cat([keep.new_zeros(1, dtype=torch.int64), keep.cumsum(0)])
         support = Support(before[self.support.offsets], self.support.indices[keep], self.support.d_sae)
-        return SparseCode(support, self.values[keep])
+        return SparseCode(support, self.values[keep], self.leading_sizes)
 
     def detach(self) -> "SparseCode":
         """The same code without its history."""
-        return SparseCode(self.support, self.values.detach())
+        return replace(self, values=self.values.detach())
 
     @property
-    def l0(self) -> Int[Tensor, " batch"]:
-        """Latents that fire on each token, int64."""
+    def l0(self) -> Int[Tensor, "..."]:
+        """Latents that fire on each token [...], int64."""
         fires = torch.cat([self.support.offsets.new_zeros(1), (self.values != 0).cumsum(0)])
-        return fires[self.support.offsets].diff()
+        return fires[self.support.offsets].diff().reshape(self.leading)
 
     @property
     def firing(self) -> Int[Tensor, " d_sae"]:

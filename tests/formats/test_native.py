@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from penstock.formats import SAEFileError, load_sae, save_sae
-from penstock.saes import ARCHITECTURES, SAE, TRAINABLE, ReLUSAE
+from penstock.saes import ARCHITECTURES, SAE, ReLUSAE, trainable
 
 MakeSAE = Callable[..., SAE]
 
@@ -42,10 +42,10 @@ def test_an_sae_comes_back_bit_for_bit(arch: str, dtype: torch.dtype, random_sae
     assert torch.equal(loaded(x), sae(x))
 
 
-@pytest.mark.parametrize("arch", TRAINABLE)
+@pytest.mark.parametrize("arch", trainable())
 @pytest.mark.parametrize(("d_in", "d_sae"), [(1, 3), (3, 1), (1, 1)])
 def test_saes_of_width_one_can_be_saved(arch: str, d_in: int, d_sae: int, tmp_path: Path) -> None:
-    sae = TRAINABLE[arch](d_in, d_sae)
+    sae = ARCHITECTURES[arch].make_trainable(d_in, d_sae)
     save_sae(sae, tmp_path, {})
     assert torch.equal(load_sae(tmp_path).sae.W_enc, sae.W_enc)
 
@@ -61,6 +61,7 @@ def test_cfg_json_describes_the_sae(random_sae: MakeSAE, tmp_path: Path) -> None
         "architecture": "gated",
         "d_in": 6,
         "d_sae": 10,
+        "settings": {},
         "dtype": "float32",
         "metadata": METADATA,
     }

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from penstock.saes import ARCHITECTURES, RECIPES, SAE, TRAINABLE, Recipe
+from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE, DecoderRule, TrainableSAE, trainable
 
 MakeSAE = Callable[..., SAE]
 
 every_architecture = pytest.mark.parametrize("arch", ARCHITECTURES)
-every_trainable = pytest.mark.parametrize("arch", TRAINABLE)
+every_trainable = pytest.mark.parametrize("arch", trainable())
 
 
 def activations(num: int = 200, d_in: int = 6, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -33,12 +33,12 @@ def test_the_shared_random_sae_leaves_no_parameter_out(random_sae: MakeSAE) -> N
 
 @every_architecture
 def test_the_name_in_the_table_is_the_architectures_own(arch: str) -> None:
-    assert ARCHITECTURES[arch].arch == arch
+    assert ARCHITECTURES[arch].name == ARCHITECTURES[arch].sae.arch == arch
 
 
 @every_architecture
 def test_widths_are_read_off_the_decoder(arch: str) -> None:
-    sae = ARCHITECTURES[arch](3, 5)
+    sae = ARCHITECTURES[arch].make(3, 5)
     assert (sae.d_in, sae.d_sae) == (3, 5)
 
 
@@ -126,7 +126,7 @@ def test_folding_the_input_scale_moves_it_from_the_activations_into_the_sae(
 
 @every_trainable
 def test_a_new_sae_reads_along_the_unit_directions_it_writes(arch: str) -> None:
-    sae = TRAINABLE[arch](16, 40, generator=torch.Generator().manual_seed(3))
+    sae = ARCHITECTURES[arch].make_trainable(16, 40, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
     matrices = sae.encoder_matrices
     assert all(torch.equal(sae.get_parameter(name), sae.W_dec.T) for name in matrices)
@@ -136,14 +136,14 @@ def test_a_new_sae_reads_along_the_unit_directions_it_writes(arch: str) -> None:
 
 @every_trainable
 def test_decoder_rows_can_begin_with_another_norm(arch: str) -> None:
-    sae = TRAINABLE[arch](16, 40, decoder_norm=0.1)
+    sae = ARCHITECTURES[arch].make_trainable(16, 40, decoder_norm=0.1)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((40,), 0.1))
     assert torch.equal(sae.W_enc, sae.W_dec.T)
 
 
 @every_trainable
 def test_initial_directions_are_spread_evenly(arch: str) -> None:
-    rows = TRAINABLE[arch](8, 4000).W_dec
+    rows = ARCHITECTURES[arch].make_trainable(8, 4000).W_dec
     assert rows.mean(dim=0).abs().max() < 0.03
     torch.testing.assert_close(rows.T @ rows / 4000, torch.eye(8) / 8, rtol=0, atol=0.02)
 
@@ -151,7 +151,7 @@ def test_initial_directions_are_spread_evenly(arch: str) -> None:
 @every_trainable
 def test_the_generator_decides_the_weights(arch: str) -> None:
     def rows(seed: int) -> torch.Tensor:
-        return TRAINABLE[arch](6, 10, generator=torch.Generator().manual_seed(seed)).W_dec
+        return ARCHITECTURES[arch].make_trainable(6, 10, generator=torch.Generator().manual_seed(seed)).W_dec
 
     assert torch.equal(rows(1), rows(1))
     assert not torch.equal(rows(1), rows(2))
@@ -159,7 +159,8 @@ def test_the_generator_decides_the_weights(arch: str) -> None:
 
 def test_architectures_begin_in_the_same_directions_for_a_seed() -> None:
     one, other = (
-        TRAINABLE[arch](6, 10, generator=torch.Generator().manual_seed(5)).W_dec for arch in ("relu", "gated")
+        ARCHITECTURES[arch].make_trainable(6, 10, generator=torch.Generator().manual_seed(5)).W_dec
+        for arch in ("relu", "gated")
     )
     assert torch.equal(one, other)
 
@@ -167,7 +168,7 @@ def test_architectures_begin_in_the_same_directions_for_a_seed() -> None:
 @every_trainable
 @pytest.mark.parametrize(("d_in", "d_sae"), [(1, 3), (3, 1), (1, 1)])
 def test_encoder_and_decoder_are_separate_memory_at_any_width(arch: str, d_in: int, d_sae: int) -> None:
-    sae = TRAINABLE[arch](d_in, d_sae)
+    sae = ARCHITECTURES[arch].make_trainable(d_in, d_sae)
     before = sae.W_dec.clone()
     with torch.no_grad():
         sae.W_enc += 1
@@ -175,34 +176,34 @@ def test_encoder_and_decoder_are_separate_memory_at_any_width(arch: str, d_in: i
 
 
 @every_trainable
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_gradients_of_the_loss_reach_every_parameter(arch: str, recipe: Recipe, random_sae: MakeSAE) -> None:
+@pytest.mark.parametrize("rule", DECODER_RULES.values(), ids=DECODER_RULES)
+def test_gradients_of_the_loss_reach_every_parameter(arch: str, rule: DecoderRule, random_sae: MakeSAE) -> None:
     sae = random_sae(arch)
-    assert isinstance(sae, tuple(TRAINABLE.values()))
-    sae.loss(activations(), 0.5, recipe).total.backward()
+    assert isinstance(sae, TrainableSAE)
+    sae.loss(activations(), 0.5, rule).total.backward()
     for name, parameter in sae.named_parameters():
         assert parameter.grad is not None and (parameter.grad != 0).any(), name
 
 
 @every_trainable
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("rule", DECODER_RULES.values(), ids=DECODER_RULES)
 def test_the_loss_reports_the_code_and_each_tokens_error_without_gradients(
-    arch: str, recipe: Recipe, random_sae: MakeSAE
+    arch: str, rule: DecoderRule, random_sae: MakeSAE
 ) -> None:
     sae, x = random_sae(arch), activations()
-    assert isinstance(sae, tuple(TRAINABLE.values()))
-    loss = sae.loss(x, 0.5, recipe)
+    assert isinstance(sae, TrainableSAE)
+    loss = sae.loss(x, 0.5, rule)
     assert torch.equal(loss.acts.to_dense(), sae.encode(x))
     torch.testing.assert_close(loss.errors, ((sae(x) - x) ** 2).sum(dim=1).detach())
     assert not loss.acts.values.requires_grad and not loss.errors.requires_grad
 
 
 @every_trainable
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_the_loss_is_a_mean_over_tokens(arch: str, recipe: Recipe, random_sae: MakeSAE) -> None:
+@pytest.mark.parametrize("rule", DECODER_RULES.values(), ids=DECODER_RULES)
+def test_the_loss_is_a_mean_over_tokens(arch: str, rule: DecoderRule, random_sae: MakeSAE) -> None:
     sae, x = random_sae(arch), activations()
-    assert isinstance(sae, tuple(TRAINABLE.values()))
-    once, twice = sae.loss(x, 0.5, recipe), sae.loss(torch.cat([x, x]), 0.5, recipe)
+    assert isinstance(sae, TrainableSAE)
+    once, twice = sae.loss(x, 0.5, rule), sae.loss(torch.cat([x, x]), 0.5, rule)
     torch.testing.assert_close(twice.total, once.total, rtol=1e-12, atol=0)
 
 
@@ -212,13 +213,13 @@ def test_louder_latents_with_shorter_rows_cost_the_same_when_the_penalty_is_norm
     arch: str, name: str, random_sae: MakeSAE
 ) -> None:
     sae, x = random_sae(arch), activations()
-    assert isinstance(sae, tuple(TRAINABLE.values()))
-    before, plain = sae.loss(x, 0.5, RECIPES[name]), sae.loss(x, 0.5, RECIPES["paper"])
+    assert isinstance(sae, TrainableSAE)
+    before, plain = sae.loss(x, 0.5, DECODER_RULES[name]), sae.loss(x, 0.5, DECODER_RULES["unit"])
     with torch.no_grad():
         sae.W_dec /= 2
         for parameter in (*sae.encoder_matrices, *sae.scaled_by_decoder_norm):
             sae.get_parameter(parameter).mul_(2)
-    after, plain_after = sae.loss(x, 0.5, RECIPES[name]), sae.loss(x, 0.5, RECIPES["paper"])
+    after, plain_after = sae.loss(x, 0.5, DECODER_RULES[name]), sae.loss(x, 0.5, DECODER_RULES["unit"])
 
     torch.testing.assert_close(after.acts.to_dense(), 2 * before.acts.to_dense())
     for term, value in before.terms.items():

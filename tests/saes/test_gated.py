@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.saes import RECIPES, SAE, GatedSAE, Recipe
+from penstock.saes import DECODER_RULES, SAE, DecoderRule, GatedSAE
 
 MakeSAE = Callable[..., SAE]
 
@@ -16,9 +16,9 @@ GATE = {"W_enc", "b_gate", "b_dec"}
 """What stands between x and pi_gate; b_dec because the encoder reads x - b_dec."""
 
 GRADIENTS: dict[tuple[str, str], set[str]] = {
-    ("paper", "reconstruction"): RECONSTRUCTION,
-    ("paper", "sparsity"): GATE,
-    ("paper", "auxiliary"): GATE,
+    ("unit", "reconstruction"): RECONSTRUCTION,
+    ("unit", "sparsity"): GATE,
+    ("unit", "auxiliary"): GATE,
     ("norm_weighted", "reconstruction"): RECONSTRUCTION,
     ("norm_weighted", "sparsity"): GATE | {"W_dec"},
     ("norm_weighted", "auxiliary"): GATE | {"W_dec"},
@@ -81,21 +81,21 @@ def test_a_gate_at_exactly_zero_is_closed() -> None:
 
 def test_the_penalty_and_the_auxiliary_task_act_on_the_gate_and_not_on_the_code() -> None:
     # s = 1: gates 2 and -1, code empty. Penalty 2; x_aux = (2, 0) + b_dec = (2.5, -0.5) against (1.5, 0).
-    loss = gated_2x2().loss(torch.tensor([[1.5, 0.0]]), 0.1, RECIPES["paper"])
+    loss = gated_2x2().loss(torch.tensor([[1.5, 0.0]]), 0.1, DECODER_RULES["unit"])
     terms = {name: round(value.item(), 6) for name, value in loss.terms.items()}
     assert terms == {"reconstruction": 1.25, "sparsity": 2.0, "auxiliary": 1.25}
     assert loss.total.item() == pytest.approx(1.25 + 0.1 * 2 + 1.25)
 
 
-def equation_8(sae: GatedSAE, x: Tensor, sparsity_coef: float, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
+def equation_8(sae: GatedSAE, x: Tensor, sparsity_coef: float, rule: DecoderRule) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss token by token with column vectors, two encoders and copies in place of stopped gradients."""
     W_gate = sae.W_enc.T
     W_mag = torch.stack([row * torch.exp(r) for row, r in zip(W_gate, sae.r_mag, strict=True)])
-    frozen = recipe.auxiliary_decoder == "frozen"
+    frozen = rule.auxiliary_decoder == "frozen"
     W_aux, b_aux = (sae.W_dec.data.clone(), sae.b_dec.data.clone()) if frozen else (sae.W_dec, sae.b_dec)
     columns, columns_aux = sae.W_dec.T, W_aux.T
     weights = torch.ones(sae.d_sae, dtype=x.dtype)
-    if recipe.decoder_norm == "free":
+    if rule.decoder_norm == "free":
         weights = (sae.W_dec.data.clone() if frozen else sae.W_dec).square().sum(dim=1).sqrt()
     terms = {name: torch.zeros((), dtype=x.dtype) for name in ("reconstruction", "sparsity", "auxiliary")}
     for token in x:
@@ -110,11 +110,11 @@ def equation_8(sae: GatedSAE, x: Tensor, sparsity_coef: float, recipe: Recipe) -
     return terms["reconstruction"] + sparsity_coef * terms["sparsity"] + terms["auxiliary"], terms
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_loss_and_its_gradients_are_those_of_equation_8(gated: GatedSAE, x: Tensor, recipe: str) -> None:
+@pytest.mark.parametrize("rule", DECODER_RULES)
+def test_the_loss_and_its_gradients_are_those_of_equation_8(gated: GatedSAE, x: Tensor, rule: str) -> None:
     x.requires_grad_()
-    loss = gated.loss(x, 0.3, RECIPES[recipe])
-    total, terms = equation_8(gated, x, 0.3, RECIPES[recipe])
+    loss = gated.loss(x, 0.3, DECODER_RULES[rule])
+    total, terms = equation_8(gated, x, 0.3, DECODER_RULES[rule])
 
     assert set(loss.terms) == set(terms)
     for name, value in terms.items():
@@ -132,26 +132,26 @@ def test_the_loss_and_its_gradients_are_those_of_equation_8(gated: GatedSAE, x: 
 
 
 def test_the_table_of_gradients_has_every_kind_of_recipe() -> None:
-    listed = [RECIPES[name] for name, _ in GRADIENTS]
-    assert all(recipe in listed for recipe in RECIPES.values())
+    listed = [DECODER_RULES[name] for name, _ in GRADIENTS]
+    assert all(rule in listed for rule in DECODER_RULES.values())
 
 
-@pytest.mark.parametrize(("recipe", "term"), GRADIENTS)
+@pytest.mark.parametrize(("rule", "term"), GRADIENTS)
 def test_each_term_trains_exactly_the_parameters_of_the_papers_table(
-    gated: GatedSAE, x: Tensor, recipe: str, term: str
+    gated: GatedSAE, x: Tensor, rule: str, term: str
 ) -> None:
-    loss = gated.loss(x, 0.3, RECIPES[recipe])
+    loss = gated.loss(x, 0.3, DECODER_RULES[rule])
     parameters = dict(gated.named_parameters())
     gradients = torch.autograd.grad(loss.terms[term], list(parameters.values()), allow_unused=True)
     trained = {name for name, g in zip(parameters, gradients, strict=True) if g is not None and (g != 0).any()}
-    assert trained == GRADIENTS[recipe, term]
+    assert trained == GRADIENTS[rule, term]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("rule", DECODER_RULES)
 def test_b_dec_learns_from_the_auxiliary_task_through_the_encoder_and_only_unfrozen_through_the_decoder(
-    gated: GatedSAE, x: Tensor, recipe: str
+    gated: GatedSAE, x: Tensor, rule: str
 ) -> None:
-    loss = gated.loss(x, 0.3, RECIPES[recipe])
+    loss = gated.loss(x, 0.3, DECODER_RULES[rule])
     (found,) = torch.autograd.grad(loss.terms["auxiliary"], gated.b_dec)
 
     with torch.no_grad():
@@ -159,12 +159,12 @@ def test_b_dec_learns_from_the_auxiliary_task_through_the_encoder_and_only_unfro
         error = pi_gate.clamp(min=0) @ gated.W_dec + gated.b_dec - x
         through_encoder = -((2 * error @ gated.W_dec.T * (pi_gate > 0)) @ gated.W_enc.T).mean(dim=0)
         through_decoder = (2 * error).mean(dim=0)
-    unfrozen = recipe == "norm_weighted"
+    unfrozen = rule == "norm_weighted"
     torch.testing.assert_close(found, through_encoder + through_decoder if unfrozen else through_encoder)
 
 
 def test_b_dec_learns_from_the_reconstruction_through_encoder_and_decoder(gated: GatedSAE, x: Tensor) -> None:
-    (found,) = torch.autograd.grad(gated.loss(x, 0.3, RECIPES["paper"]).terms["reconstruction"], gated.b_dec)
+    (found,) = torch.autograd.grad(gated.loss(x, 0.3, DECODER_RULES["unit"]).terms["reconstruction"], gated.b_dec)
 
     with torch.no_grad():
         acts, error = gated.encode(x), gated(x) - x
@@ -174,7 +174,7 @@ def test_b_dec_learns_from_the_reconstruction_through_encoder_and_decoder(gated:
 
 
 def test_the_penalty_trains_the_decoder_norm_by_how_open_the_gate_is(gated: GatedSAE, x: Tensor) -> None:
-    loss = gated.loss(x, 0.3, RECIPES["norm_weighted"])
+    loss = gated.loss(x, 0.3, DECODER_RULES["norm_weighted"])
     (found,) = torch.autograd.grad(loss.terms["sparsity"], gated.W_dec)
     with torch.no_grad():
         opening = ((x - gated.b_dec) @ gated.W_enc + gated.b_gate).clamp(min=0).mean(dim=0)
@@ -191,7 +191,7 @@ def test_the_gate_shrinks_and_the_code_does_not() -> None:
     optimiser = torch.optim.SGD([sae.b_gate, sae.b_mag], lr=0.1)
     for _ in range(100):
         optimiser.zero_grad()
-        sae.loss(x, 1.0, RECIPES["paper"]).total.backward()
+        sae.loss(x, 1.0, DECODER_RULES["unit"]).total.backward()
         optimiser.step()
     assert (x + sae.b_gate).item() == pytest.approx(0.5, abs=1e-5)
     assert sae.encode(x).item() == pytest.approx(1.0, abs=1e-5)

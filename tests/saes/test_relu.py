@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.saes import RECIPES, SAE, ReLUSAE
+from penstock.saes import DECODER_RULES, SAE, ReLUSAE
 
 
 def relu_2x2() -> ReLUSAE:
@@ -29,17 +29,17 @@ def test_code_and_reconstruction_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "penalty"),
+    ("rule", "penalty"),
     [
-        ("paper", 1.5 + 3.25),
+        ("unit", 1.5 + 3.25),
         ("norm_weighted", 1.5 * 5 + 3.25 * 1),
         ("norm_weighted_frozen", 1.5 * 5 + 3.25 * 1),
     ],
 )
-def test_loss_by_hand(recipe: str, penalty: float) -> None:
+def test_loss_by_hand(rule: str, penalty: float) -> None:
     # x_hat - x is (2.5, 8.25) for the first token and (0, -1) for the second; terms are means over both.
     x = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
-    loss = relu_2x2().loss(x, 0.1, RECIPES[recipe])
+    loss = relu_2x2().loss(x, 0.1, DECODER_RULES[rule])
     errors = [2.5**2 + 8.25**2, 1.0]
     assert loss.errors.tolist() == errors
     assert loss.terms["reconstruction"].item() == pytest.approx(sum(errors) / 2)
@@ -51,11 +51,11 @@ def test_loss_by_hand(recipe: str, penalty: float) -> None:
 def test_gradients_of_the_penalty_reach_the_decoder_only_when_its_norms_are_trained() -> None:
     x = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
     found = {}
-    for name, recipe in RECIPES.items():
+    for name, rule in DECODER_RULES.items():
         sae = relu_2x2()
-        (gradient,) = torch.autograd.grad(sae.loss(x, 1.0, recipe).terms["sparsity"], sae.W_dec, allow_unused=True)
+        (gradient,) = torch.autograd.grad(sae.loss(x, 1.0, rule).terms["sparsity"], sae.W_dec, allow_unused=True)
         found[name] = gradient
-    assert found["paper"] is None
+    assert found["unit"] is None
     assert found["norm_weighted_frozen"] is None
     # d(acts_j |d_j|) / d d_j = acts_j d_j / |d_j|, halved by the mean over two tokens.
     expected = np.array([[1.5 * 3 / 5, 1.5 * 4 / 5], [0, 3.25]]) / 2
@@ -72,27 +72,27 @@ def test_the_penalty_shrinks_the_only_latent_to_one_minus_half_the_coefficient(s
     optimiser = torch.optim.SGD([sae.b_enc], lr=0.1)
     for _ in range(100):
         optimiser.zero_grad()
-        sae.loss(x, sparsity_coef, RECIPES["paper"]).total.backward()
+        sae.loss(x, sparsity_coef, DECODER_RULES["unit"]).total.backward()
         optimiser.step()
     assert sae.encode(x).item() == pytest.approx(1 - sparsity_coef / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_term_has_dense_autograds_value_and_gradients(random_sae: Callable[..., SAE], recipe: str) -> None:
+@pytest.mark.parametrize("rule", DECODER_RULES)
+def test_every_term_has_dense_autograds_value_and_gradients(random_sae: Callable[..., SAE], rule: str) -> None:
     sae = random_sae("relu")
     assert isinstance(sae, ReLUSAE)
     x = 2 * torch.randn(50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x.requires_grad_()
     acts = torch.clamp((x - sae.b_dec) @ sae.W_enc + sae.b_enc, min=0)
     weights = torch.ones(sae.d_sae, dtype=x.dtype)
-    if RECIPES[recipe].decoder_norm == "free":
-        rows = sae.W_dec.detach() if RECIPES[recipe].penalty_norm == "frozen" else sae.W_dec
+    if DECODER_RULES[rule].decoder_norm == "free":
+        rows = sae.W_dec.detach() if DECODER_RULES[rule].penalty_norm == "frozen" else sae.W_dec
         weights = rows.square().sum(dim=1).sqrt()
     terms = {
         "reconstruction": (acts @ sae.W_dec + sae.b_dec - x).square().sum() / len(x),
         "sparsity": (acts @ weights).sum() / len(x),
     }
-    loss = sae.loss(x, 0.3, RECIPES[recipe])
+    loss = sae.loss(x, 0.3, DECODER_RULES[rule])
     named = {"x": x, **dict(sae.named_parameters())}
     pairs = [(loss.terms[name], terms[name]) for name in terms]
     for ours, theirs in [*pairs, (loss.total, terms["reconstruction"] + 0.3 * terms["sparsity"])]:

@@ -8,11 +8,12 @@ import torch
 
 from penstock.kernels import reference
 from penstock.kernels.dispatch import forced
-from penstock.saes import RECIPES, TRAINABLE
+from penstock.saes import ARCHITECTURES, trainable
 from penstock.studies.estimate import Estimate, estimate, parameters, step_flops
 from penstock.studies.presets import PRESETS
 from penstock.training.config import DataConfig, LanguageModelConfig, OptimConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
+from penstock.training.recipes import RECIPES
 from penstock.training.schedules import Schedule
 from penstock.training.trainer import SAETrainer
 
@@ -134,7 +135,7 @@ def test_hours_are_operations_over_speed() -> None:
         found.hours(0.0)
 
 
-@pytest.mark.parametrize("arch", TRAINABLE)
+@pytest.mark.parametrize("arch", trainable())
 @pytest.mark.parametrize("recipe", ["paper", "norm_weighted"])
 def test_bytes_are_those_of_a_real_trainer(arch: str, recipe: str) -> None:
     """`paper` has `latent_adam`, `norm_weighted` PyTorch's Adam with a first moment."""
@@ -186,10 +187,10 @@ def test_operations_are_those_of_a_real_step(arch: str, recipe: str, monkeypatch
     monkeypatch.setattr(reference, "select", select)
     for name in ("decode", "value_gradients", "weight_gradient"):
         monkeypatch.setattr(reference, name, on_support(name))
-    sae = TRAINABLE[arch](D_IN, D_SAE)
+    sae = ARCHITECTURES[arch].make_trainable(D_IN, D_SAE)
     x = torch.randn(batch, D_IN, generator=torch.Generator().manual_seed(0))
     with forced("reference"):
-        loss = sae.loss(x, 0.1, RECIPES[recipe])
+        loss = sae.loss(x, 0.1, RECIPES[recipe].rule)
         loss.total.backward()
     pairs = len(loss.acts.values)
     assert pairs > batch

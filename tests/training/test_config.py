@@ -16,7 +16,8 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.defaults import RECIPE_DEFAULTS, resolve_sae
+from penstock.training.defaults import resolve_sae
+from penstock.training.recipes import KNOWN_RECIPES
 from penstock.training.stored_config import config_from_json, config_to_json
 
 
@@ -99,7 +100,17 @@ def test_everything_set_leaves_no_default() -> None:
         if not hasattr(section, "__dataclass_fields__"):
             continue
         same = {key for key, value in vars(section).items() if value == getattr(blank, key)}
-        assert same <= {"arch", "site", "d_sae", "recipe", "target_l0", "sparsity_coef", "paper_lambda", "cache_tokens"}
+        assert same <= {
+            "arch",
+            "settings",
+            "site",
+            "d_sae",
+            "recipe",
+            "target_l0",
+            "sparsity_coef",
+            "paper_lambda",
+            "cache_tokens",
+        }
 
 
 def stored(change: Callable[[dict[str, Any]], Any]) -> str:
@@ -297,11 +308,11 @@ def test_sites_come_once_each_in_the_order_of_the_saes() -> None:
     assert run(saes=saes).sites == ("b.1", "a.1")
 
 
-@pytest.mark.parametrize("recipe", RECIPE_DEFAULTS)
+@pytest.mark.parametrize("recipe", KNOWN_RECIPES)
 def test_what_an_sae_leaves_open_is_the_recipes_and_what_it_sets_stays(recipe: str) -> None:
     open_sae = sae(recipe=recipe)
     decided = resolve_sae(open_sae, run(), d_in=16)
-    defaults = RECIPE_DEFAULTS[recipe]
+    defaults = KNOWN_RECIPES[recipe]
     assert (decided.beta1, decided.grad_clip) == (defaults.beta1, defaults.grad_clip)
     assert (decided.decoder_init_norm, decided.resample_at) == (
         defaults.decoder_init_norm,

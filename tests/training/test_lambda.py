@@ -11,7 +11,7 @@ import torch
 from penstock.formats.native import load_sae
 from penstock.kernels.dispatch import forced
 from penstock.language_models.loading import LanguageModel
-from penstock.saes import RECIPES, GatedSAE
+from penstock.saes import DECODER_RULES, GatedSAE
 from penstock.training import run as module
 from penstock.training.config import RunConfig
 from penstock.training.defaults import coefficient
@@ -49,7 +49,7 @@ def test_a_converted_lambda_makes_the_loss_a_multiple_of_the_papers() -> None:
             for name in ("b_gate", "b_mag", "r_mag", "b_dec"):
                 sae.get_parameter(name).normal_(std=0.3, generator=generator)
         with forced("reference"):
-            loss = sae.loss(scale * x, coefficient(lambda_paper, 6, scale), RECIPES["paper"]).total.item()
+            loss = sae.loss(scale * x, coefficient(lambda_paper, 6, scale), DECODER_RULES["unit"]).total.item()
         sae.fold_input_scale_(scale)
         raw = {name: value.detach().numpy() for name, value in sae.named_parameters()}
         factors.append(loss / paper_loss(x.numpy(), raw, lambda_paper))
@@ -70,7 +70,10 @@ def test_a_coefficient_of_nothing_is_refused(arguments: tuple[float, int, float]
 
 def test_a_baseline_has_no_lambda(tiny_run: Callable[..., RunConfig]) -> None:
     relu = next(sae for sae in tiny_run().saes if sae.arch == "relu")
-    with pytest.raises(ValueError, match="paper_lambda=0.02 is a Gated SAE's: .* Give them a target_l0"):
+    with pytest.raises(
+        ValueError,
+        match="paper_lambda=0.02 cannot be given for 'relu', only for gated .* one of target_l0, sparsity_coef",
+    ):
         replace(relu, target_l0=None, sparsity_coef=None, paper_lambda=0.02)
 
 

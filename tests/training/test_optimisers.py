@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.saes import RECIPES, TRAINABLE, TrainableSAE
+from penstock.saes import ARCHITECTURES, DECODER_RULES, TrainableSAE, trainable
 from penstock.training.config import SAEConfig
 from penstock.training.optimisers import DenseAdam, LatentAdam, make_optimiser
+from penstock.training.recipes import RECIPES
 
 D_IN, D_SAE, BATCH, STEPS = 12, 40, 32, 200
 LR, BETA2 = 3e-3, 0.99
 
-every_arch = pytest.mark.parametrize("arch", TRAINABLE)
+every_arch = pytest.mark.parametrize("arch", trainable())
 
 
 def sae_of(arch: str, dtype: torch.dtype = torch.float32) -> TrainableSAE:
     """With biases so low that most latents miss most batches."""
-    sae = TRAINABLE[arch](D_IN, D_SAE, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sae = ARCHITECTURES[arch].make_trainable(D_IN, D_SAE, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():
         # To the last digit: PyTorch's way renormalises rows that have never fired, too.
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
@@ -38,7 +39,7 @@ def train(sae: TrainableSAE, optimiser: DenseAdam | LatentAdam, recipe: str, ste
     reached = set()
     for step in range(steps):
         optimiser.zero_grad()
-        loss = sae.loss(batch(step).to(sae.W_dec), 0.1, RECIPES[recipe])
+        loss = sae.loss(batch(step).to(sae.W_dec), 0.1, RECIPES[recipe].rule)
         loss.total.backward()
         optimiser.update(loss.acts.support.latents)
         reached.add(len(loss.acts.support.latents))
@@ -52,7 +53,7 @@ def state(sae: TrainableSAE) -> dict[str, Tensor]:
 @every_arch
 @pytest.mark.parametrize(("recipe", "max_norm"), [("paper", 0.0), ("paper_clipped", 0.5), ("norm_weighted", 0.5)])
 def test_200_steps_agree_with_pytorchs_adam_to_1e_6(arch: str, max_norm: float, recipe: str) -> None:
-    unit = RECIPES[recipe].decoder_norm == "unit"
+    unit = RECIPES[recipe].rule.decoder_norm == "unit"
     lazy, plain = sae_of(arch), sae_of(arch)
     start = state(lazy)
     settings = {"lr": LR, "beta2": BETA2, "max_norm": max_norm, "unit_rows": unit}
@@ -81,7 +82,7 @@ def test_both_are_adam_as_written_in_the_paper(arch: str, max_norm: float) -> No
     moments = {name: torch.zeros_like(value) for name, value in by_hand.named_parameters()}
     for step in range(20):
         by_hand.zero_grad()
-        by_hand.loss(batch(step).double(), 0.1, RECIPES["paper"]).total.backward()
+        by_hand.loss(batch(step).double(), 0.1, DECODER_RULES["unit"]).total.backward()
         gradients = {
             name: parameter.grad.clone() for name, parameter in by_hand.named_parameters() if parameter.grad is not None
         }
@@ -137,7 +138,7 @@ def test_beta1_moves_latents_that_no_longer_fire() -> None:
     train(sae, optimiser, "paper", 5)
     before = sae.W_enc.detach().clone()
     optimiser.zero_grad()
-    loss = sae.loss(batch(99), 0.1, RECIPES["paper"])
+    loss = sae.loss(batch(99), 0.1, DECODER_RULES["unit"])
     loss.total.backward()
     silent = torch.ones(D_SAE, dtype=torch.bool)
     silent[loss.acts.support.latents] = False

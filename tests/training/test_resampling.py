@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.saes import TRAINABLE, TrainableSAE
+from penstock.saes import ARCHITECTURES, TrainableSAE
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
 
 D_IN, D_SAE = 5, 8
@@ -75,7 +75,7 @@ class Trained:
 
     def __init__(self, arch: str) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.sae: TrainableSAE = TRAINABLE[arch](D_IN, D_SAE)
+        self.sae: TrainableSAE = ARCHITECTURES[arch].make_trainable(D_IN, D_SAE)
         with torch.no_grad():
             for parameter in self.sae.parameters():
                 parameter.normal_(generator=generator)
@@ -162,7 +162,7 @@ def test_adam_forgets_the_new_latents_and_nothing_else(trained: Trained) -> None
 
 def test_adams_state_is_told_apart_by_parameter_where_shapes_coincide() -> None:
     # A square SAE: W_enc and W_dec have one shape, and b_dec is as long as b_enc.
-    sae = TRAINABLE["relu"](4, 4)
+    sae = ARCHITECTURES["relu"].make_trainable(4, 4)
     optimiser = torch.optim.Adam(sae.parameters())
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -194,7 +194,7 @@ def test_with_all_latents_dead_the_means_run_over_all(trained: Trained) -> None:
 
 
 def test_an_sae_that_has_taken_no_step_can_be_resampled() -> None:
-    sae = TRAINABLE["gated"](D_IN, D_SAE)
+    sae = ARCHITECTURES["gated"].make_trainable(D_IN, D_SAE)
     optimiser = torch.optim.Adam(sae.parameters(), fused=True)
     resample_(sae, DEAD, torch.ones(3, D_IN), optimiser, encoder_scale=0.2)
     sae.W_dec.square().sum().backward()

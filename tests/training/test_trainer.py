@@ -292,7 +292,7 @@ def test_the_last_tenth_is_compared_with_the_tenth_before() -> None:
     # Losses 100 up to step 79, then 10 over ten steps and 9.6 over the last ten: 4% less.
     trainer = make_trainer("relu", num_steps=100, lr=1e-9, sparsity_coef=1e-9)
     scale = {8: 10.0, 9: 9.6}
-    per_unit = make_trainer("relu", sparsity_coef=1e-9).sae.loss(batch(), 0.0, trainer.recipe).total.item()
+    per_unit = make_trainer("relu", sparsity_coef=1e-9).sae.loss(batch(), 0.0, trainer.rule).total.item()
     for step in range(100):
         trainer.step(batch() * (scale.get(step // 10, 100.0) / per_unit) ** 0.5, step)
     assert trainer.warnings()[0].startswith("still improving: the loss fell by 4.0% over the last tenth")

@@ -21,7 +21,6 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.defaults import DEFAULT_RECIPE
 from penstock.training.trackers import TRACKERS
 
 RecipeName = Literal["paper_clipped", "paper", "norm_weighted", "norm_weighted_frozen"]
@@ -113,8 +112,7 @@ class Train(_Run):
         )
         settings = {name: getattr(self, name) for name in own}
         d_sae = 8 * model.d_in(site) if self.d_sae is None else self.d_sae
-        recipe = self.recipe or DEFAULT_RECIPE[self.arch]
-        return (SAEConfig(site=site, d_sae=d_sae, recipe=recipe, target_l0=target, **settings),)
+        return (SAEConfig(site=site, d_sae=d_sae, recipe=self.recipe, target_l0=target, **settings),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +155,7 @@ class Sweep(_Run):
             for d_sae in self.d_sae or (8 * model.d_in(site),)
             for arch in self.archs
             for recipe, aim, seed, lr in product(
-                self.recipes or (DEFAULT_RECIPE[arch],), self._aims(arch), self.seeds, self.lr or (None,)
+                self.recipes or (None,), self._aims(arch), self.seeds, self.lr or (None,)
             )
         )
 

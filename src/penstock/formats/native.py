@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from penstock.files import safetensors_blocks, whole_file, write_whole
-from penstock.saes import ARCHITECTURES, SAE
+from penstock.saes import ARCHITECTURES, SAE, Settings
 from penstock.saes.base import latent_major
 
 
@@ -35,6 +35,7 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any]) -> None:
         "architecture": sae.arch,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
+        "settings": sae.settings.to_json(),
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "metadata": metadata,
     }
@@ -51,6 +52,8 @@ class SAEFacts(NamedTuple):
     arch: str
     d_in: int
     d_sae: int
+    settings: Settings
+    """The architecture's own."""
     metadata: dict[str, Any]
     """Where it belongs and how it was made: `model`, `site`, `recipe`, `name`, ..."""
 
@@ -73,16 +76,21 @@ def read_facts(folder: str | Path) -> SAEFacts:
     except ValueError as error:
         raise _damaged(folder, error) from error
     try:
-        facts = SAEFacts(cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg.get("metadata", {}))
+        arch, d_in, d_sae, metadata = cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg.get("metadata", {})
     except (KeyError, TypeError) as error:
         raise SAEFileError(
             f"{folder}/cfg.json must be an object with architecture, d_in and d_sae. Save the SAE again."
         ) from error
-    if facts.arch not in ARCHITECTURES:
+    if arch not in ARCHITECTURES:
         raise SAEFileError(
-            f"{folder}/cfg.json names the architecture {facts.arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
+            f"{folder}/cfg.json names the architecture {arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
         )
-    return facts
+    try:
+        # Files from before architectures had settings have none.
+        settings = ARCHITECTURES[arch].settings_of(cfg.get("settings", {}))
+    except (ValueError, TypeError) as error:
+        raise SAEFileError(f"{folder}/cfg.json does not fit the architecture {arch!r}: {error}") from error
+    return SAEFacts(arch, d_in, d_sae, settings, metadata)
 
 
 def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
@@ -97,7 +105,7 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
         tensors = safetensors.torch.load_file(folder / "sae.safetensors", device=device)
     except (ValueError, SafetensorError) as error:
         raise _damaged(folder, error) from error
-    sae = ARCHITECTURES[facts.arch](facts.d_in, facts.d_sae)
+    sae = ARCHITECTURES[facts.arch].make(facts.d_in, facts.d_sae, facts.settings)
     try:
         # Assigned, so that the SAE has the dtype of the file. Cloned, because the tensors are views of the
         # file itself, which a later save to the same folder would cut from under them.

@@ -1,33 +1,74 @@
-"""Architectures: one page each. To add one, write its page and a line in ARCHITECTURES."""
+"""Architectures: one page each, ending in one declaration of its facts, and a line in ARCHITECTURES."""
 
-from penstock.saes.ablations import ABLATED, ABLATION_RECIPES
+from penstock.saes.ablations import ABLATION_RULES, GATED_NO_AUXILIARY, GATED_NO_R_MAG, GATED_UNTIED
+from penstock.saes.architecture import Aim, Architecture, LearningRate, Look, Training
 from penstock.saes.base import SAE, Loss, TrainableSAE
-from penstock.saes.gated import GatedSAE
-from penstock.saes.jumprelu import JumpReLUSAE
-from penstock.saes.recipes import RECIPES, Recipe
-from penstock.saes.relu import ReLUSAE
+from penstock.saes.decoder_rules import DECODER_RULES, DecoderRule
+from penstock.saes.gated import GATED, GatedSAE
+from penstock.saes.jumprelu import JUMPRELU, JumpReLUSAE
+from penstock.saes.relu import RELU, ReLUSAE
+from penstock.saes.settings import NO_SETTINGS, Settings
 
-TRAINABLE = {"relu": ReLUSAE, "gated": GatedSAE, **ABLATED}
-"""What a run may train, by name; `train` and `sweep` offer those that are not ablations."""
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        GATED,
+        RELU,
+        JUMPRELU,
+        GATED_NO_R_MAG,
+        GATED_UNTIED,
+        GATED_NO_AUXILIARY,
+    )
+}
+"""Every architecture by name, in the order in which tables and figures list them."""
 
-ARCHITECTURES = {**TRAINABLE, "jumprelu": JumpReLUSAE}
-"""What can be loaded from a file."""
+BASELINE = RELU.name
+"""The architecture that the others are compared with."""
 
-KNOWN_RECIPES: dict[str, Recipe] = {**RECIPES, **ABLATION_RECIPES}
-"""What a run's settings may name; `train` and `sweep` offer RECIPES."""
+
+def trainable() -> tuple[str, ...]:
+    """Names of the architectures that a run may train, ablations included."""
+    return tuple(name for name, architecture in ARCHITECTURES.items() if architecture.training is not None)
+
+
+def offered() -> tuple[str, ...]:
+    """Names of the architectures that users choose from: `trainable` without ablations."""
+    return tuple(name for name, architecture in ARCHITECTURES.items() if architecture.is_offered)
+
+
+def training_of(arch: str) -> Training:
+    """How an architecture is trained.
+
+    Raises:
+        ValueError: there is no such architecture, or it cannot be trained.
+    """
+    training = ARCHITECTURES[arch].training if arch in ARCHITECTURES else None
+    if training is None:
+        why = "is not trained, only converted or loaded" if arch in ARCHITECTURES else "is not known"
+        raise ValueError(f"arch={arch!r} {why}: allowed are {', '.join(sorted(offered()))}.")
+    return training
+
 
 __all__ = [
-    "ABLATED",
-    "ABLATION_RECIPES",
+    "ABLATION_RULES",
     "ARCHITECTURES",
-    "KNOWN_RECIPES",
-    "RECIPES",
+    "BASELINE",
+    "DECODER_RULES",
+    "NO_SETTINGS",
     "SAE",
-    "TRAINABLE",
+    "Aim",
+    "Architecture",
+    "DecoderRule",
     "GatedSAE",
     "JumpReLUSAE",
+    "LearningRate",
+    "Look",
     "Loss",
     "ReLUSAE",
-    "Recipe",
+    "Settings",
+    "Training",
     "TrainableSAE",
+    "offered",
+    "trainable",
+    "training_of",
 ]

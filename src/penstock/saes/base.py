@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from penstock.kernels import decode_from_support, per_latent
-from penstock.saes.recipes import Recipe
-from penstock.shapes import Acts, Latents, PerInput, Scalar
+from penstock.saes.decoder_rules import DecoderRule
+from penstock.saes.settings import Settings
+from penstock.shapes import Acts, AnyActs, AnyLatents, PerInput, Scalar
 from penstock.sparse import SparseCode
 
 
@@ -23,7 +24,7 @@ class Loss(NamedTuple):
     total: Scalar
     """What is minimised: the terms added up, `sparsity` times the sparsity coefficient."""
     terms: dict[str, Scalar]
-    """`reconstruction`, `sparsity` (before the coefficient), and for Gated `auxiliary`."""
+    """`reconstruction`; where there is a penalty `sparsity` (before the coefficient); and an architecture's own."""
     acts: SparseCode
     """The code of the batch, detached, on the support that the gradient of every term lives on."""
     errors: Float[Tensor, " batch"]
@@ -31,7 +32,10 @@ class Loss(NamedTuple):
 
 
 class SAE(nn.Module, ABC):
-    """A sparse autoencoder: activations [batch, d_in] to a sparse code [batch, d_sae] and back."""
+    """A sparse autoencoder: activations [..., d_in] to a sparse code [..., d_sae] and back.
+
+    Leading dimensions are free: one activation [d_in], a batch [batch, d_in], or texts [sequences, positions, d_in].
+    """
 
     arch: ClassVar[str]
     """The architecture's name in configs and files."""
@@ -44,6 +48,11 @@ class SAE(nn.Module, ABC):
     W_dec: Float[Tensor, "d_sae d_in"]
     b_dec: PerInput
 
+    def __init__(self, settings: Settings) -> None:
+        """Keep the architecture's own settings; parameters are made by the architecture."""
+        super().__init__()
+        self.settings = settings
+
     @property
     def d_in(self) -> int:
         """Width of the activations."""
@@ -55,29 +64,57 @@ class SAE(nn.Module, ABC):
         return self.W_dec.shape[0]
 
     @abstractmethod
-    def encode_sparse(self, x: Acts) -> SparseCode:
-        """The code of each activation, only its nonzero entries: non-negative, at the price of one product.
+    def encode_batch(self, x: Acts) -> SparseCode:
+        """The code of a batch [batch, d_in], only its nonzero entries; what each architecture defines."""
+
+    def encode_sparse(self, x: AnyActs) -> SparseCode:
+        """The code of each activation, only its nonzero entries, at the price of one product.
+
+        The code keeps the leading dimensions of x (`code.shape`); its support counts tokens in one flat list.
+
+        Args:
+            x: Activations [..., d_in] of the SAE's dtype.
 
         Raises:
-            ValueError: x is not a matrix [batch, d_in], or not of the SAE's dtype.
+            ValueError: the last dimension of x is not d_in, or x is not of the SAE's dtype.
         """
+        if x.ndim == 0 or x.shape[-1] != self.d_in:
+            raise ValueError(
+                f"x has shape {list(x.shape)}, but this SAE takes [..., d_in] with d_in {self.d_in}. Give it "
+                "activations of the site that it was trained on."
+            )
+        return self.encode_batch(x.reshape(-1, self.d_in)).with_leading(x.shape[:-1])
 
-    def encode(self, x: Acts) -> Latents:
-        """The code of each activation with its zeros written out; `encode_sparse` is smaller and faster."""
+    def encode(self, x: AnyActs) -> AnyLatents:
+        """The code [..., d_sae] of activations [..., d_in], zeros written out; `encode_sparse` is smaller and faster.
+
+        Raises:
+            ValueError: as `encode_sparse`.
+        """
         return self.encode_sparse(x).to_dense()
 
-    def decode(self, acts: Latents) -> Acts:
-        """The reconstruction of a code: `acts @ W_dec + b_dec`."""
+    def decode(self, acts: AnyLatents) -> AnyActs:
+        """The reconstruction [..., d_in] of a code [..., d_sae]: `acts @ W_dec + b_dec`."""
         return acts @ self.W_dec + self.b_dec
 
-    def decode_sparse(self, acts: SparseCode) -> Acts:
-        """The reconstruction of a sparse code: the same as `decode(acts.to_dense())`."""
+    def decode_sparse(self, acts: SparseCode) -> AnyActs:
+        """The reconstruction [..., d_in] of a sparse code: the same as `decode(acts.to_dense())`."""
         (x_hat,) = decode_from_support(acts.support, [acts.values], self.W_dec, self.b_dec, trained=[True])
-        return x_hat
+        return x_hat.reshape(*acts.leading, self.d_in)
 
-    def forward(self, x: Acts) -> Acts:
-        """The reconstruction of each activation: `decode(encode(x))`."""
+    def forward(self, x: AnyActs) -> AnyActs:
+        """The reconstruction [..., d_in] of activations [..., d_in]: `decode(encode(x))`.
+
+        Raises:
+            ValueError: as `encode_sparse`.
+        """
         return self.decode_sparse(self.encode_sparse(x))
+
+    def extra_repr(self) -> str:
+        """What `print(sae)` says between the brackets: sizes, own settings, precision and device."""
+        own = "".join(f", {name}={value!r}" for name, value in self.settings.to_json().items())
+        dtype = str(self.W_dec.dtype).removeprefix("torch.")
+        return f"d_in={self.d_in}, d_sae={self.d_sae}{own}, {dtype}, {self.W_dec.device}"
 
     @torch.no_grad()
     def fold_input_scale_(self, scale: float) -> None:
@@ -105,14 +142,24 @@ class SAE(nn.Module, ABC):
 
 
 class TrainableSAE(SAE):
-    """An SAE with a training loss."""
+    """An SAE with a training loss.
+
+    Its constructor takes `(d_in, d_sae, *, settings, decoder_norm=1.0, generator=None)`: it makes decoder rows of the
+    given norm in directions that the generator decides, and hands its own settings to `SAE`.
+    """
 
     encoder_biases: ClassVar[tuple[str, ...]]
     """The parameters, besides its matrices, that decide how a latent fires: reset when it is resampled."""
 
     @abstractmethod
-    def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
-        """The training loss of a batch, with its named terms."""
+    def loss(self, x: Acts, sparsity_coef: float, rule: DecoderRule) -> Loss:
+        """The training loss of a batch, with its named terms.
+
+        Args:
+            x: Activations [batch, d_in], scaled to unit mean squared norm.
+            sparsity_coef: Weight of the penalty; 0 for an architecture whose own settings decide how many latents fire.
+            rule: How the loss treats the decoder.
+        """
 
 
 def random_directions(d_sae: int, d_in: int, *, norm: float, generator: torch.Generator) -> Tensor:
@@ -132,10 +179,10 @@ def squared_errors(x_hat: Acts, x: Acts) -> Float[Tensor, " batch"]:
     return functional.mse_loss(x_hat, x, reduction="none").sum(dim=1)
 
 
-def penalty(code: SparseCode, W_dec: Float[Tensor, "d_sae d_in"], recipe: Recipe) -> Scalar:
+def penalty(code: SparseCode, W_dec: Float[Tensor, "d_sae d_in"], rule: DecoderRule) -> Scalar:
     """Mean over tokens of a code's L1 norm, each latent weighted by 1 or by the norm of its decoder row."""
     values = code.values
-    if recipe.decoder_norm == "free":
+    if rule.decoder_norm == "free":
         norm = W_dec.norm(dim=1)
-        values = values * per_latent(norm.detach() if recipe.penalty_norm == "frozen" else norm, code.support)
+        values = values * per_latent(norm.detach() if rule.penalty_norm == "frozen" else norm, code.support)
     return values.sum() / code.support.batch

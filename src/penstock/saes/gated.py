@@ -9,19 +9,22 @@ s = (x - b_dec) W_enc taken once and shared by both paths (their equation 7):
     loss    = |x - x_hat|^2 + lambda * |ReLU(pi_gate)|_1 + |x - x_aux|^2              (their equation 8)
 
 Where pi_gate <= 0 both codes and all their gradients vanish, so everything but s itself is computed on the pairs
-where the gate is open. sg is a stopped gradient; the recipe `norm_weighted` leaves it out and weighs the penalty by
+where the gate is open. sg is a stopped gradient; the rule `norm_weighted` leaves it out and weighs the penalty by
 row norms.
 """
 
+import copy
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from penstock.kernels import decode_from_support, encode_to_support, per_latent
+from penstock.saes.architecture import Architecture, LearningRate, Look, Training
 from penstock.saes.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
+from penstock.saes.decoder_rules import DecoderRule
 from penstock.saes.jumprelu import JumpReLUSAE
-from penstock.saes.recipes import Recipe
+from penstock.saes.settings import NO_SETTINGS, Settings
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 
@@ -34,10 +37,16 @@ class GatedSAE(TrainableSAE):
     encoder_biases: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "r_mag")
 
     def __init__(
-        self, d_in: int, d_sae: int, *, decoder_norm: float = 1.0, generator: torch.Generator | None = None
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        settings: Settings = NO_SETTINGS,
+        decoder_norm: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Random decoder rows of norm `decoder_norm`, the encoder their transpose, all else zero."""
-        super().__init__()
+        super().__init__(settings)
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
         self.W_enc = nn.Parameter(latent_major(W_dec.T))
@@ -47,13 +56,13 @@ class GatedSAE(TrainableSAE):
         self.W_dec = nn.Parameter(W_dec)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
-    def encode_sparse(self, x: Acts) -> SparseCode:
+    def encode_batch(self, x: Acts) -> SparseCode:
         acts, _ = self._paths(x)
         return acts.nonzero()
 
-    def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
+    def loss(self, x: Acts, sparsity_coef: float, rule: DecoderRule) -> Loss:
         """Reconstruction, penalty on the gate, and the auxiliary task that trains it (equation 8)."""
-        return gated_loss(self, x, *self._paths(x), sparsity_coef, recipe)
+        return gated_loss(self, x, *self._paths(x), sparsity_coef, rule)
 
     @torch.no_grad()
     def to_jumprelu(self) -> JumpReLUSAE:
@@ -81,7 +90,7 @@ class GatedSAE(TrainableSAE):
 
 
 def gated_loss(
-    sae: TrainableSAE, x: Acts, acts: SparseCode, gate_acts: SparseCode, sparsity_coef: float, recipe: Recipe
+    sae: TrainableSAE, x: Acts, acts: SparseCode, gate_acts: SparseCode, sparsity_coef: float, rule: DecoderRule
 ) -> Loss:
     """Equation 8, of the code and of ReLU(pi_gate) on one support."""
     x_hat, x_aux = decode_from_support(
@@ -89,12 +98,28 @@ def gated_loss(
         [acts.values, gate_acts.values],
         sae.W_dec,
         sae.b_dec,
-        trained=[True, recipe.auxiliary_decoder == "trained"],
+        trained=[True, rule.auxiliary_decoder == "trained"],
     )
     errors = squared_errors(x_hat, x)
     reconstruction = errors.mean()
     auxiliary = squared_errors(x_aux, x).mean()
-    sparsity = penalty(gate_acts, sae.W_dec, recipe)
+    sparsity = penalty(gate_acts, sae.W_dec, rule)
     terms = {"reconstruction": reconstruction, "sparsity": sparsity, "auxiliary": auxiliary}
     total = reconstruction + sparsity_coef * sparsity + auxiliary
     return Loss(total, terms, acts.detach(), errors.detach())
+
+
+GATED = Architecture(
+    sae=GatedSAE,
+    label="Gated",
+    look=Look(colour="#0b6bb3", dark_colour="#62b5f5", marker="circle"),
+    training=Training(
+        learning_rate=LearningRate(base=4.5e-3),
+        aims=("target_l0", "sparsity_coef", "paper_lambda"),
+        initial_coef=0.3,
+        # The code and that of the auxiliary task.
+        codes_decoded=2,
+    ),
+    inference_form=GatedSAE.to_jumprelu,
+    as_gated=copy.deepcopy,
+)

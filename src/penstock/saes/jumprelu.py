@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from penstock.kernels import encode_to_support, per_latent
+from penstock.saes.architecture import Architecture, Look
 from penstock.saes.base import SAE
+from penstock.saes.settings import NO_SETTINGS, Settings
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 
@@ -22,15 +24,22 @@ class JumpReLUSAE(SAE):
     arch: ClassVar[str] = "jumprelu"
     scaled_by_decoder_norm: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
 
-    def __init__(self, d_in: int, d_sae: int) -> None:
+    def __init__(self, d_in: int, d_sae: int, *, settings: Settings = NO_SETTINGS) -> None:
         """All zeros: a form to load or convert into."""
-        super().__init__()
+        super().__init__(settings)
         self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.threshold = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
-    def encode_sparse(self, x: Acts) -> SparseCode:
+    def encode_batch(self, x: Acts) -> SparseCode:
         shared = encode_to_support(x, self.W_enc, self.b_dec, cut=self.threshold - self.b_enc)
         return SparseCode(shared.support, shared.values + per_latent(self.b_enc, shared.support)).nonzero()
+
+
+JUMPRELU = Architecture(
+    sae=JumpReLUSAE,
+    label="JumpReLU",
+    look=Look(colour="#007f5f", dark_colour="#3fc99f", marker="triangle"),
+)

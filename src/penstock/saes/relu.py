@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from penstock.kernels import encode_to_support, per_latent
+from penstock.saes.architecture import Architecture, LearningRate, Look, Training
 from penstock.saes.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
-from penstock.saes.recipes import Recipe
+from penstock.saes.decoder_rules import DecoderRule
+from penstock.saes.gated import GatedSAE
+from penstock.saes.settings import NO_SETTINGS, Settings
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 
@@ -24,10 +27,16 @@ class ReLUSAE(TrainableSAE):
     encoder_biases: ClassVar[tuple[str, ...]] = ("b_enc",)
 
     def __init__(
-        self, d_in: int, d_sae: int, *, decoder_norm: float = 1.0, generator: torch.Generator | None = None
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        settings: Settings = NO_SETTINGS,
+        decoder_norm: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Random decoder rows of norm `decoder_norm`, the encoder their transpose, biases zero."""
-        super().__init__()
+        super().__init__(settings)
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
         self.W_enc = nn.Parameter(latent_major(W_dec.T))
@@ -35,15 +44,35 @@ class ReLUSAE(TrainableSAE):
         self.W_dec = nn.Parameter(W_dec)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
-    def encode_sparse(self, x: Acts) -> SparseCode:
+    def encode_batch(self, x: Acts) -> SparseCode:
         shared = encode_to_support(x, self.W_enc, self.b_dec, cut=-self.b_enc)
         return SparseCode(shared.support, shared.values + per_latent(self.b_enc, shared.support))
 
-    def loss(self, x: Acts, sparsity_coef: float, recipe: Recipe) -> Loss:
+    def loss(self, x: Acts, sparsity_coef: float, rule: DecoderRule) -> Loss:
         """Squared error plus the L1 norm of the code (section 2.2)."""
-        acts = self.encode_sparse(x)
+        acts = self.encode_batch(x)
         errors = squared_errors(self.decode_sparse(acts), x)
         reconstruction = errors.mean()
-        sparsity = penalty(acts, self.W_dec, recipe)
+        sparsity = penalty(acts, self.W_dec, rule)
         terms = {"reconstruction": reconstruction, "sparsity": sparsity}
         return Loss(reconstruction + sparsity_coef * sparsity, terms, acts.detach(), errors.detach())
+
+    @torch.no_grad()
+    def to_gated(self) -> GatedSAE:
+        """The same function as a Gated SAE, whose gate and magnitudes can part from each other."""
+        gated = GatedSAE(self.d_in, self.d_sae).to(self.W_enc).requires_grad_(False)
+        gated.W_enc.copy_(self.W_enc)
+        gated.b_gate.copy_(self.b_enc)
+        gated.b_mag.copy_(self.b_enc)
+        gated.W_dec.copy_(self.W_dec)
+        gated.b_dec.copy_(self.b_dec)
+        return gated
+
+
+RELU = Architecture(
+    sae=ReLUSAE,
+    label="ReLU",
+    look=Look(colour="#c44e0a", dark_colour="#f4894a", marker="square"),
+    training=Training(learning_rate=LearningRate(base=7e-3), initial_coef=0.1, shrinks_magnitudes=True),
+    as_gated=ReLUSAE.to_gated,
+)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from penstock.saes import KNOWN_RECIPES
 from penstock.studies.after_training import measured_records
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.stored import Record
@@ -78,7 +77,7 @@ def ablation_variants(run: RunConfig, config: AblationsConfig, coef_of: CoefOf) 
     Raises:
         ValueError: the run has no Gated SAE, or none with such a target.
     """
-    wanted = [sae for sae in run.saes if sae.arch == "gated" and KNOWN_RECIPES[sae.recipe].decoder_norm == "unit"]
+    wanted = [sae for sae in run.saes if sae.arch == "gated" and sae.rule.decoder_norm == "unit"]
     wanted = [sae for sae in wanted if not config.target_l0s or sae.target_l0 in config.target_l0s]
     if not wanted:
         raise ValueError(

@@ -19,7 +19,7 @@ from typing import Any
 
 from penstock.evaluation.evaluate import Candidate
 from penstock.formats.native import load_sae, read_facts, save_sae
-from penstock.saes import SAE, TRAINABLE
+from penstock.saes import SAE, trainable
 from penstock.shapes import Acts, PerLatent
 from penstock.studies.finished_run import FinishedRun
 from penstock.studies.measuring import Described
@@ -84,7 +84,7 @@ class PruningConfig:
             ("quantiles", self.quantiles, lambda value: 0 < value < 1, "above 0, below 1"),
             ("l0_shares", self.l0_shares, lambda value: 0 < value <= 1, "above 0, up to 1"),
             ("prices", self.prices, lambda value: 0 <= value < float("inf"), "0 or more"),
-            ("archs", self.archs, TRAINABLE.__contains__, ", ".join(TRAINABLE)),
+            ("archs", self.archs, trainable().__contains__, ", ".join(trainable())),
         ):
             wrong = [value for value in values if not fits(value)]
             if wrong:

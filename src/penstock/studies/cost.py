@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from penstock.activations.sources import measure_scale
-from penstock.saes import KNOWN_RECIPES, SAE, GatedSAE, TrainableSAE
+from penstock.saes import SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
 from penstock.studies.estimate import step_flops, training_bytes
 from penstock.studies.finished_run import FinishedRun
@@ -97,14 +97,14 @@ def _training_step(run: FinishedRun, sae: SAE, settings: SAEConfig, x: Acts) -> 
     assert isinstance(trained, TrainableSAE), f"{settings.folder} is no architecture that is trained"
     scale = measure_scale([x])
     trained.fold_input_scale_(1 / scale)
-    recipe, coef = KNOWN_RECIPES[settings.recipe], run.coef_of(settings.folder)
-    optimiser = make_optimiser(settings, trained, beta2=run.config.optim.beta2, unit_rows=recipe.decoder_norm == "unit")
+    rule, coef = settings.rule, run.coef_of(settings.folder)
+    optimiser = make_optimiser(settings, trained, beta2=run.config.optim.beta2, unit_rows=rule.decoder_norm == "unit")
     for group in optimiser.param_groups:
         group["lr"] = 0.0
     scaled = scale * x
 
     def step() -> None:
-        loss = trained.loss(scaled, coef, recipe)
+        loss = trained.loss(scaled, coef, rule)
         loss.total.backward()
         optimiser.update(loss.acts.support.latents)
         optimiser.zero_grad()

@@ -12,13 +12,10 @@ import torch
 
 from penstock.kernels.reference import BLOCK
 from penstock.language_models.pretrained import DTYPES
-from penstock.saes import KNOWN_RECIPES, TRAINABLE
+from penstock.saes import ARCHITECTURES, TrainableSAE, training_of
 from penstock.training.config import RunConfig, SAEConfig
 from penstock.training.defaults import DEFAULT_BUFFER_TOKENS, resolve_sae
 from penstock.training.trainer import PAIRS_AT_ONCE
-
-CODES = {"relu": 1, "gated": 2, "gated_no_r_mag": 2, "gated_untied": 2, "gated_no_auxiliary": 1}
-"""Codes that an architecture's loss decodes: for Gated the auxiliary task's, too."""
 
 FLOAT, INT = 4, 8
 """Bytes of what SAEs are made of, and of what is counted."""
@@ -92,7 +89,7 @@ def estimate(
 
     batch = config.optim.batch_size
     flops_of_a_step = sum(
-        step_flops(sae, widths[sae.site], batch, sae.target_l0 or pairs_per_token) for sae in config.saes
+        step_flops(sae, widths[sae.site], batch, sae.aimed_l0 or pairs_per_token) for sae in config.saes
     )
     harvested = config.data.cache_tokens or config.data.tokens
     share = max(_share_of_blocks(site, num_layers) for site in config.sites)
@@ -133,18 +130,18 @@ def step_flops(sae: SAEConfig, d_in: int, batch: int, pairs_per_token: float) ->
         batch: Tokens in a step.
         pairs_per_token: Pairs on the support: latents that fire (Gated: whose gate is open, which is a little more).
     """
-    codes = CODES[sae.arch]
-    training_decoder = codes if KNOWN_RECIPES[sae.recipe].auxiliary_decoder == "trained" else 1
+    codes = training_of(sae.arch).codes_decoded
+    training_decoder = codes if sae.rule.auxiliary_decoder == "trained" else 1
     dense = 2 * (batch + 1) * d_in * sae.d_sae
     # Forward and backward: an encoder matrix besides W_enc is multiplied densely (saes/ablations.py).
-    dense += 3 * 2 * batch * d_in * sae.d_sae * (len(TRAINABLE[sae.arch].encoder_matrices) - 1)
+    dense += 3 * 2 * batch * d_in * sae.d_sae * (len(_class_of(sae).encoder_matrices) - 1)
     return dense + 2 * d_in * batch * pairs_per_token * (codes + codes + training_decoder + 1)
 
 
 def parameters(sae: SAEConfig, d_in: int) -> int:
     """Number of parameters: matrices [d_in, d_sae], b_dec [d_in], and the encoder's vectors [d_sae]."""
-    arch = TRAINABLE[sae.arch]
-    return (len(arch.encoder_matrices) + 1) * d_in * sae.d_sae + d_in + len(arch.encoder_biases) * sae.d_sae
+    made = _class_of(sae)
+    return (len(made.encoder_matrices) + 1) * d_in * sae.d_sae + d_in + len(made.encoder_biases) * sae.d_sae
 
 
 def training_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
@@ -156,6 +153,10 @@ def training_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
         d_in: Width of the site.
     """
     return FLOAT * parameters(sae, d_in) + _optimiser_bytes(sae, config, d_in) + _step_bytes(sae, config, d_in)
+
+
+def _class_of(sae: SAEConfig) -> type[TrainableSAE]:
+    return ARCHITECTURES[sae.arch].trainable_sae
 
 
 def _share_of_blocks(site: str, num_layers: int) -> float:
@@ -179,7 +180,7 @@ def _optimiser_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
     moments, latents = FLOAT * parameters(sae, d_in), INT * sae.d_sae
     if resolve_sae(sae, config, d_in).optimiser == "latent_adam":
         return moments + INT + 2 * latents
-    tensors = 2 + len(TRAINABLE[sae.arch].encoder_matrices) + len(TRAINABLE[sae.arch].encoder_biases)
+    tensors = 2 + len(_class_of(sae).encoder_matrices) + len(_class_of(sae).encoder_biases)
     return 2 * moments + FLOAT * tensors + latents
 
 
@@ -204,7 +205,7 @@ def _step_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
     """
     batch, device = config.optim.batch_size, _device(config)
     pairs = min(PAIRS_AT_ONCE.get(device, PAIRS_AT_ONCE["cpu"]), batch * sae.d_sae // 2)
-    rows = (1 + 2 * CODES[sae.arch]) * batch * d_in
+    rows = (1 + 2 * training_of(sae.arch).codes_decoded) * batch * d_in
     block = min(BLOCK.get(device, BLOCK["cpu"]), batch * sae.d_sae)
     return FLOAT * (parameters(sae, d_in) + TENSORS_OF_PAIRS * pairs + rows + block)
 

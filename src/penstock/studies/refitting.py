@@ -10,7 +10,6 @@ training without the penalty, but leaves alone whatever could raise L0. The pape
 stage: here both minimise the squared reconstruction error and nothing else.
 """
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from penstock.activations.sources import ActivationCache, measure_scale
-from penstock.saes import SAE, GatedSAE, ReLUSAE
+from penstock.saes import ARCHITECTURES, SAE, GatedSAE
 from penstock.saes.base import squared_errors
 from penstock.shapes import Acts
 from penstock.training.config import MAX_SEED
@@ -80,27 +79,21 @@ class Refitted(NamedTuple):
 
 @torch.no_grad()
 def as_gated(sae: SAE) -> GatedSAE:
-    """A ReLU SAE as a Gated SAE: the same function, with a gate and magnitudes that can part from each other.
-
-    A Gated SAE is copied.
+    """An SAE as a Gated SAE: the same function, with a gate and magnitudes that can part from each other.
 
     Raises:
-        ValueError: the SAE is neither.
+        ValueError: its architecture cannot be written so.
     """
-    if isinstance(sae, GatedSAE):
-        return copy.deepcopy(sae).requires_grad_(False)
-    if not isinstance(sae, ReLUSAE):
+    convert = ARCHITECTURES[sae.arch].as_gated
+    if convert is None:
+        allowed = ", ".join(repr(name) for name, one in ARCHITECTURES.items() if one.as_gated is not None)
         raise ValueError(
-            f"The SAE to refit has the architecture {sae.arch!r}, allowed are 'relu' and 'gated': there a gate says "
-            "what fires, and magnitudes can be fitted behind it. Give a baseline, or a Gated SAE as the control."
+            f"The SAE to refit has the architecture {sae.arch!r}, allowed are {allowed}: there a gate says what fires, "
+            "and magnitudes can be fitted behind it. Give a baseline, or a Gated SAE as the control."
         )
-    gated = GatedSAE(sae.d_in, sae.d_sae).to(sae.W_enc).requires_grad_(False)
-    gated.W_enc.copy_(sae.W_enc)
-    gated.b_gate.copy_(sae.b_enc)
-    gated.b_mag.copy_(sae.b_enc)
-    gated.W_dec.copy_(sae.W_dec)
-    gated.b_dec.copy_(sae.b_dec)
-    return gated
+    gated = convert(sae)
+    assert isinstance(gated, GatedSAE)
+    return gated.requires_grad_(False)
 
 
 def rescale_and_shift(sae: SAE, activations: Acts, config: RefitConfig = DEFAULT) -> Refitted:

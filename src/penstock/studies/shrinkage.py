@@ -15,7 +15,7 @@ from torch import Tensor
 
 from penstock.evaluation.statistics import interval
 from penstock.metrics import token_terms
-from penstock.saes import RECIPES, SAE, TRAINABLE
+from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 from penstock.studies.agreement import MATCHED
@@ -99,7 +99,7 @@ def toy_rows(coefs: tuple[float, ...]) -> list[Record]:
 
 def trained_toy(arch: str, coef: float) -> float:
     """The magnitude that an SAE with one latent gives to x = 1 once its encoder is trained by gradient descent."""
-    sae = TRAINABLE[arch](1, 1).double()
+    sae = ARCHITECTURES[arch].make_trainable(1, 1).double()
     with torch.no_grad():
         sae.W_dec.fill_(1.0)
         sae.W_enc.fill_(1.0)
@@ -107,7 +107,7 @@ def trained_toy(arch: str, coef: float) -> float:
     # b_dec alone could reconstruct x, and the decoder's one row is of unit norm: both stay.
     encoder = [parameter for name, parameter in sae.named_parameters() if name not in ("W_dec", "b_dec")]
     for _ in range(TOY_STEPS):
-        gradients = torch.autograd.grad(sae.loss(x, coef, RECIPES["paper"]).total, encoder)
+        gradients = torch.autograd.grad(sae.loss(x, coef, DECODER_RULES["unit"]).total, encoder)
         with torch.no_grad():
             for parameter, gradient in zip(encoder, gradients, strict=True):
                 parameter -= TOY_RATE * gradient

@@ -4,11 +4,14 @@ Fields that are None are decided when the run starts and written back, so that t
 holds every number that was used. Sizes are in tokens unless the name says otherwise.
 """
 
+import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from penstock.saes import ABLATED, KNOWN_RECIPES, RECIPES, TRAINABLE
+from penstock.saes import ARCHITECTURES, Aim, DecoderRule, Settings, offered, training_of
+from penstock.saes.architecture import OwnSettings
+from penstock.training.recipes import KNOWN_RECIPES, RECIPES, Recipe
 
 MAX_SEED = 2**31 - 1
 """Leaves room to derive other seeds from a seed."""
@@ -140,17 +143,21 @@ class ResamplingConfig:
 class SAEConfig:
     """One SAE of a run. Give exactly one of `sparsity_coef`, `paper_lambda` and `target_l0`; the rest has defaults.
 
-    What is left open is decided by the recipe and by the learning-rate rule when the run starts.
+    An architecture whose own settings decide how many latents fire takes none of the three. What is left open is
+    decided by the architecture, by the recipe and by the learning-rate rule.
     """
 
     arch: str
-    """`gated` or `relu`; in ablations also those of saes/ablations.py."""
+    """Name of the architecture: one of `penstock.ARCHITECTURES` that can be trained."""
     site: str
     """Where in the language model, e.g. `resid_post.2`."""
     d_sae: int
     """Number of latents."""
-    recipe: str = "paper_clipped"
-    """`paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (docs/training.md)."""
+    settings: OwnSettings = None
+    """The architecture's own settings, by name or as its settings class; its defaults if left open."""
+    recipe: str | None = None
+    """`paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (docs/training.md); the architecture's
+    default if left open."""
     sparsity_coef: float | None = None
     """Weight of the penalty, for activations scaled to unit mean squared norm and errors summed over d_in."""
     paper_lambda: float | None = None
@@ -181,24 +188,17 @@ class SAEConfig:
     """When dead latents are resampled, in `unit`; empty for never; the recipe's if left open."""
 
     def __post_init__(self) -> None:
-        _one_of("arch", self.arch, TRAINABLE, TRAINABLE.keys() - ABLATED.keys())
-        _one_of("recipe", self.recipe, KNOWN_RECIPES, RECIPES)
+        training = training_of(self.arch)
+        # Written back, so that what an architecture's defaults decide is stored with the run.
+        object.__setattr__(self, "settings", ARCHITECTURES[self.arch].settings_of(self.settings))
+        recipe = self.recipe or training.default_recipe
+        _one_of("recipe", recipe, KNOWN_RECIPES, RECIPES)
+        object.__setattr__(self, "recipe", recipe)
         _at_least("d_sae", self.d_sae, 2)
         _between("seed", self.seed, 0, MAX_SEED)
-        aims = ("sparsity_coef", "paper_lambda", "target_l0")
-        given = [name for name in aims if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"An SAE needs exactly one of {', '.join(aims)}, got {' and '.join(given) or 'none'}. target_l0 is the "
-                "easiest one to choose: the number of latents that fire per token, e.g. 32."
-            )
+        self._check_aim(training.aims)
         _between("sparsity_coef", self.sparsity_coef, 1e-9, 1e6)
         _between("paper_lambda", self.paper_lambda, 1e-12, 1e6)
-        if self.paper_lambda is not None and self.arch == "relu":
-            raise ValueError(
-                f"paper_lambda={self.paper_lambda} is a Gated SAE's: the paper scales the errors of its ReLU baselines "
-                "once more, by what is not clear. Give them a target_l0 or a sparsity_coef (docs/training.md)."
-            )
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise ValueError(
                 f"target_l0={self.target_l0} is out of range: it must lie between 0 and d_sae={self.d_sae}."
@@ -213,21 +213,76 @@ class SAEConfig:
             )
         _between("grad_clip", self.grad_clip, 0.0, 1e9)
         _between("decoder_init_norm", self.decoder_init_norm, 1e-6, 1e3)
-        if KNOWN_RECIPES[self.recipe].decoder_norm == "unit" and self.decoder_init_norm not in (None, 1.0):
+        if self.rule.decoder_norm not in training.decoder_norms:
+            fitting = [name for name, one in RECIPES.items() if one.rule.decoder_norm in training.decoder_norms]
+            raise ValueError(
+                f"recipe={self.recipe!r} gives decoder rows {self.rule.decoder_norm} norms, with which {self.arch!r} "
+                f"cannot be trained: allowed are {', '.join(fitting)}."
+            )
+        if self.resample_at and training.dead_latents != "resampling":
+            raise ValueError(
+                f"resample_at={self.resample_at} has no effect on {self.arch!r}: its loss revives dead latents. Leave "
+                "it out."
+            )
+        if self.rule.decoder_norm == "unit" and self.decoder_init_norm not in (None, 1.0):
             raise ValueError(
                 f"decoder_init_norm={self.decoder_init_norm} has no effect with the recipe {self.recipe!r}, "
                 "whose decoder rows have unit norm. Leave it out, or train another recipe."
             )
 
     @property
+    def training_recipe(self) -> Recipe:
+        """The recipe by whose settings open ones are decided."""
+        return KNOWN_RECIPES[self.recipe or training_of(self.arch).default_recipe]
+
+    @property
+    def rule(self) -> DecoderRule:
+        """How the loss treats the decoder."""
+        return self.training_recipe.rule
+
+    @property
+    def own_settings(self) -> Settings:
+        """The architecture's own settings, complete."""
+        return ARCHITECTURES[self.arch].settings_of(self.settings)
+
+    @property
+    def aimed_l0(self) -> float | None:
+        """The mean number of firing latents that is asked for; None for a coefficient, which asks for no L0."""
+        own_l0 = training_of(self.arch).own_l0
+        return self.target_l0 if own_l0 is None else own_l0(self.own_settings)
+
+    @property
     def folder(self) -> str:
         """The name, or one that tells this SAE from others."""
         if self.name is not None:
             return self.name
-        aims = {"l0": self.target_l0, "coef": self.sparsity_coef, "lambda": self.paper_lambda}
-        aim = next(f"{name}_{value:g}" for name, value in aims.items() if value is not None)
-        lr = "" if self.lr is None else f"-lr_{self.lr:g}"
-        return f"{self.arch}-{self.recipe}-{self.site}-{self.d_sae}-{aim}{lr}-seed{self.seed}"
+        aims = {"l0": self.target_l0, "coef": self.sparsity_coef, "lambda": self.paper_lambda, "lr": self.lr}
+        given = [f"{name}_{value:g}" for name, value in aims.items() if value is not None]
+        own = [f"{name}_{_in_name(value)}" for name, value in self.own_settings.to_json().items()]
+        return "-".join([self.arch, str(self.recipe), self.site, str(self.d_sae), *own, *given, f"seed{self.seed}"])
+
+    def _check_aim(self, allowed: tuple[Aim, ...]) -> None:
+        aims = ("sparsity_coef", "paper_lambda", "target_l0")
+        given = {name: getattr(self, name) for name in aims if getattr(self, name) is not None}
+        wrong = [name for name in given if name not in allowed]
+        idle = [f"{name}={given[name]}" for name in wrong]
+        if idle and not allowed:
+            own = ", ".join(self.own_settings.names())
+            raise ValueError(
+                f"{' and '.join(idle)} has no effect on {self.arch!r}: its own settings ({own}) decide how many "
+                "latents fire. Leave it out."
+            )
+        if idle:
+            raise ValueError(
+                f"{' and '.join(idle)} cannot be given for {self.arch!r}, only for {', '.join(_taking(wrong[0]))} "
+                f"(docs/training.md). Give one of {', '.join(allowed)}."
+            )
+        if allowed and len(given) != 1:
+            raise ValueError(
+                f"An SAE needs exactly one of {', '.join(name for name in aims if name in allowed)}, got "
+                f"{' and '.join(given) or 'none'}. target_l0 is the easiest one to choose: the number of latents that "
+                "fire per token, e.g. 32."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +361,18 @@ class RunConfig:
                     f"{self.num_steps} steps: it would have no effect. Choose a moment inside the run, and "
                     "check resampling.unit (share, steps or tokens)."
                 )
+
+
+def _taking(aim: str) -> list[str]:
+    """The architectures that users may train with such an aim."""
+    return [name for name in offered() if aim in training_of(name).aims]
+
+
+def _in_name(value: Any) -> str:
+    """A setting's value as part of a folder's name."""
+    if isinstance(value, (list, tuple)):
+        return "_".join(map(_in_name, value))
+    return f"{value:g}" if isinstance(value, float) else re.sub(r"[^\w.+-]", "_", str(value))
 
 
 def _at_least(name: str, value: int | None, low: int) -> None:

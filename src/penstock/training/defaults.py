@@ -2,64 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
 from penstock.language_models.loading import LanguageModel
-from penstock.saes import ABLATED
+from penstock.saes import training_of
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
-
-
-class RecipeDefaults(NamedTuple):
-    """Training settings that belong to a recipe."""
-
-    beta1: float
-    grad_clip: float
-    decoder_init_norm: float
-    resample_at: tuple[float, ...]
-    """Shares of the run; only used while `resampling.unit` is `share`."""
-
-
-# Bricken's 25k, 50k, 75k and 100k of 200k steps.
-BRICKEN_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2)
-
-# Small enough to act on every step, so that Adam sees gradients of one length: the first ones, made while a
-# random dictionary overshoots, are tens of times longer and would otherwise slow it for 1 / (1 - beta2) steps.
-CLIP = 0.005
-
-RECIPE_DEFAULTS: dict[str, RecipeDefaults] = {
-    "paper": RecipeDefaults(0.0, 0.0, 1.0, BRICKEN_SHARES),
-    "paper_clipped": RecipeDefaults(0.0, CLIP, 1.0, ()),
-    "norm_weighted": RecipeDefaults(0.9, CLIP, 0.1, ()),
-    "norm_weighted_frozen": RecipeDefaults(0.9, CLIP, 0.1, ()),
-    "auxiliary_unfrozen": RecipeDefaults(0.0, CLIP, 1.0, ()),
-    "inconsistent_mixture": RecipeDefaults(0.9, CLIP, 0.1, ()),
-}
-
-DEFAULT_RECIPE = {"gated": "paper_clipped", "relu": "paper_clipped"}
-"""The recipe of each architecture unless another is asked for; chosen by measurement (docs/training.md)."""
 
 DEFAULT_BUFFER_TOKENS = 2**18
 """Activations in the shuffle buffer of a run that streams."""
-
-INITIAL_COEF = {"relu": 0.1, **dict.fromkeys(("gated", *ABLATED), 0.3)}
-"""Where the steering towards a target L0 starts."""
-
-
-BASE_LR = {"relu": 7e-3, **dict.fromkeys(("gated", *ABLATED), 4.5e-3)}
-"""Best learning rates measured at d_in 192 and 2,000 steps (docs/training.md); ablations have that of the whole."""
-
-
-def learning_rate(arch: str, d_in: int, num_steps: int) -> tuple[float, str]:
-    """The learning rate of an arm, and a sentence that says which rule chose it.
-
-    The rate falls as 1 / sqrt(d_in), because Adam moves every coordinate by about the rate while the
-    coordinates of a unit row shrink like that, and as the fourth root of the steps. The rule goes through
-    what was measured here and the paper's 3e-4 (Gated) for 300,000 steps at d_in 3,072.
-    """
-    lr = BASE_LR[arch] * (192 / d_in) ** 0.5 * (2000 / num_steps) ** 0.25
-    return lr, f"{BASE_LR[arch]:g} * sqrt(192 / d_in) * (2000 / steps)^(1/4), d_in {d_in}, steps {num_steps}"
 
 
 def coefficient(lambda_paper: float, d_in: int, scale: float) -> float:
@@ -87,13 +39,14 @@ def coefficient(lambda_paper: float, d_in: int, scale: float) -> float:
 
 def resolve_sae(sae: SAEConfig, config: RunConfig, d_in: int) -> SAEConfig:
     """Decide whatever an SAE's settings leave open."""
-    defaults = RECIPE_DEFAULTS[sae.recipe]
-    lr, rule = learning_rate(sae.arch, d_in, config.num_steps)
+    defaults, training = sae.training_recipe, training_of(sae.arch)
+    lr, rule = training.learning_rate.at(d_in, config.num_steps)
     if sae.lr is not None:
         lr, rule = sae.lr, sae.lr_rule or "given"
     resample_at = sae.resample_at
     if resample_at is None:
         resample_at = defaults.resample_at if config.resampling.unit == "share" else ()
+        resample_at = resample_at if training.dead_latents == "resampling" else ()
     beta1 = defaults.beta1 if sae.beta1 is None else sae.beta1
     return replace(
         sae,

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from penstock.saes import KNOWN_RECIPES, TRAINABLE, Recipe, TrainableSAE
+from penstock.saes import ARCHITECTURES, training_of
 from penstock.shapes import Acts
 from penstock.training.config import SAEConfig
-from penstock.training.defaults import INITIAL_COEF, coefficient
+from penstock.training.defaults import coefficient
 from penstock.training.optimisers import make_optimiser
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
 from penstock.training.schedules import L0Controller, Schedule
@@ -70,18 +70,21 @@ class SAETrainer:
         self.dead_window = dead_window
         self.encoder_scale = encoder_scale
         self.rounded = encoder_precision == "bfloat16"
-        self.recipe: Recipe = KNOWN_RECIPES[config.recipe]
+        self.rule = config.rule
         generator = torch.Generator().manual_seed(config.seed)
-        self.sae: TrainableSAE = TRAINABLE[config.arch](
-            d_in, config.d_sae, decoder_norm=config.decoder_init_norm, generator=generator
-        ).to(device)
-        self.optimiser = make_optimiser(config, self.sae, beta2=beta2, unit_rows=self.recipe.decoder_norm == "unit")
+        sae = ARCHITECTURES[config.arch].make_trainable(
+            d_in, config.d_sae, config.own_settings, decoder_norm=config.decoder_init_norm, generator=generator
+        )
+        self.sae = sae.to(device)
+        self.optimiser = make_optimiser(config, self.sae, beta2=beta2, unit_rows=self.rule.decoder_norm == "unit")
         self.coef = config.sparsity_coef
         if config.paper_lambda is not None:
             self.coef = coefficient(config.paper_lambda, d_in, scale)
         self.controller: L0Controller | None = None
         if config.target_l0 is not None:
-            self.controller = L0Controller(config.target_l0, INITIAL_COEF[config.arch], num_steps=schedule.num_steps)
+            initial_coef = training_of(config.arch).initial_coef
+            assert initial_coef is not None, f"{config.arch} takes a target_l0, but says no initial_coef"
+            self.controller = L0Controller(config.target_l0, initial_coef, num_steps=schedule.num_steps)
             # A coefficient that is still being warmed up must not be steered against.
             self.controller.steer_from = max(self.controller.steer_from, schedule.sparsity_warmup)
         self.dead_counter = DeadCounter(config.d_sae, self.sae.W_dec.device)
@@ -92,12 +95,9 @@ class SAETrainer:
         self.tail = [[0.0, 0], [0.0, 0]]
 
     @property
-    def sparsity_coef(self) -> float:
-        """The coefficient before its warm-up factor."""
-        if self.controller:
-            return self.controller.coef
-        assert self.coef is not None
-        return self.coef
+    def sparsity_coef(self) -> float | None:
+        """The coefficient before its warm-up factor; None where the architecture's own settings decide the L0."""
+        return self.controller.coef if self.controller else self.coef
 
     def step(self, x: Acts, step: int) -> dict[str, float]:
         """One optimiser step on scaled activations.
@@ -108,7 +108,7 @@ class SAETrainer:
         Raises:
             DivergenceError: a term of the loss is NaN or infinite; the SAE is left as it was.
         """
-        coef = self.sparsity_coef * self.schedule.sparsity_factor(step)
+        coef = (self.sparsity_coef or 0.0) * self.schedule.sparsity_factor(step)
         lr = self.lr * self.schedule.lr_factor(step)
         try:
             passed = self._backward(x, coef, step)
@@ -143,7 +143,7 @@ class SAETrainer:
             return
 
         def errors_of(part: Acts) -> Tensor:
-            return self.sae.loss(part, self.sparsity_coef, self.recipe).errors
+            return self.sae.loss(part, self.sparsity_coef or 0.0, self.rule).errors
 
         chosen = choose_inputs(candidates, errors_of, int(dead.sum()), generator)
         resample_(self.sae, dead, chosen, self.optimiser, encoder_scale=self.encoder_scale)
@@ -214,7 +214,7 @@ class SAETrainer:
         limit = PAIRS_AT_ONCE.get(x.device.type, 2**23)
         for part in x.split(max(1, int(limit / (self.density * self.config.d_sae)))):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rounded):
-                loss = self.sae.loss(part, coef, self.recipe)
+                loss = self.sae.loss(part, coef, self.rule)
             share = len(part) / len(x)
             for name, term in {**loss.terms, "loss": loss.total}.items():
                 passed.terms[name] = passed.terms.get(name, 0.0) + share * self._finite(name, term.item(), step)

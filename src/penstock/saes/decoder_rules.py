@@ -1,10 +1,9 @@
-"""Training recipes: what the penalty weighs, which norms are free, where the decoder is frozen.
+"""How a loss treats the decoder: what the penalty weighs, which norms are free, where the decoder is frozen.
 
-Sources: `paper` is Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 3.2; `paper_clipped` is
-the same loss, trained with clipped gradients instead of resampling (training/defaults.py). The two
-`norm_weighted` forms follow the authors' reply on how to combine Gated SAEs with a penalty weighted by
-decoder norms (Anthropic, Circuits Updates April 2024): unfreeze the decoder in the auxiliary task, or
-stop the gradient of the norms in the penalty, but not one without the other.
+Sources: `unit` is Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 3.2. The two `norm_weighted`
+forms follow the authors' reply on how to combine Gated SAEs with a penalty weighted by decoder norms (Anthropic,
+Circuits Updates April 2024): unfreeze the decoder in the auxiliary task, or stop the gradient of the norms in the
+penalty, but not one without the other. Optimiser settings belong to recipes (training/recipes.py).
 """
 
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ GradientFlow = Literal["trained", "frozen"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How an SAE's loss treats its decoder. Build your own, or take one of RECIPES by name."""
+class DecoderRule:
+    """How an SAE's loss treats its decoder. Build your own, or take one of DECODER_RULES by name."""
 
     decoder_norm: Literal["unit", "free"]
     """`unit`: rows are projected and renormalised at every step, the penalty is a plain L1.
@@ -45,9 +44,8 @@ class Recipe:
             )
 
 
-RECIPES: dict[str, Recipe] = {
-    "paper": Recipe(decoder_norm="unit", auxiliary_decoder="frozen"),
-    "paper_clipped": Recipe(decoder_norm="unit", auxiliary_decoder="frozen"),
-    "norm_weighted": Recipe(decoder_norm="free", auxiliary_decoder="trained", penalty_norm="trained"),
-    "norm_weighted_frozen": Recipe(decoder_norm="free", auxiliary_decoder="frozen", penalty_norm="frozen"),
+DECODER_RULES: dict[str, DecoderRule] = {
+    "unit": DecoderRule(decoder_norm="unit", auxiliary_decoder="frozen"),
+    "norm_weighted": DecoderRule(decoder_norm="free", auxiliary_decoder="trained", penalty_norm="trained"),
+    "norm_weighted_frozen": DecoderRule(decoder_norm="free", auxiliary_decoder="frozen", penalty_norm="frozen"),
 }

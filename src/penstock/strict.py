@@ -1,0 +1,70 @@
+"""Dataclasses from JSON, strictly: no unknown key, and no value that is quietly turned into another type."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import cattrs
+import cattrs.v
+
+T = TypeVar("T")
+
+
+def strict_converter() -> cattrs.Converter:
+    """A converter that refuses unknown keys and values of another type.
+
+    By itself cattrs converts: "false" would become True, and 10.7 steps 10.
+    """
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind, accepted in _JSON_TYPES.items():
+        converter.register_structure_hook(kind, _exactly(accepted))
+    return converter
+
+
+def structured(values: Any, wanted: type[T], source: str, converter: cattrs.Converter | None = None) -> T:
+    """An object of the wanted dataclass.
+
+    Args:
+        values: What JSON gives.
+        wanted: The dataclass.
+        source: Where the values came from, for the error.
+        converter: One of `strict_converter` with hooks of its own.
+
+    Raises:
+        ValueError: an unknown or missing key, a value of a wrong type or out of range; names the key.
+    """
+    try:
+        return (converter or strict_converter()).structure(values, wanted)
+    except cattrs.BaseValidationError as error:
+        problems = cattrs.transform_error(error, format_exception=_explained)
+        raise ValueError(f"{source}: {'; '.join(problems)} ($ stands for the whole).") from error
+
+
+_JSON_TYPES: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+"""Which types of JSON values may stand for a setting's type."""
+
+
+def _exactly(accepted: tuple[type, ...]) -> Callable[[Any, type], Any]:
+    def structure(value: Any, wanted: type) -> Any:
+        if type(value) not in accepted:
+            raise ValueError(f"{value!r} is not of type {wanted.__name__}")
+        return wanted(value)
+
+    return structure
+
+
+def _explained(error: BaseException, wanted: Any) -> str:
+    """A problem in the stored settings, with a suggestion for a misspelt one."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = [f.name for f in fields(error.cl)]
+        return "; ".join(_unknown_key(key, known) for key in sorted(error.extra_fields))
+    if isinstance(error, ValueError):
+        return str(error).rstrip(".")
+    return cattrs.v.format_exception(error, wanted)
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"remove it (known here: {', '.join(known)})"
+    return f"there is no setting {key}: {remedy}"
