@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from penstock.language_models.loading import LanguageModel
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.sweep import run_sweep
 from penstock.saes import ARCHITECTURES, SAE
 from penstock.training.config import (
     DataConfig,
@@ -165,3 +167,22 @@ def tiny_run(tiny_lm_folder: Path, corpus: Path) -> Callable[..., RunConfig]:
         return RunConfig(saes=saes or both, **(settings | changes))
 
     return make
+
+
+def _small_sae(arch: str, seed: int, target_l0: float = 3.0) -> SAEConfig:
+    return SAEConfig(arch=arch, site="resid_post.0", d_sae=32, target_l0=target_l0, seed=seed, name=f"{arch}{seed}")
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms with two seeds each, trained for a moment and evaluated; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    saes = [_small_sae(arch, seed) for arch in ("gated", "relu") for seed in (0, 1)]
+    resampling = ResamplingConfig(window_tokens=64)  # none of them resamples
+    run_sweep(tiny_run(*saes, steps=120, cached=True, resampling=resampling), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(run_folder: Path) -> FinishedRun:
+    return FinishedRun.load(run_folder)

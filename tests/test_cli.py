@@ -18,10 +18,10 @@ from penstock.cli import main
 from penstock.cli.runs import Sweep
 from penstock.formats.native import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
+from penstock.paper.presets import PRESETS
+from penstock.runs.sweep import run_sweep
 from penstock.saes import GatedSAE
-from penstock.studies.presets import PRESETS
-from penstock.studies.reproduction import STUDIES
-from penstock.studies.sweep import run_sweep
+from penstock.studies import STUDIES
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 
 PACKAGE = Path(penstock.__file__).parent

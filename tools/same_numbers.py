@@ -3,9 +3,9 @@
     python tools/same_numbers.py > /tmp/before; edit; python tools/same_numbers.py | diff /tmp/before -
 
 There is a line for each tensor of each SAE, for each kind of sum, and for each key of the records, of the comparison
-and of the studies' records, so the diff names what changed. What depends on the clock, the place or the version is left out. Two architectures, two
-recipes, resampling and a target L0, on the embedded language model with one thread: about a minute. Digests are equal
-on one machine with one set of libraries; another processor rounds in another way.
+and of the studies' records, so the diff names what changed. What depends on the clock, the place or the version is left
+out. Two architectures, two recipes, resampling and a target L0, on the embedded language model with one thread: about a
+minute. Digests are equal on one machine with one set of libraries; another processor rounds in another way.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file
 
 from penstock import DataConfig, EvalConfig, OptimConfig, ResamplingConfig, RunConfig, SAEConfig, run_sweep
+from penstock.posthoc.refitting import RefitConfig
 from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
 from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig
-from penstock.studies.refitting import RefitConfig
-from penstock.studies.reproduction import study_run
 from penstock.studies.shrinkage import ShrinkageConfig
+from penstock.studies.study_run import study_run
 
 STUDIES = {
     "shrinkage": ShrinkageConfig(resamples=20, most_apart=4.0, min_together=5),

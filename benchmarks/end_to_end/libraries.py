@@ -58,7 +58,7 @@ class TimedBatches:
 
 def run_penstock(work: Workload, model_folder: Path, out: Path) -> Timing:
     """penstock: what `penstock train` does after loading the model, streaming, with its default recipe."""
-    from penstock.studies.sweep import load_model, prepare, train
+    from penstock.runs.sweep import load_model, prepare, train
     from penstock.training.config import DataConfig, LanguageModelConfig, OptimConfig, RunConfig, SAEConfig
 
     sae = SAEConfig(

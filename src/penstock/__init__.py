@@ -2,8 +2,8 @@
 
 from penstock.formats.native import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
+from penstock.runs.sweep import run_sweep
 from penstock.saes import ARCHITECTURES, SAE, Architecture, DecoderRule, GatedSAE, JumpReLUSAE, ReLUSAE
-from penstock.studies.sweep import run_sweep
 from penstock.training.config import (
     DataConfig,
     EvalConfig,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.sweep import read_config
 from penstock.studies.ablations import ABLATIONS, AblationsConfig, ablations
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.reproduction import study_run
-from penstock.studies.series import comparisons_of
-from penstock.studies.sweep import read_config
+from penstock.studies.ratios_to_run import comparisons_of
+from penstock.studies.study_run import study_run
 
 CHANGED = {
     "auxiliary_unfrozen": {"recipe": "auxiliary_unfrozen"},

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from penstock.evaluation.measuring import Described
 from penstock.formats.native import load_sae
+from penstock.posthoc.refitting import RefitConfig, Refitted, rescale_and_shift
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.sweep import evaluate_saes
 from penstock.saes import SAE
 from penstock.shapes import Acts
 from penstock.studies import after_training
@@ -20,10 +24,6 @@ from penstock.studies.after_training import (
     pursuit,
     refit,
 )
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.measuring import Described
-from penstock.studies.refitting import RefitConfig, Refitted, rescale_and_shift
-from penstock.studies.sweep import evaluate_saes
 
 METRICS = ("l0", "fvu", "delta_ce", "reconstruction_bias")
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from penstock.runs.finished_run import FinishedRun
 from penstock.studies.cost import CostConfig, cost
-from penstock.studies.finished_run import FinishedRun
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from penstock.inspection.matching import Matching, hungarian
+from penstock.runs.finished_run import FinishedRun
 from penstock.studies.dictionaries import (
     ConceptsConfig,
     DictionariesConfig,
@@ -13,9 +15,7 @@ from penstock.studies.dictionaries import (
     held_out_activations,
     pairs,
 )
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.matching import Matching, hungarian
-from penstock.studies.stored import Record
+from penstock.studies.study_records import Record
 
 FAR = DictionariesConfig(most_apart=1000.0)
 

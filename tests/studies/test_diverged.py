@@ -10,14 +10,15 @@ import pytest
 
 from penstock.cli import main
 from penstock.language_models.loading import LanguageModel
+from penstock.paper.reproduction import Plan, finish
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.splitting import join
+from penstock.runs.sweep import evaluate_run, is_trained, prepare, read_config, run_sweep, train
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.reproduction import Plan, finish, study_run
+from penstock.studies.ratios_to_run import comparisons_of
 from penstock.studies.sensitivity import SensitivityConfig
-from penstock.studies.series import comparisons_of
-from penstock.studies.splitting import join
-from penstock.studies.sweep import evaluate_run, is_trained, prepare, read_config, run_sweep, train
+from penstock.studies.study_run import study_run
 from penstock.studies.variants import train_variants
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.trainer import DivergenceError

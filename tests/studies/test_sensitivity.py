@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penstock.studies.comparison import Point
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.reproduction import study_run
+from penstock.evaluation.comparison import Point
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.sweep import read_config
 from penstock.studies.sensitivity import (
     SensitivityConfig,
     _Frontier,
@@ -19,7 +19,7 @@ from penstock.studies.sensitivity import (
     _with,
     sensitivity_variants,
 )
-from penstock.studies.sweep import read_config
+from penstock.studies.study_run import study_run
 
 ONE = {"lr": 1.0, "sparsity_coef": 1.0, "d_sae": 1.0, "warmup_share": 1.0}
 ABOUT = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from penstock.inspection.agreement import MATCHED
+from penstock.inspection.matching import MagnitudeSums, magnitude_slopes, magnitude_sums
+from penstock.runs.finished_run import FinishedRun
 from penstock.saes import SAE, ReLUSAE
 from penstock.sparse import SparseCode
-from penstock.studies.agreement import MATCHED
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.matching import MagnitudeSums, magnitude_slopes, magnitude_sums
 from penstock.studies.shrinkage import (
     ShrinkageConfig,
     matched_magnitudes,

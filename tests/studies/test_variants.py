@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from penstock.language_models.loading import LanguageModel
-from penstock.studies import sweep
+from penstock.runs import sweep
+from penstock.runs.finished_run import FinishedRun
 from penstock.studies.ablations import AblationsConfig, ablations
-from penstock.studies.finished_run import FinishedRun
 from penstock.training.config import RunConfig
 
 CHANGED = AblationsConfig(ablations=("untied", "norm_weighted"))

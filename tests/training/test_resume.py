@@ -14,7 +14,7 @@ import pytest
 
 from penstock.cli import main
 from penstock.language_models.loading import LanguageModel
-from penstock.studies import sweep as study
+from penstock.runs import sweep as study
 from penstock.training.config import RunConfig
 
 STEPS = 300

@@ -8,9 +8,10 @@ from typing import Any
 
 import tyro
 
-from penstock.reports import PlotsNotInstalled, wording, write_pareto_figure, write_report
-from penstock.reports.arms import find_arms
-from penstock.reports.run_data import read_run
+from penstock.charts.arm_looks import find_arms
+from penstock.reports import PlotsNotInstalled, write_pareto_figure, write_report
+from penstock.reports.data.run_data import read_run
+from penstock.reports.wording import sentences as wording
 
 Flat = tyro.conf.arg(name="")
 """For a section of settings whose flags get no prefix."""

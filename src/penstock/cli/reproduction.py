@@ -10,13 +10,13 @@ import tyro
 
 from penstock.cli.output import Usage, write_figures
 from penstock.cli.studies import write_study
-from penstock.reports.published import write_published
-from penstock.reports.reproduction_page import write_reproduction_page
-from penstock.studies.estimate import Estimate, estimate
-from penstock.studies.preset import Cited, Preset, SitePreset
-from penstock.studies.presets import PRESETS
-from penstock.studies.reproduction import Plan, foreseen, reproduce
-from penstock.studies.splitting import GIB
+from penstock.paper.preset import Cited, Preset, SitePreset
+from penstock.paper.presets import PRESETS
+from penstock.paper.reproduction import Plan, foreseen, reproduce
+from penstock.reports.pages.published import write_published
+from penstock.reports.pages.reproduction_page import write_reproduction_page
+from penstock.runs.estimate import Estimate, estimate
+from penstock.runs.splitting import GIB
 from penstock.training.config import RunConfig
 from penstock.training.trainer import DivergenceError
 

@@ -11,7 +11,7 @@ import tyro
 from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, write_figures
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
-from penstock.studies import sweep as study
+from penstock.runs import sweep as study
 from penstock.training.config import (
     DataConfig,
     EvalConfig,

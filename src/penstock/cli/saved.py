@@ -9,8 +9,8 @@ import tyro
 from penstock.cli.output import Flat, Usage, given, print_records, write_figures
 from penstock.formats.native import load_sae
 from penstock.language_models.loading import LanguageModel
-from penstock.studies import sweep as study
-from penstock.studies.environment import versions
+from penstock.runs import sweep as study
+from penstock.runs.environment import versions
 from penstock.training.config import EvalConfig
 from penstock.training.outcome import outcome_of
 

@@ -8,18 +8,19 @@ import tyro
 
 from penstock.cli.output import Flat, print_records, print_rows
 from penstock.reports import PlotsNotInstalled
-from penstock.reports.reproduction_page import comparison_table, difference_table, study_table
-from penstock.reports.row_figures import write_row_figure
-from penstock.reports.study_figure import write_study_figure, write_study_table
+from penstock.reports.figures.row_figures import write_row_figure
+from penstock.reports.figures.study_figure import write_study_figure, write_study_table
+from penstock.reports.pages.reproduction_page import comparison_table, difference_table, study_table
+from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
 from penstock.studies.cost import CostConfig
 from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig
-from penstock.studies.reproduction import STUDIES, study_run
+from penstock.studies.ratios_to_run import comparisons_of
 from penstock.studies.sensitivity import SensitivityConfig
-from penstock.studies.series import comparisons_of
 from penstock.studies.shrinkage import ShrinkageConfig
-from penstock.studies.stored import Record, study_folder
+from penstock.studies.study_records import Record, study_folder
+from penstock.studies.study_run import study_run
 
 
 @dataclass(frozen=True, kw_only=True)

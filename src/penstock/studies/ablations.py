@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from penstock.runs.finished_run import FinishedRun
 from penstock.studies.after_training import measured_records
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.stored import Record
+from penstock.studies.study_records import Record
 from penstock.studies.variants import CoefOf, Variant, train_variants
 from penstock.training.config import RunConfig, SAEConfig
 

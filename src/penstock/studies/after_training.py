@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from penstock.evaluation.evaluate import Candidate
+from penstock.evaluation.measuring import Described
+from penstock.evaluation.sums import SUMS_FILE, write_sums
 from penstock.formats.native import load_sae, read_facts, save_sae
-from penstock.saes import SAE, trainable
-from penstock.shapes import Acts, PerLatent
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.measuring import Described
-from penstock.studies.pruning import (
+from penstock.posthoc.gradient_pursuit import pursued
+from penstock.posthoc.refitting import RefitConfig, fine_tune, rescale_and_shift
+from penstock.posthoc.thresholds import (
     best_scale,
     global_threshold,
     optimal_thresholds,
@@ -31,10 +31,10 @@ from penstock.studies.pruning import (
     quantile_thresholds,
     threshold_for_l0,
 )
-from penstock.studies.pursuit import pursued
-from penstock.studies.refitting import RefitConfig, fine_tune, rescale_and_shift
-from penstock.studies.stored import Record, asked, study_folder
-from penstock.studies.sums import SUMS_FILE, write_sums
+from penstock.runs.finished_run import FinishedRun
+from penstock.saes import SAE, trainable
+from penstock.shapes import Acts, PerLatent
+from penstock.studies.study_records import Record, asked, study_folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from penstock.activations.sources import measure_scale
+from penstock.runs.estimate import step_flops, training_bytes
+from penstock.runs.finished_run import FinishedRun
 from penstock.saes import SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
-from penstock.studies.estimate import step_flops, training_bytes
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.stored import Record
+from penstock.studies.study_records import Record
 from penstock.training.config import SAEConfig
 from penstock.training.optimisers import make_optimiser
 

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import torch
 
 from penstock.activations.harvest import masked_acts
+from penstock.evaluation.comparison import Arm, given_lr, names_of
+from penstock.inspection.agreement import agreement
+from penstock.inspection.concept_rules import Kinds, kind_shares, kinds
+from penstock.inspection.differences import SeedPair, agreement_differences, share_differences
+from penstock.inspection.matching import MAX_HUNGARIAN, hungarian
+from penstock.inspection.token_facts import token_facts
 from penstock.language_models.tokens import TokenRows
+from penstock.runs.finished_run import FinishedRun
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
-from penstock.studies.agreement import agreement
-from penstock.studies.comparison import Arm, given_lr, names_of
-from penstock.studies.concepts import Kinds, kind_shares, kinds
-from penstock.studies.differences import SeedPair, agreement_differences, share_differences
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.matching import MAX_HUNGARIAN, hungarian
-from penstock.studies.stored import Record
-from penstock.studies.token_facts import token_facts
+from penstock.studies.study_records import Record
 
 logger = logging.getLogger(__name__)
 

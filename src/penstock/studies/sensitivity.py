@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from penstock.evaluation.comparison import Floats, Point
 from penstock.evaluation.statistics import LEVEL
-from penstock.studies.comparison import Floats, Point
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.series import own_points
-from penstock.studies.splitting import from_sparse_to_dense
-from penstock.studies.stored import Record
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.splitting import from_sparse_to_dense
+from penstock.studies.ratios_to_run import own_points
+from penstock.studies.study_records import Record
 from penstock.studies.variants import CoefOf, Variant, train_variants
 from penstock.training.config import RunConfig, SAEConfig
 

@@ -14,15 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from penstock.evaluation.statistics import interval
+from penstock.inspection.agreement import MATCHED
+from penstock.inspection.matching import MagnitudeSums, Pairs, magnitude_sums, mutual_nearest
 from penstock.metrics import token_terms
+from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
-from penstock.studies.agreement import MATCHED
 from penstock.studies.dictionaries import held_out_activations, pairs
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.matching import MagnitudeSums, Pairs, magnitude_sums, mutual_nearest
-from penstock.studies.stored import Record
+from penstock.studies.study_records import Record
 
 ARCHS = ("relu", "gated")
 """The baseline, and what it is compared with."""

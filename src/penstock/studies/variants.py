@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from penstock.studies.finished_run import FinishedRun
-from penstock.studies.saved import FoundSAEs, load_run
-from penstock.studies.splitting import train_divided, with_saes
-from penstock.studies.stored import study_folder
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.splitting import train_divided, with_saes
+from penstock.runs.trained_saes import FoundSAEs, load_run
+from penstock.studies.study_records import study_folder
 from penstock.training.config import SAEConfig
 from penstock.training.stored_config import config_to_json
 

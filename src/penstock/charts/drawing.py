@@ -1,0 +1,89 @@
+"""Marks, scales and style of every figure, and saving one as PNG and SVG; needs the optional extra `plots`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = {
+    **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D"},
+    **{"down": "v", "hexagon": "h", "star": "*"},
+}
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f95",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e6e3dc",
+    "xtick.color": "#4a5057",
+    "ytick.color": "#4a5057",
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    # Fixed, so that the same records always give the same bytes and the SVG can be committed.
+    "svg.hashsalt": "penstock",
+    "svg.fonttype": "path",
+}
+
+
+class PlotsNotInstalled(ImportError):
+    """matplotlib, which draws the figure, is not installed."""
+
+
+def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
+    """Saves a figure as `path` with .png and .svg, the same bytes for the same numbers, and returns the first.
+
+    Raises:
+        PlotsNotInstalled: matplotlib is missing; names the extra to install.
+    """
+    try:
+        import matplotlib
+        import matplotlib.style
+    except ImportError as error:
+        raise PlotsNotInstalled(
+            f"{path.name}.png and {path.name}.svg are drawn by matplotlib, which is not installed: "
+            "pip install 'penstock[plots]'. Reports and tables do not need it."
+        ) from error
+    png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
+    # "default" first: a reader's own matplotlibrc must not change the figure.
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = draw()
+        figure.savefig(png, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return png
+
+
+def set_scales(ax: "Axes", saes: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """L0 on a logarithmic axis in octaves, and the metric too where it spans much."""
+    from matplotlib.axis import Axis
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    values = [record[metric] for record in saes]
+    low, high = min(values), max(values)
+    log_axes: list[Axis] = [ax.xaxis]
+    ax.set_xscale("log")
+    if metric != "reconstruction_bias" and low > 0 and high / low > 6:
+        ax.set_yscale("log")
+        log_axes.append(ax.yaxis)
+    for axis in log_axes:
+        ends = axis.get_view_interval()
+        octaves = math.log2(ends[1] / ends[0])
+        if axis is ax.xaxis and 2.5 <= octaves <= 8:
+            # 4, 8, 16, ...: the steps in which sparsity is usually swept.
+            axis.set_major_locator(LogLocator(base=2))
+            axis.set_minor_locator(NullLocator())
+        else:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if octaves < 7 else (1.0,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,81 @@
+"""Candidates measured on a text: their sums, records and points; as many at a time as memory holds."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from penstock.activations.harvest import Text
+from penstock.evaluation.comparison import Point, point_of
+from penstock.evaluation.evaluate import Candidate, Evaluation, evaluate
+from penstock.evaluation.records import record_of
+from penstock.evaluation.statistics import resample_weights
+from penstock.training.config import EvalConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Described(NamedTuple):
+    """A candidate, and what its record says beside the numbers."""
+
+    candidate: Candidate
+    about: Mapping[str, Any]
+
+
+class Measured(NamedTuple):
+    """What an evaluation found."""
+
+    records: list[dict[str, Any]]
+    """Of all candidates, in their order."""
+    points: list[Point]
+    """Of the SAEs among them, with bootstrap resamples."""
+    evaluations: dict[str, Evaluation]
+    """For each candidate's name the sums that both were made of."""
+
+
+def measure(text: Text, settings: EvalConfig, described: Iterable[Described], max_bytes: int | None = None) -> Measured:
+    """Evaluate candidates on the held-out tokens of a text.
+
+    Args:
+        text: Its held-out split is evaluated on.
+        settings: How many tokens, how many resamples.
+        described: What to measure. Taken one by one: a generator that reads an SAE when its turn comes holds few.
+        max_bytes: What the weights of candidates may take at once, beside those of one more; each counts for itself,
+            though several may share an SAE. All are evaluated together if left out, which is faster: for every group
+            the language model runs anew.
+    """
+    rows = text.held_out(settings.eval_tokens, seed=settings.eval_seed)
+    weights = resample_weights(len(rows.tokens), settings.bootstrap, settings.eval_seed)
+    measured = Measured([], [], {})
+    tokens = f"{int(rows.mask.sum()):,}"
+    for group in _groups(described, max_bytes):
+        logger.info("Evaluating %d reconstructions on %s held-out tokens", len(group), tokens)
+        evaluations = evaluate(text.model, rows, [one.candidate for one in group])
+        assert not evaluations.keys() & measured.evaluations.keys(), "candidates of two groups share a name"
+        measured.evaluations.update(evaluations)
+        for candidate, about in group:
+            record = record_of(evaluations[candidate.name], weights, about)
+            measured.records.append(record)
+            if record["recipe"] is not None:
+                measured.points.append(point_of(record, evaluations[candidate.name].sums, weights))
+        # Before the next group is read.
+        del group, candidate
+    return measured
+
+
+def _groups(described: Iterable[Described], max_bytes: int | None) -> Iterator[list[Described]]:
+    group: list[Described] = []
+    held = 0
+    for one in described:
+        needed = _weight_bytes(one.candidate)
+        if group and max_bytes is not None and held + needed > max_bytes:
+            yield group
+            group, held = [], 0
+        group.append(one)
+        held += needed
+    if group:
+        yield group
+
+
+def _weight_bytes(candidate: Candidate) -> int:
+    """Of an encoder and a decoder in float32."""
+    return 2 * 4 * candidate.d_in * len(candidate.decoder_norm)

@@ -1,0 +1,193 @@
+"""Differences between arms in what their dictionaries hold, each with its 95% bootstrap interval.
+
+A difference is shown if its interval excludes 0. Of many differences that are none, one in twenty is shown by chance,
+and more where few seeds or groups are drawn.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from penstock.evaluation.statistics import few_groups_factor, interval
+from penstock.inspection.concept_rules import KINDS, Kinds
+
+Floats = np.ndarray
+
+DIFFERENCE = "difference"
+"""The `kind` of a record that is a difference."""
+
+
+class SeedPair(NamedTuple):
+    """Two dictionaries of one seed, by name."""
+
+    arm: str
+    baseline: str
+    seed: int
+
+
+def share_differences(
+    judged: Mapping[str, Kinds], pairs: Sequence[SeedPair], *, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """The difference of the share of each kind of concept, arm - baseline: the mean over pairs, seed by seed.
+
+    Every dictionary's latents are drawn anew in each resample, once for all pairs that it is in; with two seeds or
+    more, seeds are drawn as well. Two or three seeds say little about all: the interval is then rather too narrow.
+
+    Args:
+        judged: The kinds of the latents of each dictionary.
+        pairs: Which are compared; one without a latent that was judged is left out.
+        resamples: How often latents are drawn, at least 1.
+        seed: Of the draws.
+
+    Returns:
+        For each of KINDS its `name`, the number of `pairs`, the `difference`, `low`, `high`, whether it is `shown`, and
+        where there are two seeds or more the differences `by_seed`. Nothing if no pair is left.
+    """
+    kept = [pair for pair in pairs if min(len(judged[name].latents) for name in (pair.arm, pair.baseline)) > 0]
+    if not kept:
+        return []
+    generator = np.random.default_rng(seed)
+    names = dict.fromkeys(name for pair in kept for name in (pair.arm, pair.baseline))
+    shares = {name: _shares(judged[name], resamples, generator) for name in names}
+    by_seed: dict[int, list[Floats]] = defaultdict(list)
+    for pair in kept:
+        by_seed[pair.seed].append(shares[pair.arm] - shares[pair.baseline])
+    seeds = sorted(by_seed)
+    # [seeds, 1 + resamples, kinds]
+    differences = np.stack([np.mean(by_seed[one], axis=0) for one in seeds])
+    drawn = generator.integers(len(seeds), size=(len(seeds), resamples, 1))
+    resampled = np.take_along_axis(differences[:, 1:], drawn, axis=0).mean(axis=0)
+    return [
+        {
+            **_difference(name, differences[:, 0, kind].mean(), resampled[:, kind]),
+            "pairs": len(kept),
+            "by_seed": [
+                {"seed": one, "difference": float(value)}
+                for one, value in zip(seeds, differences[:, 0, kind], strict=True)
+                if len(seeds) > 1
+            ],
+        }
+        for kind, name in enumerate(KINDS)
+    ]
+
+
+def _shares(judged: Kinds, resamples: int, generator: np.random.Generator) -> Floats:
+    """The share of each kind among all latents judged, and in every resample of them: [1 + resamples, kinds]."""
+    counts = torch.bincount(judged.kind, minlength=len(KINDS)).numpy()
+    total = counts.sum()
+    # How many latents of each kind are in a resample is multinomial; the latents need not be drawn.
+    drawn = generator.multinomial(total, counts / total, size=resamples)
+    return np.concatenate([counts[None], drawn]) / total
+
+
+AGREEMENT = {
+    "mean_max_cosine": ("mean_max_cosine_a_to_b", "mean_max_cosine_b_to_a"),
+    "matched_share": ("matched_share_a", "matched_share_b"),
+    "mutual_jaccard": ("mutual_jaccard",),
+}
+"""What is compared between arms and seeds: the mean of these numbers of `agreement`."""
+
+
+def agreement_differences(
+    arms: Sequence[Mapping[str, Any]],
+    seeds: Sequence[Mapping[str, Any]],
+    *,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """How much more, or less, two arms agree than the seeds that are their yardstick: the mean over pairs of arms.
+
+    From each pair of arms the mean over those pairs of seeds that contain one of its two SAEs is taken off: they have
+    nearly its L0, on which agreement depends. A pair of arms that has none is left out.
+
+    The bootstrap draws groups of pairs of arms that share no SAE, neither themselves nor through their pairs of seeds:
+    as a rule a group is one L0 with all its seeds. It does not know what groups have in common, such as the initial
+    weights of a seed. A bootstrap over few groups is too narrow: its distribution is widened about the difference by
+    `few_groups_factor`, so that it covers as Student's t interval does.
+
+    Args:
+        arms: The `agreement` of each pair of two arms, and the names of its SAEs, `a` and `b`.
+        seeds: Likewise of each pair of two seeds. Those of one arm make that arm's seeds the yardstick.
+        resamples: How often groups are drawn, at least 1.
+        seed: Of the draws.
+
+    Returns:
+        For each of AGREEMENT its `name`, the number of `pairs_of_arms`, of `pairs_of_seeds` beside them and of
+        `groups`, the `difference`, `low`, `high`, and whether it is `shown`. `low` and `high` are None with less than
+        two groups. No entry where no pair is left.
+    """
+    generator = np.random.default_rng(seed)
+    found = []
+    for name, keys in AGREEMENT.items():
+        paired = _beside_seeds(_means(arms, keys), _means(seeds, keys))
+        if not paired:
+            continue
+        group = _groups([set(one.pair).union(*one.beside) for one in paired])
+        sums, pairs = np.bincount(group, weights=[one.difference for one in paired]), np.bincount(group)
+        drawn = generator.integers(len(pairs), size=(resamples, len(pairs)))
+        difference, resampled = sums.sum() / len(paired), None
+        if len(pairs) > 1:
+            resampled = sums[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
+            resampled = difference + few_groups_factor(len(pairs)) * (resampled - difference)
+        found.append(
+            {
+                **_difference(name, difference, resampled),
+                "pairs_of_arms": len(paired),
+                "pairs_of_seeds": len({pair for one in paired for pair in one.beside}),
+                "groups": len(pairs),
+            }
+        )
+    return found
+
+
+_Names = tuple[str, str]
+
+
+class _Paired(NamedTuple):
+    """A pair of arms and the pairs of seeds beside it."""
+
+    pair: _Names
+    beside: list[_Names]
+    difference: float
+
+
+def _means(agreements: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[_Names, float]:
+    """The mean of these numbers for each pair of SAEs in which all are defined."""
+    values = {(one["a"], one["b"]): [one[key] for key in keys] for one in agreements}
+    return {pair: fmean(numbers) for pair, numbers in values.items() if None not in numbers}
+
+
+def _beside_seeds(arms: Mapping[_Names, float], seeds: Mapping[_Names, float]) -> list[_Paired]:
+    """Each pair of arms with the pairs of seeds that contain one of its SAEs, and the difference from their mean."""
+    found = []
+    for pair, value in arms.items():
+        beside = [one for one in seeds if set(pair) & set(one)]
+        if beside:
+            found.append(_Paired(pair, beside, value - fmean(seeds[one] for one in beside)))
+    return found
+
+
+def _groups(sets: Sequence[set[str]]) -> list[int]:
+    """The number of each set's group: sets that share a name, or are linked by others that do, are in one."""
+    groups: list[set[str]] = []
+    for names in sets:
+        linked = [group for group in groups if group & names]
+        groups = [group for group in groups if not group & names] + [names.union(*linked)]
+    return [next(number for number, group in enumerate(groups) if names <= group) for names in sets]
+
+
+def _difference(name: str, on_all: float, resampled: Floats | None) -> dict[str, Any]:
+    bounds = None if resampled is None else interval(torch.from_numpy(resampled))
+    low, high = bounds or (None, None)
+    return {
+        "kind": DIFFERENCE,
+        "name": name,
+        "difference": float(on_all),
+        "low": low,
+        "high": high,
+        "shown": low is not None and high is not None and not low <= 0 <= high,
+    }

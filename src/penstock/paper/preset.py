@@ -1,0 +1,218 @@
+"""What a preset is: an experiment as data, where each setting says where it comes from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from penstock.evaluation.evaluate import LOGITS
+from penstock.paper.reproduction import Plan
+from penstock.runs.estimate import estimate, parameters
+from penstock.runs.splitting import split, undivided
+from penstock.studies import STUDIES
+from penstock.training.config import (
+    DataConfig,
+    EvalConfig,
+    LanguageModelConfig,
+    OptimConfig,
+    ResamplingConfig,
+    RunConfig,
+    SAEConfig,
+)
+
+UNSTATED = "not stated in the paper; chosen: "
+"""Begins the source of a setting that the paper leaves open."""
+
+OURS = "ours: "
+"""Begins the source of a setting that no experiment of the paper has."""
+
+QUICK_EVAL = 10_000
+"""Held-out tokens of a quick run."""
+
+
+class Cited(NamedTuple):
+    """A setting and where it comes from."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPreset:
+    """One arm at one site."""
+
+    arch: str
+    d_sae: Cited
+    lr: Cited
+    """None leaves it to the rule of docs/training.md."""
+    coefs: Cited
+    """The paper's lambdas, the largest first; a Gated arm is trained with them."""
+    target_l0s: Cited
+    """Ascending; what an arm is trained for that is no Gated arm, or has no lambdas."""
+    published: Cited
+    """What the paper reports here, as `PublishedRun`s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePreset:
+    """A site with its arms: `gated`, `compute_matched` (1.5 times the latents) and `width_matched`."""
+
+    name: str
+    source: str
+    d_in: Cited
+    arms: Mapping[str, ArmPreset]
+    studies: Cited
+    """Names of the studies made here, beside the frontier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """An experiment; the groups of settings have the names and keys of `RunConfig`."""
+
+    name: str
+    language_model: Mapping[str, Cited]
+    num_layers: Cited
+    """Blocks of the language model."""
+    model_parameters: Cited
+    """Of the language model, embeddings included."""
+    data: Mapping[str, Cited]
+    optim: Mapping[str, Cited]
+    resampling: Mapping[str, Cited]
+    eval: Mapping[str, Cited]
+    recipe: Cited
+    steps: Cited
+    quick_steps: Cited
+    """Steps of `quick()`."""
+    seeds: Cited
+    study_settings: Mapping[str, Cited]
+    """For some studies their settings; the others have their defaults."""
+    quick_study_settings: Mapping[str, Cited]
+    """The same for `quick()`."""
+    sites: tuple[SitePreset, ...]
+    deviations: tuple[str, ...]
+    """Where a run differs from the paper's, knowingly."""
+
+    def cited(self) -> dict[str, Cited]:
+        """Every setting by its path, such as `data.context` or `resid_post.20.gated.d_sae`."""
+        names = ("language_model", "data", "optim", "resampling", "eval", "study_settings")
+        groups = {name: getattr(self, name) for name in names}
+        found = {f"{group}.{key}": cited for group, settings in groups.items() for key, cited in settings.items()}
+        found |= {name: cited for name, cited in vars(self).items() if isinstance(cited, Cited)}
+        for site in self.sites:
+            found |= {site.name: Cited(site.name, site.source), f"{site.name}.d_in": site.d_in}
+            found[f"{site.name}.studies"] = site.studies
+            for name, arm in site.arms.items():
+                settings = {key: cited for key, cited in vars(arm).items() if isinstance(cited, Cited)}
+                found |= {f"{site.name}.{name}.{key}": cited for key, cited in settings.items()}
+        return found
+
+    def unstated(self) -> dict[str, Cited]:
+        """The settings that the paper leaves open and that are chosen here."""
+        return {path: cited for path, cited in self.cited().items() if UNSTATED in cited.source}
+
+    def quick(self) -> "Preset":
+        """The first site, the ends of each range, `quick_steps` steps, QUICK_EVAL tokens: not to conclude from."""
+        site = self.sites[0]
+        arms = {
+            name: replace(arm, coefs=_ends(arm.coefs), target_l0s=_ends(arm.target_l0s))
+            for name, arm in site.arms.items()
+        }
+        shorter = (
+            f"quick: {site.name} alone, first and last of each list, {self.quick_steps.value} steps, evaluated on "
+            f"{QUICK_EVAL:,} tokens."
+        )
+        return replace(
+            self,
+            name=f"{self.name}-quick",
+            steps=self.quick_steps,
+            eval={
+                **self.eval,
+                "eval_tokens": Cited(QUICK_EVAL, f"{OURS}few, so that every study takes a minute or two"),
+            },
+            sites=(replace(site, arms=arms),),
+            study_settings=self.quick_study_settings,
+            deviations=(*self.deviations, shorter),
+        )
+
+    def run_configs(self, *, model: str | None = None, device: str = "cpu") -> tuple[RunConfig, ...]:
+        """One run for each site: every arm, seed, and lambda (Gated arms that have some) or L0.
+
+        Args:
+            model: Another place of the same language model, e.g. a local folder.
+            device: Where the language model and the SAEs go.
+        """
+        tokens = self.steps.value * self.optim["batch_size"].value
+        language_model = LanguageModelConfig(**_values(self.language_model), device=device)
+        return tuple(
+            RunConfig(
+                saes=self._saes(site),
+                language_model=replace(language_model, model=model or language_model.model),
+                data=DataConfig(**_values(self.data), tokens=tokens),
+                optim=OptimConfig(**_values(self.optim)),
+                resampling=ResamplingConfig(**_values(self.resampling)),
+                eval=EvalConfig(**_values(self.eval)),
+            )
+            for site in self.sites
+        )
+
+    def plans(self, *, model: str | None = None, device: str = "cpu", max_bytes: int | None = None) -> dict[str, Plan]:
+        """For each site its run and its studies, to be handed to `reproduce`.
+
+        Args:
+            model: As of `run_configs`.
+            device: As of `run_configs`.
+            max_bytes: What training may need, by `estimate`; larger runs are trained in parts. An evaluation holds as
+                many SAEs at once as fit beside the language model and its logits.
+        """
+        configs = self.run_configs(model=model, device=device)
+        settings = {name: cited.value for name, cited in self.study_settings.items()}
+        widths = {site.name: site.d_in.value for site in self.sites}
+
+        def divide(whole: RunConfig) -> Sequence[RunConfig]:
+            if max_bytes is None:
+                return undivided(whole)
+            return split(whole, widths, self.model_parameters.value, self.num_layers.value, max_bytes)
+
+        return {
+            site.name: Plan(
+                run,
+                {name: settings.get(name) or STUDIES[name].settings() for name in site.studies.value},
+                divide,
+                None if max_bytes is None else max(0, max_bytes - self._reserved(run, widths[site.name])),
+            )
+            for site, run in zip(self.sites, configs, strict=True)
+        }
+
+    def _reserved(self, run: RunConfig, d_in: int) -> int:
+        """Bytes that an evaluation takes besides the SAEs it holds: the language model and its logits (clean, spliced,
+        and a logarithm of each), and the SAE that is read next.
+        """
+        cost = estimate(run, {run.sites[0]: d_in}, self.model_parameters.value, self.num_layers.value)
+        logits = LOGITS.get(torch.device(run.language_model.device).type, LOGITS["cpu"])
+        return cost.bytes_language_model + 4 * 4 * logits + max(4 * parameters(sae, d_in) for sae in run.saes)
+
+    def _saes(self, site: SitePreset) -> tuple[SAEConfig, ...]:
+        saes: list[SAEConfig] = []
+        for arm in site.arms.values():
+            aims: list[dict[str, Any]] = [{"target_l0": target} for target in arm.target_l0s.value]
+            if arm.arch == "gated" and arm.coefs.value:
+                aims = [{"paper_lambda": coef} for coef in arm.coefs.value]
+            settings: dict[str, Any] = {
+                "arch": arm.arch,
+                "site": site.name,
+                "d_sae": arm.d_sae.value,
+                "recipe": self.recipe.value,
+                "lr": arm.lr.value,
+                "lr_rule": arm.lr.source if arm.lr.value else None,
+            }
+            saes += [SAEConfig(**settings, **aim, seed=seed) for aim in aims for seed in self.seeds.value]
+        return tuple(saes)
+
+
+def _values(settings: Mapping[str, Cited]) -> dict[str, Any]:
+    return {name: cited.value for name, cited in settings.items()}
+
+
+def _ends(cited: Cited) -> Cited:
+    return Cited(cited.value[:1] + cited.value[1:][-1:], f"{cited.source} (first and last)")

@@ -1,0 +1,52 @@
+"""Records as a flat CSV table: one row per SAE or control, nested values under dotted names."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.files import write_whole
+from penstock.reports.data.run_data import read_records
+
+
+def records_csv(records: Sequence[dict[str, Any]]) -> str:
+    """All keys of all records as CSV text with a header row and `\\n` line ends.
+
+    An interval becomes two columns, `intervals.l0.low` and `intervals.l0.high`; other lists become JSON text;
+    a missing value is an empty cell. Numbers keep every digit they were stored with.
+    """
+    rows = [_flat(record) for record in records]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_records_csv(run_dir: Path) -> Path:
+    """Writes `pareto.csv`, the records of a run as a flat table, and returns its path.
+
+    Raises:
+        FileNotFoundError: the run has no records.jsonl; names the command that makes it.
+    """
+    path = run_dir / "pareto.csv"
+    write_whole(path, records_csv(read_records(run_dir)))
+    return path
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in record.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            row |= _flat(value, f"{key}.")
+        elif isinstance(value, list) and prefix == "intervals." and len(value) == 2:
+            row |= {f"{key}.low": value[0], f"{key}.high": value[1]}
+        elif isinstance(value, list):
+            row[key] = json.dumps(value, ensure_ascii=False)
+        else:
+            row[key] = "" if value is None else value
+    return row

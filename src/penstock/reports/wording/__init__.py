@@ -1,0 +1,1 @@
+"""Words, number formats and definitions of the reports."""

@@ -1,0 +1,303 @@
+"""Sentences and number formats of the report. Nothing here computes a metric."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from penstock.charts.arm_looks import Arm, arch_name, arm_index, is_control
+from penstock.reports.data.run_data import RunData
+from penstock.reports.wording.definitions import LABELS
+
+_METRIC_WORDS = {"loss_recovered": "loss recovered", "delta_ce": "delta CE", "kl": "KL"}
+
+
+class Comparison(NamedTuple):
+    """One entry of comparison.json, worded."""
+
+    site: str
+    metric: str
+    """What is held equal, as it reads inside a sentence."""
+    column: str
+    """The same as the head of a column."""
+    arm: str
+    baseline: str
+    sentence: str
+    ratio: float | None
+    interval: list[float] | None
+    grid: list[dict[str, Any]]
+    """Ratios at single values of the metric."""
+    reason: str | None
+
+
+class Range(NamedTuple):
+    """Smallest and largest value of a metric over an arm's records."""
+
+    label: str
+    low: float
+    high: float
+
+
+class WarningGroup(NamedTuple):
+    """Warnings of one kind; each is a pair (name of the SAE, or "" for the whole run; text)."""
+
+    title: str
+    items: list[tuple[str, str]]
+
+
+def number(value: float | int | None) -> str:
+    """A number with four significant digits; integers in full; an en dash for a missing value."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return _minus(f"{value:,}")
+    size = abs(value)
+    if size and (size < 1e-4 or size >= 1e6):
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return _minus(f"{mantissa}e{int(exponent)}")
+    return _minus(f"{value:,.0f}" if size >= 1000 else f"{value:#.4g}")
+
+
+def short(value: float) -> str:
+    """A number for prose: four significant digits without trailing zeros."""
+    return _minus(f"{value:.4g}")
+
+
+def ratio_text(value: float) -> str:
+    """A ratio for prose: two decimals, or two significant digits where that would be zero."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, e.g. "6 min 12 s"."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.3g} s"
+
+
+def comparisons(run: RunData, arms: Sequence[Arm]) -> list[Comparison]:
+    """Every comparison of comparison.json in words, in its order."""
+    items = (run.comparison or {}).get("comparisons", [])
+    return [
+        Comparison(
+            site=str(item["site"]),
+            metric=metric_words(item["metric"]),
+            column=LABELS.get(str(item["metric"]), str(item["metric"])),
+            arm=_arm_label(item, "arm", arms),
+            baseline=_arm_label(item, "baseline", arms),
+            sentence=comparison_sentence(item, _arm_label(item, "arm", arms), _arm_label(item, "baseline", arms)),
+            ratio=item.get("ratio"),
+            interval=item.get("interval"),
+            grid=item.get("grid") or [],
+            reason=item.get("reason"),
+        )
+        for item in items
+    ]
+
+
+def comparison_sentence(item: dict[str, Any], arm: str, baseline: str) -> str:
+    """One comparison in words: the ratio with its interval, "no difference shown", or why there is no ratio.
+
+    Args:
+        item: An entry of `comparisons` in comparison.json.
+        arm: Name of the arm.
+        baseline: Name of the arm it is measured against.
+    """
+    metric = metric_words(item["metric"])
+    arm, baseline = f"the {arm} SAE", f"the {baseline} baseline"
+    ratio, interval, overlap = item.get("ratio"), item.get("interval"), item.get("overlap")
+    if ratio is None:
+        reason = str(item.get("reason") or "no reason is recorded").rstrip(".")
+        return f"No ratio between {arm} and {baseline} at equal {metric}: {reason}."
+    over = f", over {metric} {short(overlap[0])} to {short(overlap[1])}" if overlap else ""
+    needs = f"needs {ratio_text(ratio)}× the firing latents of {baseline}"
+    if interval is None:
+        return f"At equal {metric} {arm} {needs}{over}; without an interval this is no evidence of a difference."
+    words = f"95% interval {ratio_text(interval[0])} to {ratio_text(interval[1])}"
+    if interval[0] <= 1.0 <= interval[1]:
+        return (
+            f"At equal {metric} no difference is shown between {arm} and {baseline}: "
+            f"ratio of firing latents {ratio_text(ratio)} ({words}){over}."
+        )
+    return f"At equal {metric} {arm} {needs} ({words}){over}."
+
+
+def ratio_reading(item: Mapping[str, Any]) -> str:
+    """What a ratio of firing latents says: "fewer", "more", "no difference shown", or why there is none."""
+    ratio, interval = item.get("ratio"), item.get("interval")
+    if ratio is None:
+        return f"no ratio: {str(item.get('reason') or 'no reason is recorded').rstrip('.')}"
+    if interval is None or interval[0] <= 1.0 <= interval[1]:
+        return "no difference shown"
+    return "fewer" if ratio < 1 else "more"
+
+
+def model_words(model: str) -> str:
+    """A language model's name inside a sentence."""
+    return "the embedded language model" if model == "embedded" else model
+
+
+def metric_words(metric: str) -> str:
+    """A metric's name inside a sentence."""
+    return _METRIC_WORDS.get(metric) or LABELS.get(metric) or metric
+
+
+def bias_ranges(records: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[Range]:
+    """Smallest and largest recorded gamma of each arm; arms without one are left out."""
+    ranges = []
+    for index, arm in enumerate(arms):
+        values = [
+            record["reconstruction_bias"]
+            for record in records
+            if arm_index(record, arms) == index and record.get("reconstruction_bias") is not None
+        ]
+        if values:
+            ranges.append(Range(arm.label, min(values), max(values)))
+    return ranges
+
+
+def warning_groups(run: RunData) -> list[WarningGroup]:
+    """Warnings of the run and of its records, those of one kind (the words before the colon) together."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for text in (run.comparison or {}).get("warnings", []):
+        _add_warning(groups, "", str(text))
+    for record in run.records:
+        for text in record.get("warnings") or []:
+            _add_warning(groups, str(record.get("name")), str(text))
+    return [WarningGroup(title, items) for title, items in groups.items()]
+
+
+def run_card(run: RunData) -> list[tuple[str, str]]:
+    """Label and value of each line of the run card."""
+    saes = [record for record in run.records if not is_control(record)] or run.records
+    env = run.environment
+    rows = [
+        ("Language model", _values(run.records, "model")),
+        ("Site", _sites_text(run.records)),
+        ("Texts", texts_of(run.config)),
+        ("Trained on", _training_text(saes)),
+        ("Evaluated on", _evaluation_text(run.records)),
+        ("Masks", "BOS and padding excluded, in training and evaluation alike"),
+        ("Seeds", _values(saes, "seed")),
+        ("SAEs", f"{len([r for r in run.records if not is_control(r)])}, d_sae {_values(saes, 'd_sae')}"),
+        ("Training time", _time_text(run, saes)),
+        ("Started", _moment(env.get("started"))),
+        ("Git commit", str(env.get("git_commit") or "not recorded")),
+        ("Hardware", _hardware(env)),
+        ("Versions", _versions(env)),
+        ("Command", str(env.get("command") or "–")),
+    ]
+    return [(label, value) for label, value in rows if value]
+
+
+def flatten(nested: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested dict as (dotted key, value as text) pairs; lists of plain values stay on one line."""
+    rows = []
+    for name, value in nested.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            rows += flatten(value, f"{key}.")
+        else:
+            rows.append((key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+def texts_of(config: dict[str, Any]) -> str:
+    """Where the texts came from, as the setting data.text says it."""
+    text = config.get("data", {}).get("text")
+    if text == "embedded":
+        return "embedded corpus: source code of the Python standard library"
+    return str(text or "not recorded")
+
+
+def _add_warning(groups: dict[str, list[tuple[str, str]]], name: str, text: str) -> None:
+    kind, colon, rest = text.partition(": ")
+    if colon and len(kind) <= 40:
+        groups.setdefault(_sentence_case(kind), []).append((name, rest))
+    else:
+        groups.setdefault("Other", []).append((name, text))
+
+
+def _sentence_case(text: str) -> str:
+    """A capital in front, unless the text starts with a key or a site, whose spelling counts."""
+    return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+def _arm_label(item: dict[str, Any], side: str, arms: Sequence[Arm]) -> str:
+    """The label of the arm a comparison means; its architecture's name if the records hold no such arm."""
+    key = (item[side], *(item.get(f"{side}_{name}") for name in ("recipe", "d_sae", "lr")))
+    labels = [arm.label for arm in arms if (arm.arch, arm.recipe, arm.d_sae, arm.lr) == key]
+    return labels[0] if labels else arch_name(item[side])
+
+
+def _values(records: Iterable[dict[str, Any]], key: str) -> str:
+    """Distinct values of a key over the records, in order of size, as one text."""
+    values = {record[key] for record in records if record.get(key) is not None}
+    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
+    return ", ".join(f"{value:,}" if isinstance(value, int) else str(value) for value in ordered) or "–"
+
+
+def _span(records: Iterable[dict[str, Any]], key: str) -> str:
+    """One number, or the smallest and largest."""
+    values = sorted({record[key] for record in records if record.get(key) is not None})
+    if not values:
+        return "–"
+    ends = [values[0]] if len(values) == 1 else [values[0], values[-1]]
+    return " to ".join(f"{end:,}" if isinstance(end, int) else short(end) for end in ends)
+
+
+def _sites_text(records: Sequence[dict[str, Any]]) -> str:
+    # Controls may come without a width of their own.
+    widths = {record["site"]: None for record in records if record.get("site")}
+    widths |= {record["site"]: record["d_in"] for record in records if record.get("site") and record.get("d_in")}
+    return ", ".join(f"{site} (d_in {width})" if width else str(site) for site, width in widths.items())
+
+
+def _training_text(saes: Sequence[dict[str, Any]]) -> str:
+    return (
+        f"{_span(saes, 'tokens_trained')} tokens per SAE: "
+        f"{_span(saes, 'unique_tokens')} unique, {_span(saes, 'passes')} passes"
+    )
+
+
+def _evaluation_text(records: Sequence[dict[str, Any]]) -> str:
+    sequences = _span(records, "sequences_evaluated")
+    return f"{_span(records, 'tokens_evaluated')} held-out tokens in {sequences} sequences"
+
+
+def _time_text(run: RunData, saes: Sequence[dict[str, Any]]) -> str:
+    logged = [row["seconds"] for row in run.metrics if row.get("seconds") is not None]
+    own = [record["train_seconds"] for record in saes if record.get("train_seconds") is not None]
+    parts = [f"{duration(max(logged))} for all SAEs together"] if logged else []
+    if own:
+        parts.append(f"{duration(min(own))} to {duration(max(own))} of it for each")
+    return "; ".join(parts) or "–"
+
+
+def _moment(iso: str | None) -> str:
+    """A date and time to the minute; the text as it is if it is not ISO 8601."""
+    try:
+        moment = datetime.fromisoformat(str(iso).replace("Z", "+00:00"))
+    except ValueError:
+        return str(iso or "–")
+    return moment.strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
+def _hardware(env: dict[str, Any]) -> str:
+    threads = env.get("threads")
+    counted = threads and f"{threads} {'thread' if threads == 1 else 'threads'}"
+    parts = [env.get("device"), env.get("cpu"), counted, env.get("platform")]
+    return ", ".join(str(part) for part in parts if part) or "–"
+
+
+def _versions(env: dict[str, Any]) -> str:
+    parts = [f"{key} {env[key]}" for key in ("penstock", "python", "torch", "transformers") if env.get(key)]
+    return ", ".join(parts) or "–"
+
+
+def _minus(text: str) -> str:
+    """A true minus sign in front; exponents keep their hyphen."""
+    return f"−{text[1:]}" if text.startswith("-") else text

@@ -1,0 +1,1 @@
+"""A run's life: prepared, trained, resumed, divided, evaluated, compared; and what it will cost."""

@@ -1,0 +1,83 @@
+"""A run whose SAEs are trained, as the studies that look at them afterwards need it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from penstock.activations.harvest import fill_cache
+from penstock.evaluation.measuring import Described, Measured, measure
+from penstock.language_models.loading import LanguageModel
+from penstock.language_models.tokens import TokenRows
+from penstock.runs.splitting import Divide, undivided
+from penstock.runs.sweep import load_model, read_config
+from penstock.runs.trained_saes import load_run
+from penstock.saes import SAE
+from penstock.shapes import Acts
+from penstock.training.config import RunConfig
+from penstock.training.run import training_stream, training_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """The SAEs of a run with their language model and their text."""
+
+    folder: Path
+    config: RunConfig
+    """Its settings, without the SAEs that have diverged."""
+    model: LanguageModel
+    saes: Mapping[str, SAE]
+    """By name, in the order of the settings: raw activations in and out. From disk each time they are asked for."""
+    about: Mapping[str, Mapping[str, Any]]
+    """For each SAE's name what its record says beside the numbers."""
+    metadata: Mapping[str, dict[str, Any]]
+    """For each SAE's name all that was saved with it."""
+    divide: Divide = undivided
+    """What becomes of a run that a study trains beside this one."""
+    max_bytes: int | None = None
+    """What the weights of SAEs may take at once where many are measured, as of `measure`."""
+
+    @classmethod
+    def load(cls, folder: Path, divide: Divide = undivided, max_bytes: int | None = None) -> "FinishedRun":
+        """Read a run; its SAEs are read one by one when they are asked for.
+
+        Args:
+            folder: Its directory.
+            divide: As of the field.
+            max_bytes: As of the field.
+
+        Raises:
+            FileNotFoundError: there is no run in `folder`.
+            ValueError: its training is not over, or its settings or what is said of one of its SAEs cannot be read.
+            DivergenceError: all its SAEs have diverged.
+        """
+        config = read_config(folder)
+        loaded = load_run(config, folder)
+        return cls(
+            folder=folder,
+            config=replace(config, saes=tuple(sae for sae in config.saes if sae.folder in loaded.saes)),
+            model=load_model(config),
+            saes=loaded.saes,
+            about=loaded.about,
+            metadata=loaded.metadata,
+            divide=divide,
+            max_bytes=max_bytes,
+        )
+
+    def coef_of(self, name: str) -> float:
+        """The coefficient that an SAE ended with."""
+        return self.about[name]["sparsity_coef"]
+
+    def activations(self, num_tokens: int) -> dict[str, Acts]:
+        """For each site the first activations [at most num_tokens, d_in] that the run was trained on, raw units."""
+        stream = training_stream(self.config, self.model)
+        return fill_cache(stream, min(num_tokens, self.config.data.tokens), seed=0).acts
+
+    def held_out(self) -> TokenRows:
+        """The rows that the run is evaluated on."""
+        text = training_text(self.config, self.model)
+        return text.held_out(self.config.eval.eval_tokens, seed=self.config.eval.eval_seed)
+
+    def measure(self, described: Iterable[Described]) -> Measured:
+        """Measure candidates on the run's own held-out tokens, to be compared with what the run has found."""
+        return measure(training_text(self.config, self.model), self.config.eval, described, self.max_bytes)

@@ -1,0 +1,281 @@
+"""Train many SAEs on one stream, evaluate them and the controls on the same held-out tokens, compare.
+
+    prepare(config, folder)  ->  train(folder)  ->  evaluate_run(folder)
+
+Each step reads what the one before left in the run's directory, so that any of them can be done again.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from penstock.activations.harvest import Text, fill_cache
+from penstock.evaluation.comparison import compare, warnings_of
+from penstock.evaluation.controls import controls
+from penstock.evaluation.evaluate import Candidate
+from penstock.evaluation.measuring import Described, measure
+from penstock.evaluation.sums import SUMS_FILE, write_sums
+from penstock.files import write_whole
+from penstock.kernels.buffers import release
+from penstock.kernels.threads import cpu_threads
+from penstock.language_models.loading import LanguageModel
+from penstock.runs.environment import environment_of
+from penstock.runs.trained_saes import about_sae, load_run, read_saes
+from penstock.training.config import (
+    EvalConfig,
+    LanguageModelConfig,
+    RunConfig,
+)
+from penstock.training.defaults import decide
+from penstock.training.metrics_log import MetricsLog, Tracker
+from penstock.training.outcome import outcome_of
+from penstock.training.run import TrainingRun, training_stream, training_text
+from penstock.training.stored_config import config_from_json, config_to_json
+from penstock.training.trainer import DivergenceError
+
+logger = logging.getLogger(__name__)
+
+CONTROL_TOKENS = 100_000
+"""Training activations on which PCA and the mean are fitted."""
+
+
+def load_language_model(settings: LanguageModelConfig) -> LanguageModel:
+    """The language model that the settings name."""
+    return LanguageModel.load(
+        settings.model,
+        dtype=settings.dtype,
+        # With a device_map the model is spread out, and `device` says where the SAEs live.
+        device="cpu" if settings.device_map else settings.device,
+        device_map=settings.device_map,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def load_model(config: RunConfig) -> LanguageModel:
+    """The language model of a run."""
+    return load_language_model(config.language_model)
+
+
+def run_sweep(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
+    """Train the SAEs of `config`, evaluate them and the controls, and compare the arms.
+
+    Args:
+        config: What to train and on what.
+        folder: A new directory for the run.
+
+    Returns:
+        One record for each SAE and control (docs/records.md); the same as in records.jsonl.
+    """
+    model = load_model(config)
+    with cpu_threads(config.threads):
+        prepare(config, folder, model)
+        train(folder, model)
+        return evaluate_run(folder, model)
+
+
+def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
+    """Make the run's directory with config.json (every setting decided) and environment.json.
+
+    Raises:
+        FileExistsError: the directory already holds a run.
+        OSError: the directory cannot be made or written to.
+        ValueError: the settings do not fit the model, or the text has nothing to train or evaluate on.
+    """
+    if (folder / "config.json").exists():
+        raise FileExistsError(
+            f"{folder} already holds a run. Continue it with --resume {folder}, or choose another --out."
+        )
+    decided = decide(config, model, {site: model.d_in(site) for site in config.sites})
+    training_text(decided, model).check()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "environment.json", json.dumps(environment_of(decided), indent=1) + "\n")
+        # Last, because it is what makes the folder a run.
+        write_whole(folder / "config.json", config_to_json(decided))
+    except OSError as error:
+        raise OSError(
+            f"The run's directory {folder} cannot be written: {error.strerror or error}. Make room, or choose an "
+            "--out below a folder that you may write to."
+        ) from error
+    return decided
+
+
+def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()) -> None:
+    """Train the SAEs of a prepared run, from its last checkpoint if it has one, and save them."""
+    config = read_config(folder)
+    metrics = folder / "metrics.jsonl"
+    try:
+        with cpu_threads(config.threads):
+            run = TrainingRun(config, folder, model)
+            run.resume()
+            run.train(MetricsLog(metrics, every=config.log_steps, last_step=config.num_steps, trackers=trackers))
+            run.save_saes()
+    finally:
+        release()
+
+
+def train_to_end(config: RunConfig, folder: Path, model: LanguageModel) -> None:
+    """Prepare a run and train it, whatever of that is missing; raises as `prepare_once`, and as `train`.
+
+    It does not raise if all its SAEs diverge, which its folder says: the run may be a part of one that has others.
+    """
+    prepare_once(config, folder, model)
+    if not is_trained(config, folder):
+        try:
+            train(folder, model)
+        except DivergenceError as error:
+            logger.warning("%s", error)
+
+
+def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
+    """Prepare a run, unless its folder holds the same already.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or the settings do not fit the model.
+        OSError: as `prepare`.
+    """
+    if not (folder / "config.json").exists():
+        prepare(config, folder, model)
+    elif read_config(folder) != decide(config, model, {site: model.d_in(site) for site in config.sites}):
+        raise ValueError(
+            f"{folder} holds a run with other settings. Delete it, choose another --out, or give the settings that it "
+            "was begun with."
+        )
+
+
+def is_trained(config: RunConfig, folder: Path) -> bool:
+    """Whether every SAE of a run is saved, or has diverged."""
+    return not outcome_of(config, folder).missing
+
+
+def evaluate_run(folder: Path, model: LanguageModel, max_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl.
+
+    Args:
+        folder: The run's directory.
+        model: Its language model.
+        max_bytes: As of `measure`.
+
+    Raises:
+        ValueError: as `load_run`.
+        DivergenceError: as `load_run`.
+    """
+    config = read_config(folder)
+    loaded = load_run(config, folder)
+    beside = (Described(control, _about_control(control, config)) for control in _controls_of(config, model))
+    text = training_text(config, model)
+    measured = measure(text, config.eval, chain(loaded.described(), beside), max_bytes)
+    comparisons = compare(measured.points)
+    diverged = [f"diverged: {message}" for message in loaded.diverged.values()]
+    summary = {"comparisons": comparisons, "warnings": [*diverged, *warnings_of(measured.records, comparisons)]}
+    write_sums(folder / SUMS_FILE, measured.evaluations)
+    write_whole(folder / "comparison.json", json.dumps(summary, indent=1) + "\n")
+    # Last, because the records are what makes a run an evaluated one.
+    write_whole(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in measured.records))
+    return measured.records
+
+
+def evaluate_saes(
+    folders: Sequence[Path],
+    settings: EvalConfig,
+    *,
+    model: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    text: str | None = None,
+    text_field: str | None = None,
+) -> list[dict[str, Any]]:
+    """Records of saved SAEs.
+
+    Args:
+        folders: Of SAEs that share a language model.
+        settings: How many tokens, how many resamples.
+        model: Another language model than theirs.
+        dtype: Its precision.
+        device: Where it and the SAEs go.
+        text: Another text than theirs.
+        text_field: Its column.
+
+    Raises:
+        ValueError: the SAEs belong to different models or texts, or do not fit this model.
+    """
+    loaded = read_saes(folders, device=device)
+    metadata = list(loaded.metadata.values())
+    own = LanguageModel.load(
+        model or _common(metadata, "model"),
+        dtype=dtype,
+        device=device,
+        revision=None if model else _common(metadata, "revision", None),
+    )
+    read = Text(
+        model=own,
+        source=text or _common(metadata, "text"),
+        text_field=text_field or (None if text else _common(metadata, "text_field", None)) or "text",
+        context=min(_common(metadata, "context", 1024), own.context),
+        packing=_common(metadata, "packing", "packed"),
+    )
+    return measure(read, settings, loaded.described()).records
+
+
+_NEEDED = object()
+
+
+def _common(metadata: Sequence[Mapping[str, Any]], key: str, default: Any = _NEEDED) -> Any:
+    """What all SAEs have noted under a key, or the default where they have not."""
+    values = list(dict.fromkeys(one.get(key, default) for one in metadata))
+    if len(values) > 1:
+        raise ValueError(
+            f"The SAEs differ in their {key}: {', '.join(map(str, values))}. Evaluate those that share one "
+            f"together, or name one for all (--{key})."
+        )
+    if values[0] is _NEEDED:
+        raise ValueError(f"The SAEs do not say which {key} they were trained on: name one with --{key}.")
+    return values[0]
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The settings of a run.
+
+    Raises:
+        FileNotFoundError: there is no run in `folder`.
+        ValueError: config.json has unknown keys or values out of range.
+    """
+    return config_from_file(folder / "config.json")
+
+
+def config_from_file(path: Path) -> RunConfig:
+    """The settings in a config.json, or in that of a run's directory; raises as `read_config`."""
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist, so there is no run to read. Start one with penstock train or sweep --out DIR."
+        )
+    return config_from_json(path.read_text(), str(path))
+
+
+def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:
+    acts = fill_cache(training_stream(config, model), min(CONTROL_TOKENS, config.data.tokens), seed=0).acts
+    targets = {round(sae.target_l0) for sae in config.saes if sae.target_l0 is not None} or {8, 32}
+    found = []
+    for site in config.sites:
+        d_in = acts[site].shape[1]
+        components = tuple(sorted({k for k in targets if 1 <= k <= d_in}))
+        found += controls(site, acts[site], components)
+    return found
+
+
+def _about_control(candidate: Candidate, config: RunConfig) -> dict[str, Any]:
+    blank = dict.fromkeys(about_sae("", 0, 0, {"name": ""}))
+    return blank | {
+        "name": candidate.name,
+        "arch": candidate.name.split("-")[0].split("_")[0],
+        "model": config.language_model.model,
+        "site": candidate.site,
+        "d_in": candidate.d_in,
+        "d_sae": len(candidate.decoder_norm),
+    }

@@ -1,0 +1,115 @@
+"""SAEs on disk, to be evaluated and studied: all that are left of a run, or single ones."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from penstock.evaluation.evaluate import Candidate
+from penstock.evaluation.measuring import Described
+from penstock.formats.native import load_sae, read_facts
+from penstock.saes import SAE
+from penstock.training.config import RunConfig
+from penstock.training.outcome import outcome_of
+from penstock.training.trainer import DivergenceError
+
+logger = logging.getLogger(__name__)
+
+
+class SavedSAEs(Mapping[str, SAE]):
+    """SAEs on disk by name, in the dtype they were saved in: each is read when it is asked for, and kept by none but
+    who asked, so that as many can be studied as a disk holds.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], device: str) -> None:
+        self._folders = dict(folders)
+        self._device = device
+
+    def __getitem__(self, name: str) -> SAE:
+        return load_sae(self._folders[name], device=self._device).sae
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __contains__(self, name: object) -> bool:
+        # The inherited one would read the SAE.
+        return name in self._folders
+
+
+class FoundSAEs(NamedTuple):
+    """SAEs on disk and what is known of them."""
+
+    saes: SavedSAEs
+    about: dict[str, Mapping[str, Any]]
+    """For each SAE's name what its record says of it."""
+    metadata: dict[str, dict[str, Any]]
+    """For each SAE's name what was saved with it."""
+    diverged: dict[str, str]
+    """SAEs of their run that have diverged and are not here: by name the message."""
+
+    def described(self) -> Iterator[Described]:
+        """All of them, to be measured; each is read when its turn comes."""
+        for name, sae in self.saes.items():
+            yield Described(Candidate.of(name, self.about[name]["site"], sae), self.about[name])
+
+
+def load_run(config: RunConfig, folder: Path) -> FoundSAEs:
+    """Read the SAEs of a trained run; those that have diverged are passed over, with a logged warning.
+
+    Raises:
+        ValueError: its training is not over, or one of its SAEs cannot be read.
+        DivergenceError: all its SAEs have diverged.
+    """
+    found = outcome_of(config, folder)
+    if found.missing:
+        raise ValueError(
+            f"The run in {folder} is not finished: it has no {found.missing[0]} yet. Go on with: penstock train "
+            f"--resume {folder}"
+        )
+    if not found.finished:
+        raise DivergenceError(
+            f"There is nothing to measure: all SAEs of the run in {folder} have diverged ({len(found.diverged)} in "
+            f"all). {next(iter(found.diverged.values()))}"
+        )
+    for message in found.diverged.values():
+        logger.warning("Passed over: %s", message)
+    folders = [folder / "saes" / name for name in found.finished]
+    return read_saes(folders, device=config.language_model.device)._replace(diverged=found.diverged)
+
+
+def read_saes(folders: Sequence[Path], *, device: str) -> FoundSAEs:
+    """Saved SAEs, of whose weights none are read yet; one whose name is taken already goes by its folder.
+
+    Raises:
+        ValueError: a folder holds no SAE, or one that does not say its site.
+    """
+    found: dict[str, Path] = {}
+    about: dict[str, Mapping[str, Any]] = {}
+    metadata: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        facts = read_facts(folder)
+        if "site" not in facts.metadata:
+            raise ValueError(
+                f"{folder}/cfg.json does not say where the SAE belongs: add its site to `metadata`, e.g. "
+                '"site": "resid_post.2".'
+            )
+        name = facts.metadata.get("name", folder.name)
+        name = str(folder) if name in found else name
+        found[name] = folder
+        about[name] = about_sae(facts.arch, facts.d_in, facts.d_sae, {**facts.metadata, "name": name})
+        metadata[name] = facts.metadata
+    return FoundSAEs(SavedSAEs(found, device), about, metadata, {})
+
+
+def about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record of an SAE says beside the numbers."""
+    kept = (
+        "recipe", "model", "site", "sparsity_coef", "paper_lambda", "target_l0", "coef_frozen_at_step", "seed", "lr",
+        "lr_rule", "steps", "batch_size", "tokens_trained", "unique_tokens", "passes", "train_seconds", "resampled",
+        "warnings",
+    )  # fmt: skip
+    about = {key: metadata.get(key) for key in kept}
+    return {"name": metadata["name"], "arch": arch, "d_in": d_in, "d_sae": d_sae, **about}

@@ -1,0 +1,27 @@
+"""A study made of a finished run, unless it was made before with the same settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from penstock.runs.finished_run import FinishedRun
+from penstock.runs.sweep import read_config
+from penstock.studies import STUDIES
+from penstock.studies.ratios_to_run import compare_study
+from penstock.studies.study_records import Record, stored
+
+
+def study_run(
+    folder: Path, name: str, settings: Any, load: Callable[[Path], FinishedRun] = FinishedRun.load
+) -> list[Record]:
+    """One study of a finished run, from disk if it was made before; only else is the run loaded.
+
+    Raises:
+        FileNotFoundError: there is no run in `folder`.
+        ValueError: its training is not over, or the settings do not fit it.
+    """
+    read_config(folder)
+    records = stored(folder, name, settings, lambda: STUDIES[name].records(load(folder), settings))
+    if STUDIES[name].of_saes:
+        compare_study(folder, name)
+    return records
