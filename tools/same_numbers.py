@@ -20,8 +20,11 @@ from safetensors.torch import load_file
 
 from penstock import DataConfig, EvalConfig, OptimConfig, ResamplingConfig, RunConfig, SAEConfig, run_sweep
 from penstock.posthoc.refitting import RefitConfig
-from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
-from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig
+from penstock.studies.concepts import ConceptsConfig
+from penstock.studies.dictionaries import DictionariesConfig
+from penstock.studies.pruning import PruningConfig
+from penstock.studies.pursuit import PursuitConfig
+from penstock.studies.refit import RefitStudyConfig
 from penstock.studies.shrinkage import ShrinkageConfig
 from penstock.studies.study_run import study_run
 

@@ -17,8 +17,9 @@ from penstock.runs import trained_saes
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.trained_saes import FoundSAEs, load_run
 from penstock.saes import SAE
-from penstock.studies.after_training import PruningConfig, PursuitConfig, pruning, pursuit
 from penstock.studies.cost import CostConfig, _groups, cost
+from penstock.studies.pruning import PruningConfig, pruning
+from penstock.studies.pursuit import PursuitConfig, pursuit
 
 WEIGHTS = 2 * 4 * 16 * 32
 """Bytes of the matrices of one SAE of the finished run."""

@@ -7,14 +7,9 @@ import torch
 
 from penstock.inspection.matching import Matching, hungarian
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.dictionaries import (
-    ConceptsConfig,
-    DictionariesConfig,
-    concepts,
-    dictionaries,
-    held_out_activations,
-    pairs,
-)
+from penstock.studies.concepts import ConceptsConfig, concepts
+from penstock.studies.dictionaries import DictionariesConfig, dictionaries
+from penstock.studies.pairs import pairs
 from penstock.studies.study_records import Record
 
 FAR = DictionariesConfig(most_apart=1000.0)
@@ -28,7 +23,7 @@ def apart(records: list[Record]) -> tuple[list[Record], list[Record]]:
 
 def test_held_out_activations_are_those_of_the_positions_that_count_row_by_row(finished: FinishedRun) -> None:
     rows = finished.held_out()
-    found = held_out_activations(finished)["resid_post.0"]
+    found = finished.held_out_activations()["resid_post.0"]
     one_by_one = [
         finished.model.activations(tokens[None], ["resid_post.0"])["resid_post.0"][0][mask]
         for tokens, mask in zip(rows.tokens, rows.mask, strict=True)

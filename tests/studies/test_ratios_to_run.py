@@ -16,7 +16,8 @@ from penstock.evaluation.statistics import resample_weights
 from penstock.evaluation.sums import SUMS_FILE, read_sums, write_sums
 from penstock.metrics import metrics_of
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.after_training import PruningConfig, PursuitConfig, pruning, pursuit
+from penstock.studies.pruning import PruningConfig, pruning
+from penstock.studies.pursuit import PursuitConfig, pursuit
 from penstock.studies.ratios_to_run import Made, compare_study, series_comparisons
 from penstock.studies.study_records import stored
 

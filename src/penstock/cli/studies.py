@@ -13,10 +13,13 @@ from penstock.reports.figures.study_figure import write_study_figure, write_stud
 from penstock.reports.pages.reproduction_page import comparison_table, difference_table, study_table
 from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
-from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
+from penstock.studies.concepts import ConceptsConfig
 from penstock.studies.cost import CostConfig
-from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig
+from penstock.studies.dictionaries import DictionariesConfig
+from penstock.studies.pruning import PruningConfig
+from penstock.studies.pursuit import PursuitConfig
 from penstock.studies.ratios_to_run import comparisons_of
+from penstock.studies.refit import RefitStudyConfig
 from penstock.studies.sensitivity import SensitivityConfig
 from penstock.studies.shrinkage import ShrinkageConfig
 from penstock.studies.study_records import Record, study_folder

@@ -12,8 +12,10 @@ from penstock.paper.tables import GEMMA_BASELINE, GEMMA_GATED, PYTHIA_BASELINE, 
 from penstock.posthoc.refitting import RefitConfig
 from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
-from penstock.studies.after_training import PruningConfig, PursuitConfig, RefitStudyConfig
 from penstock.studies.cost import CostConfig
+from penstock.studies.pruning import PruningConfig
+from penstock.studies.pursuit import PursuitConfig
+from penstock.studies.refit import RefitStudyConfig
 from penstock.studies.sensitivity import SensitivityConfig
 
 APPENDIX_D = "Appendix D"

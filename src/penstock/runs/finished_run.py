@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penstock.activations.harvest import fill_cache
+import torch
+
+from penstock.activations.harvest import fill_cache, masked_acts
 from penstock.evaluation.measuring import Described, Measured, measure
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
@@ -16,6 +18,9 @@ from penstock.saes import SAE
 from penstock.shapes import Acts
 from penstock.training.config import RunConfig
 from penstock.training.run import training_stream, training_text
+
+MODEL_ROWS = 8
+"""Rows in one forward pass of the language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,15 @@ class FinishedRun:
         """The rows that the run is evaluated on."""
         text = training_text(self.config, self.model)
         return text.held_out(self.config.eval.eval_tokens, seed=self.config.eval.eval_seed)
+
+    def held_out_activations(self) -> dict[str, Acts]:
+        """For each site the activations [tokens, d_in] of the held-out positions that count, row by row."""
+        rows, device = self.held_out(), self.config.language_model.device
+        parts = [
+            masked_acts(self.model, TokenRows(tokens, mask), self.config.sites, device)
+            for tokens, mask in zip(rows.tokens.split(MODEL_ROWS), rows.mask.split(MODEL_ROWS), strict=True)
+        ]
+        return {site: torch.cat([part[site] for part in parts]) for site in self.config.sites}
 
     def measure(self, described: Iterable[Described]) -> Measured:
         """Measure candidates on the run's own held-out tokens, to be compared with what the run has found."""

@@ -1,17 +1,13 @@
 """The paper's experiments on a finished run: each a function from a run and settings to records."""
 
 from penstock.studies.ablations import AblationsConfig, ablation_variants, ablations
-from penstock.studies.after_training import (
-    PruningConfig,
-    PursuitConfig,
-    RefitStudyConfig,
-    pruning,
-    pursuit,
-    refit,
-)
+from penstock.studies.concepts import ConceptsConfig, concepts
 from penstock.studies.cost import CostConfig, cost
 from penstock.studies.declaration import Study
-from penstock.studies.dictionaries import ConceptsConfig, DictionariesConfig, concepts, dictionaries
+from penstock.studies.dictionaries import DictionariesConfig, dictionaries
+from penstock.studies.pruning import PruningConfig, pruning
+from penstock.studies.pursuit import PursuitConfig, pursuit
+from penstock.studies.refit import RefitStudyConfig, refit
 from penstock.studies.sensitivity import SensitivityConfig, sensitivity, sensitivity_variants
 from penstock.studies.shrinkage import ShrinkageConfig, shrinkage
 

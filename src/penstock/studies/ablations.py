@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.after_training import measured_records
+from penstock.studies.measured_saes import measured_records
 from penstock.studies.study_records import Record
 from penstock.studies.variants import CoefOf, Variant, train_variants
 from penstock.training.config import RunConfig, SAEConfig

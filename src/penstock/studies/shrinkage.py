@@ -21,7 +21,7 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
-from penstock.studies.dictionaries import held_out_activations, pairs
+from penstock.studies.pairs import pairs
 from penstock.studies.study_records import Record
 
 ARCHS = ("relu", "gated")
@@ -123,7 +123,7 @@ class _Compared(NamedTuple):
 
 @torch.no_grad()
 def _pair_rows(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
-    x = held_out_activations(run)
+    x = run.held_out_activations()
     at = {name: x[run.about[name]["site"]] for name in run.saes}
     l0 = {name: sae.encode_sparse(at[name]).l0.double().mean().item() for name, sae in run.saes.items()}
     gamma = {name: _gamma(sae, at[name]) for name, sae in run.saes.items()}

@@ -1,0 +1,88 @@
+"""Which SAEs of a run are compared with each other, and which arms they belong to."""
+
+import logging
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from penstock.evaluation.comparison import Arm, given_lr, names_of
+from penstock.runs.finished_run import FinishedRun
+
+logger = logging.getLogger(__name__)
+
+
+class SAEPair(NamedTuple):
+    a: str
+    b: str
+    kind: str
+    """`arms` or `seeds`."""
+
+
+def pairs(run: FinishedRun, l0: dict[str, float], most_apart: float) -> Iterator[SAEPair]:
+    """Every SAE with the nearest in L0 of each other arm at its seed, and of each other seed of its own arm, at a site.
+
+    So differences between arms come in pairs, one for each seed.
+    """
+    return _pairs(run, l0, most_apart, equal_seeds=True)
+
+
+def independent_pairs(run: FinishedRun, l0: dict[str, float], most_apart: float) -> Iterator[SAEPair]:
+    """As `pairs`, but arms are paired at other seeds, like the seeds of one arm that are their yardstick.
+
+    At one seed SAEs of one width begin with the same weights, and would agree more for it. Where there is only one seed
+    there is no yardstick either, and arms are paired at that.
+    """
+    several = len({about["seed"] for about in run.about.values()}) > 1
+    return _pairs(run, l0, most_apart, equal_seeds=not several)
+
+
+def _pairs(run: FinishedRun, l0: dict[str, float], most_apart: float, *, equal_seeds: bool) -> Iterator[SAEPair]:
+    def apart(a: str, b: str) -> float:
+        return abs(math.log(max(l0[a], 1e-9) / max(l0[b], 1e-9)))
+
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name in run.saes:
+        if l0[name] == 0:
+            logger.warning("%s fires on no held-out token and is left out", name)
+            continue
+        groups.setdefault((run.about[name]["site"], arm_in(run, name), run.about[name]["seed"]), []).append(name)
+    for one, other in combinations(groups, 2):
+        same_site, same_arm, same_seed = (one[index] == other[index] for index in range(3))
+        if not same_site or not (same_arm or same_seed == equal_seeds):
+            continue
+        for a in groups[one]:
+            b = min(groups[other], key=lambda name: apart(a, name))
+            if apart(a, b) <= math.log(most_apart):
+                yield SAEPair(a, b, "seeds" if same_arm else "arms")
+
+
+class Sides(NamedTuple):
+    """Two arms at one site."""
+
+    site: str
+    arm: Arm
+    baseline: Arm
+
+    def names(self) -> dict[str, Any]:
+        return {"site": self.site, **names_of("arm", self.arm), **names_of("baseline", self.baseline)}
+
+
+def sides_of(run: FinishedRun, a: str, b: str) -> Sides:
+    """The arms of two SAEs, a Gated one first."""
+    arms = sorted([arm_in(run, a), arm_in(run, b)], key=lambda arm: (arm.arch != "gated", arm))
+    return Sides(run.about[a]["site"], *arms)
+
+
+def arm_in(run: FinishedRun, name: str) -> Arm:
+    return Arm(*(run.about[name][key] for key in ("arch", "recipe", "d_sae")), lr=given_lr(run.about[name]))
+
+
+def bootstrap_settings(run: FinishedRun) -> dict[str, int]:
+    """The settings of every bootstrap."""
+    return {"resamples": run.config.eval.bootstrap, "seed": run.config.eval.eval_seed}
+
+
+def check_factor(most_apart: float) -> None:
+    if not most_apart >= 1:
+        raise ValueError(f"most_apart={most_apart} is out of range: it is a factor, at least 1.")

@@ -1,0 +1,99 @@
+"""Magnitudes refitted behind a frozen gate: is it enough to fix shrinkage? (section 5.2)"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from penstock.evaluation.evaluate import Candidate
+from penstock.evaluation.measuring import Described
+from penstock.formats.native import load_sae, read_facts, save_sae
+from penstock.posthoc.refitting import RefitConfig, fine_tune, rescale_and_shift
+from penstock.runs.finished_run import FinishedRun
+from penstock.studies.measured_saes import about_changed, check_fit_tokens, measured_records
+from penstock.studies.study_records import Record, asked, study_folder
+
+logger = logging.getLogger(__name__)
+
+
+METHODS = {"rescale_and_shift": rescale_and_shift, "fine_tune": fine_tune}
+"""How magnitudes are refitted, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitStudyConfig:
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    archs: tuple[str, ...] = ("relu", "gated")
+    """Architectures whose SAEs are refitted; Gated ones are the control."""
+    fit_tokens: int = 500_000
+    """Training activations on which magnitudes are refitted. `loss_before` and `loss_after` are of those held back, on
+    which the SAE was trained, though; whether they were enough, FVU on the held-out tokens says."""
+
+    def __post_init__(self) -> None:
+        wrong = [arch for arch in self.archs if arch not in ("relu", "gated")]
+        if wrong:
+            raise ValueError(f"archs={wrong[0]} cannot be refitted: allowed are relu, gated.")
+        check_fit_tokens(self.fit_tokens)
+
+
+def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
+    """SAEs of the run with rescaled and shifted magnitudes, and fine-tuned; saved in `studies/refit/saes`.
+
+    Of the baselines those that have the width of a Gated SAE at their site, or all if none has. What an interrupted
+    study with the same settings has saved is not fitted again.
+
+    Raises:
+        ValueError: the run has no SAE of these architectures.
+    """
+    chosen = _to_refit(run, config.archs)
+    if not chosen:
+        raise ValueError(
+            f"{run.folder} has no SAE to refit among {', '.join(config.archs) or 'no architecture'}: name another "
+            "with --archs, or train one."
+        )
+    acts = run.activations(config.fit_tokens)
+    digest = hashlib.sha256(asked(run.folder, config).encode()).hexdigest()
+    _make_room(study_folder(run.folder, "refit"), {f"{name}-{method}" for name, method in product(chosen, METHODS)})
+
+    def made() -> Iterator[Described]:
+        for number, (name, method) in enumerate(product(chosen, METHODS), start=1):
+            new, site = f"{name}-{method}", run.about[name]["site"]
+            folder = study_folder(run.folder, "refit") / "saes" / new
+            if not _is_saved(folder, digest):
+                logger.info("Refitting %d of %d: %s", number, len(chosen) * len(METHODS), new)
+                refitted = METHODS[method](run.saes[name], acts[site], config.refit)
+                losses = {"loss_before": refitted.loss_before, "loss_after": refitted.loss_after}
+                save_sae(refitted.sae, folder, {**run.metadata[name], "name": new, "asked": digest, **losses})
+            sae, saved = load_sae(folder, device=run.config.language_model.device)
+            losses = {key: saved[key] for key in ("loss_before", "loss_after")}
+            series = method.replace("_", " ")
+            about = about_changed(run, name, new, series=series, curve=series, method=method, **losses)
+            yield Described(Candidate.of(new, site, sae), about)
+
+    return measured_records(run, "refit", made())
+
+
+def _make_room(folder: Path, wanted: set[str]) -> None:
+    """Before SAEs of an earlier study are replaced: its settings no longer vouch for them, and others than these go."""
+    (folder / "settings.json").unlink(missing_ok=True)
+    for saved in (folder / "saes").glob("*"):
+        if saved.name not in wanted:
+            shutil.rmtree(saved)
+
+
+def _to_refit(run: FinishedRun, archs: Sequence[str]) -> list[str]:
+    arch = {name: run.about[name]["arch"] for name in run.saes}
+    size = {name: (run.about[name]["site"], run.about[name]["d_sae"]) for name in run.saes}
+    gated_sizes = {size[name] for name in arch if arch[name] == "gated"}
+    baselines = {name for name in arch if arch[name] == "relu"}
+    matched = {name for name in baselines if size[name] in gated_sizes}
+    left_out = baselines - matched if matched else set()
+    return [name for name in arch if arch[name] in archs and name not in left_out]
+
+
+def _is_saved(folder: Path, digest: str) -> bool:
+    """Whether a study with the same settings has saved this SAE."""
+    return (folder / "cfg.json").is_file() and read_facts(folder).metadata.get("asked") == digest
