@@ -32,7 +32,11 @@ FLOORS = [
 ]
 """The rooms of the package, from the lowest floor up; those on one floor do not import each other."""
 
-SUB_FLOORS = {"reports": [{"data"}, {"wording"}, {"figures"}, {"pages"}, {"__init__"}]}
+STUDIES = {"ablations", "concepts", "cost", "dictionaries", "pruning", "pursuit", "refit", "sensitivity", "shrinkage"}
+SUB_FLOORS = {
+    "reports": [{"data"}, {"wording"}, {"figures"}, {"pages"}, {"__init__"}],
+    "studies": [{"shared"}, STUDIES, {"__init__"}, {"study_run"}],
+}
 """The same for rooms inside a room."""
 
 MOST_MODULES = 15

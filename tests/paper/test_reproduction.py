@@ -16,9 +16,9 @@ from penstock.runs.sweep import prepare, read_config
 from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
-from penstock.studies.declaration import Study
 from penstock.studies.sensitivity import SensitivityConfig
-from penstock.studies.study_records import Record
+from penstock.studies.shared.declaration import Study
+from penstock.studies.shared.study_records import Record
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import resolve_sae
 

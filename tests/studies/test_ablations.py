@@ -8,7 +8,7 @@ import pytest
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.sweep import read_config
 from penstock.studies.ablations import ABLATIONS, AblationsConfig, ablations
-from penstock.studies.ratios_to_run import comparisons_of
+from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.study_run import study_run
 
 CHANGED = {

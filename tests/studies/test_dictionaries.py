@@ -9,8 +9,8 @@ from penstock.inspection.matching import Matching, hungarian
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.concepts import ConceptsConfig, concepts
 from penstock.studies.dictionaries import DictionariesConfig, dictionaries
-from penstock.studies.pairs import pairs
-from penstock.studies.study_records import Record
+from penstock.studies.shared.pairs import pairs
+from penstock.studies.shared.study_records import Record
 
 FAR = DictionariesConfig(most_apart=1000.0)
 

@@ -16,10 +16,10 @@ from penstock.runs.splitting import join
 from penstock.runs.sweep import evaluate_run, is_trained, prepare, read_config, run_sweep, train
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
-from penstock.studies.ratios_to_run import comparisons_of
 from penstock.studies.sensitivity import SensitivityConfig
+from penstock.studies.shared.ratios_to_run import comparisons_of
+from penstock.studies.shared.variants import train_variants
 from penstock.studies.study_run import study_run
-from penstock.studies.variants import train_variants
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.trainer import DivergenceError
 

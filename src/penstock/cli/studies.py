@@ -18,11 +18,11 @@ from penstock.studies.cost import CostConfig
 from penstock.studies.dictionaries import DictionariesConfig
 from penstock.studies.pruning import PruningConfig
 from penstock.studies.pursuit import PursuitConfig
-from penstock.studies.ratios_to_run import comparisons_of
 from penstock.studies.refit import RefitStudyConfig
 from penstock.studies.sensitivity import SensitivityConfig
+from penstock.studies.shared.ratios_to_run import comparisons_of
+from penstock.studies.shared.study_records import Record, study_folder
 from penstock.studies.shrinkage import ShrinkageConfig
-from penstock.studies.study_records import Record, study_folder
 from penstock.studies.study_run import study_run
 
 

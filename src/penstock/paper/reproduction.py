@@ -14,7 +14,7 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import Divide, train_divided, undivided, with_saes
 from penstock.runs.sweep import evaluate_run, load_model
 from penstock.studies import STUDIES
-from penstock.studies.study_records import Record
+from penstock.studies.shared.study_records import Record
 from penstock.studies.study_run import study_run
 from penstock.training.config import RunConfig
 from penstock.training.defaults import resolve_sae

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.measured_saes import measured_records
-from penstock.studies.study_records import Record
-from penstock.studies.variants import CoefOf, Variant, train_variants
+from penstock.studies.shared.measured_saes import measured_records
+from penstock.studies.shared.study_records import Record
+from penstock.studies.shared.variants import CoefOf, Variant, train_variants
 from penstock.training.config import RunConfig, SAEConfig
 
 

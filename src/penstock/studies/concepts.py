@@ -8,8 +8,8 @@ from penstock.inspection.concept_rules import Kinds, kind_shares, kinds
 from penstock.inspection.differences import SeedPair, share_differences
 from penstock.inspection.token_facts import token_facts
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.pairs import SAEPair, Sides, arm_in, bootstrap_settings, check_factor, pairs, sides_of
-from penstock.studies.study_records import Record
+from penstock.studies.shared.pairs import SAEPair, Sides, arm_in, bootstrap_settings, check_factor, pairs, sides_of
+from penstock.studies.shared.study_records import Record
 
 
 @dataclass(frozen=True, kw_only=True)

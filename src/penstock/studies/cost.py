@@ -18,7 +18,7 @@ from penstock.runs.estimate import step_flops, training_bytes
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
-from penstock.studies.study_records import Record
+from penstock.studies.shared.study_records import Record
 from penstock.training.config import SAEConfig
 from penstock.training.optimisers import make_optimiser
 

@@ -16,8 +16,8 @@ from penstock.inspection.agreement import agreement
 from penstock.inspection.differences import agreement_differences
 from penstock.inspection.matching import MAX_HUNGARIAN, hungarian
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.pairs import Sides, arm_in, bootstrap_settings, check_factor, independent_pairs, sides_of
-from penstock.studies.study_records import Record
+from penstock.studies.shared.pairs import Sides, arm_in, bootstrap_settings, check_factor, independent_pairs, sides_of
+from penstock.studies.shared.study_records import Record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from penstock.posthoc.thresholds import (
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import SAE, trainable
 from penstock.shapes import Acts, PerLatent
-from penstock.studies.measured_saes import about_changed, check_fit_tokens, measured_records
-from penstock.studies.study_records import Record
+from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
+from penstock.studies.shared.study_records import Record
 
 
 @dataclass(frozen=True, kw_only=True)

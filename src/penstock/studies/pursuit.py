@@ -7,8 +7,8 @@ from typing import Any
 from penstock.evaluation.measuring import Described
 from penstock.posthoc.gradient_pursuit import pursued
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.measured_saes import about_changed, measured_records
-from penstock.studies.study_records import Record
+from penstock.studies.shared.measured_saes import about_changed, measured_records
+from penstock.studies.shared.study_records import Record
 
 
 @dataclass(frozen=True, kw_only=True)

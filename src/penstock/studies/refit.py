@@ -13,8 +13,8 @@ from penstock.evaluation.measuring import Described
 from penstock.formats.native import load_sae, read_facts, save_sae
 from penstock.posthoc.refitting import RefitConfig, fine_tune, rescale_and_shift
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.measured_saes import about_changed, check_fit_tokens, measured_records
-from penstock.studies.study_records import Record, asked, study_folder
+from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
+from penstock.studies.shared.study_records import Record, asked, study_folder
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from penstock.evaluation.comparison import Floats, Point
 from penstock.evaluation.statistics import LEVEL
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import from_sparse_to_dense
-from penstock.studies.ratios_to_run import own_points
-from penstock.studies.study_records import Record
-from penstock.studies.variants import CoefOf, Variant, train_variants
+from penstock.studies.shared.ratios_to_run import own_points
+from penstock.studies.shared.study_records import Record
+from penstock.studies.shared.variants import CoefOf, Variant, train_variants
 from penstock.training.config import RunConfig, SAEConfig
 
 logger = logging.getLogger(__name__)

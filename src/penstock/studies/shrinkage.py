@@ -21,8 +21,8 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
-from penstock.studies.pairs import pairs
-from penstock.studies.study_records import Record
+from penstock.studies.shared.pairs import pairs
+from penstock.studies.shared.study_records import Record
 
 ARCHS = ("relu", "gated")
 """The baseline, and what it is compared with."""

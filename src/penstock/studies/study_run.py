@@ -7,8 +7,8 @@ from typing import Any
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.sweep import read_config
 from penstock.studies import STUDIES
-from penstock.studies.ratios_to_run import compare_study
-from penstock.studies.study_records import Record, stored
+from penstock.studies.shared.ratios_to_run import compare_study
+from penstock.studies.shared.study_records import Record, stored
 
 
 def study_run(

@@ -13,7 +13,7 @@ from penstock.reports.data.run_data import read_run
 from penstock.reports.pages.published import headline_table, published_table
 from penstock.reports.pages.report import rendered
 from penstock.reports.wording import sentences as wording
-from penstock.studies.ratios_to_run import comparisons_of
+from penstock.studies.shared.ratios_to_run import comparisons_of
 
 SECTIONS: dict[str, tuple[str, str]] = {
     "shrinkage": (

@@ -18,8 +18,8 @@ from penstock.metrics import metrics_of
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.pruning import PruningConfig, pruning
 from penstock.studies.pursuit import PursuitConfig, pursuit
-from penstock.studies.ratios_to_run import Made, compare_study, series_comparisons
-from penstock.studies.study_records import stored
+from penstock.studies.shared.ratios_to_run import Made, compare_study, series_comparisons
+from penstock.studies.shared.study_records import stored
 
 RESAMPLES = 50
 

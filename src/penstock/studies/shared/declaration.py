@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.study_records import Record
-from penstock.studies.variants import CoefOf, Variant
+from penstock.studies.shared.study_records import Record
+from penstock.studies.shared.variants import CoefOf, Variant
 from penstock.training.config import RunConfig
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from penstock.evaluation.measuring import Described
 from penstock.evaluation.sums import SUMS_FILE, write_sums
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.study_records import Record, study_folder
+from penstock.studies.shared.study_records import Record, study_folder
 
 
 def measured_records(run: FinishedRun, study: str, described: Iterable[Described]) -> list[Record]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.studies import study_records as module
-from penstock.studies.study_records import Record, stored, study_folder
+from penstock.studies.shared import study_records as module
+from penstock.studies.shared.study_records import Record, stored, study_folder
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import train_divided, with_saes
 from penstock.runs.trained_saes import FoundSAEs, load_run
-from penstock.studies.study_records import study_folder
+from penstock.studies.shared.study_records import study_folder
 from penstock.training.config import SAEConfig
 from penstock.training.stored_config import config_to_json
 

@@ -22,7 +22,7 @@ from penstock.evaluation.statistics import resample_weights
 from penstock.evaluation.sums import SUMS_FILE, SequenceSums, read_sums
 from penstock.files import write_whole
 from penstock.runs.sweep import read_config
-from penstock.studies.study_records import read_lines, study_folder
+from penstock.studies.shared.study_records import read_lines, study_folder
 
 ARM = "gated"
 """The architecture that every series is measured against."""
