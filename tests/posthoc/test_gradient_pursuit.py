@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import reference
+from penstock.posthoc import gradient_pursuit
 from penstock.posthoc.gradient_pursuit import pursue, pursued
 from penstock.saes import SAE
 
