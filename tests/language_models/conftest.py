@@ -137,7 +137,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def build_tokenizer(*, bos: bool, pad: bool) -> "PreTrainedTokenizerFast":
+def build_tokenizer(*, bos: bool, pad: bool, eos: bool = False) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -145,6 +145,8 @@ def build_tokenizer(*, bos: bool, pad: bool) -> "PreTrainedTokenizerFast":
     tokenizer = Tokenizer(models.BPE(vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = {"unk_token": "<unk>"} | ({"bos_token": "<s>"} if bos else {}) | ({"pad_token": "<pad>"} if pad else {})
+    if eos:
+        special["eos_token"] = "<unk>"
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
 
 
@@ -152,8 +154,9 @@ def build_tokenizer(*, bos: bool, pad: bool) -> "PreTrainedTokenizerFast":
 def tiny_tokenizer() -> Callable[..., Any]:
     """Makes a tokenizer of one token a letter: <pad> is 0, <s> 1, <unk> 2, a 3, b 4, c 5, and so on."""
 
-    def make(*, bos: bool = True, pad: bool = True) -> "PreTrainedTokenizerFast":
-        return build_tokenizer(bos=bos, pad=pad)
+    def make(*, bos: bool = True, pad: bool = True, eos: bool = False) -> "PreTrainedTokenizerFast":
+        """With `eos`, <unk> is the end of text, too."""
+        return build_tokenizer(bos=bos, pad=pad, eos=eos)
 
     return make
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from penstock.language_models.stdlib_corpus import Document
-from penstock.language_models.tokens import Packing, TokenRow, batched_rows, tokenise
+from penstock.language_models import tokens as tokens_module
+from penstock.language_models.stdlib_corpus import Document, Place
+from penstock.language_models.tokens import Layout, Packing, TokenRow, batched_rows, tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -76,27 +77,135 @@ def test_the_smallest_context_holds_one_token_a_row(tokenizer: "Tokenizer") -> N
     assert as_lists(for_truncated) == [([1, 3], [0, 1]), ([1, 5], [0, 1])]
 
 
-def test_without_a_bos_in_the_tokenizer_rows_have_none(tiny_tokenizer: Callable[..., "Tokenizer"]) -> None:
+def test_without_a_bos_an_eos_stands_before_each_document(tiny_tokenizer: Callable[..., "Tokenizer"]) -> None:
+    tokenizer = tiny_tokenizer(bos=False, eos=True)
+
+    assert as_lists(tokenise(docs("abcde", "fg", "hij", "k"), tokenizer, context=4, packing="packed")) == [
+        ([2, 3, 4, 5], [0, 1, 1, 1]),
+        ([6, 7, 2, 8], [0, 1, 0, 1]),
+        ([9, 2, 10, 11], [0, 0, 1, 1]),
+        ([12, 2, 13, 0], [0, 0, 1, 0]),
+    ]
+    assert as_lists(tokenise(docs("abcdef", "g"), tokenizer, context=4, packing="truncated")) == [
+        ([2, 3, 4, 5], [0, 1, 1, 1]),
+        ([2, 9, 0, 0], [0, 1, 0, 0]),
+    ]
+
+
+def test_an_eos_that_comes_last_in_a_row_stands_at_the_head_of_the_next_one_too(
+    tiny_tokenizer: Callable[..., "Tokenizer"],
+) -> None:
+    rows = tokenise(docs("ab", "cd"), tiny_tokenizer(bos=False, eos=True), context=4, packing="packed")
+
+    assert as_lists(rows) == [([2, 3, 4, 2], [0, 1, 1, 0]), ([2, 5, 6, 0], [0, 1, 1, 0])]
+
+
+def test_without_bos_and_eos_the_first_position_does_not_count(tiny_tokenizer: Callable[..., "Tokenizer"]) -> None:
     tokenizer = tiny_tokenizer(bos=False)
 
     assert as_lists(tokenise(docs("abc", "de"), tokenizer, context=4, packing="packed")) == [
-        ([3, 4, 5, 6], [1, 1, 1, 1]),
-        ([7, 0, 0, 0], [1, 0, 0, 0]),
+        ([3, 4, 5, 6], [0, 1, 1, 1])
     ]
-    assert as_lists(tokenise(docs("abcdef", "g"), tokenizer, context=4, packing="truncated")) == [
-        ([3, 4, 5, 6], [1, 1, 1, 1]),
-        ([9, 0, 0, 0], [1, 0, 0, 0]),
+    assert as_lists(tokenise(docs("abcdef", "g", "hi"), tokenizer, context=4, packing="truncated")) == [
+        ([3, 4, 5, 6], [0, 1, 1, 1]),
+        ([10, 11, 0, 0], [0, 1, 0, 0]),
     ]
+
+
+@pytest.mark.parametrize("packing", ["packed", "truncated"])
+@pytest.mark.parametrize("options", [{}, {"bos": False, "eos": True}, {"bos": False}], ids=["bos", "eos", "neither"])
+def test_the_first_position_never_counts(
+    tiny_tokenizer: Callable[..., "Tokenizer"], packing: Packing, options: dict[str, bool]
+) -> None:
+    texts = ["".join(chr(ord("a") + (start + step) % 26) for step in range(start % 40)) for start in range(200)]
+
+    rows = list(tokenise(docs(*texts), tiny_tokenizer(**options), context=7, packing=packing))
+
+    assert rows and not any(row.mask[0] for row in rows)
+
+
+def test_padding_and_bos_are_ids_that_the_model_takes(tiny_tokenizer: Callable[..., "Tokenizer"]) -> None:
+    tokenizer = tiny_tokenizer()
+    added = tokenizer.add_special_tokens({"pad_token": "<more>"})
+    assert added == 1 and tokenizer.pad_token_id == 55
+
+    rows = tokenise(docs("a"), tokenizer, context=4, packing="packed", vocab_size=55)
+    assert as_lists(rows) == [([1, 3, 1, 1], [0, 1, 0, 0])]
+
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    rows = tokenise(docs("ab"), tokenizer, context=4, packing="packed", vocab_size=55)
+    assert as_lists(rows) == [([3, 4, 0, 0], [0, 1, 0, 0])]
+
+
+def test_a_document_with_ids_that_the_model_does_not_take_is_left_out_and_said_once(
+    tiny_tokenizer: Callable[..., "Tokenizer"], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<more>"]})
+
+    for _ in range(2):
+        rows = tokenise(
+            docs("a", "b<more>", "c", "<more>"), tokenizer, context=4, packing="truncated", vocab_size=54 + 1
+        )
+        assert as_lists(rows) == [([1, 3, 0, 0], [0, 1, 0, 0]), ([1, 5, 0, 0], [0, 1, 0, 0])]
+
+    first, count = (record.getMessage() for record in caplog.records)
+    assert "text 1 has the token id 55, but the model takes ids below 55" in first
+    assert "Left out 2 documents" in count
+
+
+@pytest.mark.parametrize("packing", ["packed", "truncated"])
+def test_special_tokens_of_the_text_do_not_count_on_request(tokenizer: "Tokenizer", packing: Packing) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<user>"]})
+    rows = tokenise(docs("a<s>b<user>c"), tokenizer, context=7, packing=packing, mask_special_tokens=True)
+
+    assert as_lists(rows) == [([1, 3, 1, 4, 55, 5, 0], [0, 1, 0, 1, 0, 1, 0])]
+
+
+@pytest.mark.parametrize("packing", ["packed", "truncated"])
+@pytest.mark.parametrize("context", [2, 3, 5, 8])
+@pytest.mark.parametrize("options", [{}, {"bos": False, "eos": True}, {"bos": False}], ids=["bos", "eos", "neither"])
+def test_rows_go_on_at_any_position(
+    tiny_tokenizer: Callable[..., "Tokenizer"], packing: Packing, context: int, options: dict[str, bool]
+) -> None:
+    texts = ["abcdef", "g", "", "hijk", "lmnop", "qr", "s", "tuvwxyz"]
+    documents = [one._replace(place=Place(0, number)) for number, one in enumerate(docs(*texts))]
+    layout = Layout.of(
+        tiny_tokenizer(**options), context=context, packing=packing, vocab_size=None, mask_special_tokens=False
+    )
+
+    whole = list(layout.rows(documents))
+
+    for number, (_, position) in enumerate(whole, start=1):
+        again = layout.rows(documents[position.place.document :], skip_tokens=position.token)
+        assert [(as_lists([row]), at) for row, at in again] == [(as_lists([row]), at) for row, at in whole[number:]]
+
+
+def test_a_very_long_document_is_tokenised_in_parts(tokenizer: "Tokenizer", monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "abcdefghij klmnopqrst " * 20
+    whole = as_lists(tokenise(docs("a", text, "b"), tokenizer, context=9, packing="packed"))
+    monkeypatch.setattr(tokens_module, "_CHARACTERS_PER_CALL", 30)
+    calls: list[list[str]] = []
+    encode = Layout._encode
+
+    def watched(self: Layout, texts: list[str]) -> list[list[int]]:
+        calls.append(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(Layout, "_encode", watched)
+
+    assert as_lists(tokenise(docs("a", text, "b"), tokenizer, context=9, packing="packed")) == whole
+    assert max(sum(map(len, texts)) for texts in calls) <= 30
 
 
 def test_without_a_padding_token_rows_are_padded_with_bos_and_else_with_0(
     tiny_tokenizer: Callable[..., "Tokenizer"],
 ) -> None:
     with_bos = tokenise(docs("a"), tiny_tokenizer(pad=False), context=4, packing="truncated")
-    with_neither = tokenise(docs("a"), tiny_tokenizer(bos=False, pad=False), context=4, packing="truncated")
+    with_neither = tokenise(docs("ab"), tiny_tokenizer(bos=False, pad=False), context=4, packing="truncated")
 
     assert as_lists(with_bos) == [([1, 3, 1, 1], [0, 1, 0, 0])]
-    assert as_lists(with_neither) == [([3, 0, 0, 0], [1, 0, 0, 0])]
+    assert as_lists(with_neither) == [([3, 4, 0, 0], [0, 1, 0, 0])]
 
 
 @pytest.mark.parametrize("packing", ["packed", "truncated"])

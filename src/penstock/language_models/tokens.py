@@ -1,11 +1,16 @@
 """From documents to rows of tokens, with a mask of the positions that count.
 
-Every row begins with the tokenizer's beginning-of-text token (BOS) where it has one. The mask is False at
-the BOS tokens put in here and at padding, by position: comparing ids would also drop tokens of the text,
-for in many tokenizers BOS, end of text and padding are one id.
+Every row begins with the tokenizer's beginning-of-text token (BOS). Where it has none, as in Qwen 2 and 3, its
+end-of-text token (EOS) stands before each document instead, and a row that goes on with a document begins with text.
+The first position of a row never counts, whatever stands there: many models park their attention on it, with an
+activation tens of times as long as all others.
+
+The mask is also False at each BOS or EOS put in here and at padding, by position: comparing ids would also drop tokens
+of the text, for in many tokenizers BOS, end of text and padding are one id.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -13,7 +18,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from penstock.language_models.stdlib_corpus import Document
+from penstock.language_models.stdlib_corpus import START, Document, Place
+from penstock.language_models.text_files import say_once
 from penstock.shapes import Mask, Tokens
 
 if TYPE_CHECKING:
@@ -24,13 +30,16 @@ Packing = Literal["packed", "truncated"]
 _DOCUMENTS_PER_CALL = 64
 """How many documents the tokenizer gets at a time; it works on them in parallel."""
 
+_CHARACTERS_PER_CALL = 2**20
+"""How many characters it gets at a time: it needs about 200 bytes for each."""
+
 
 class TokenRow(NamedTuple):
     """One row of tokens."""
 
     tokens: Int[Tensor, " positions"]
     mask: Bool[Tensor, " positions"]
-    """True where a position counts (no BOS, no padding)."""
+    """True where a position counts: not the first, no BOS or EOS put in, no padding."""
 
 
 class TokenRows(NamedTuple):
@@ -38,35 +47,50 @@ class TokenRows(NamedTuple):
 
     tokens: Tokens
     mask: Mask
-    """True where a position counts (no BOS, no padding)."""
+    """True where a position counts: not the first, no BOS or EOS put in, no padding."""
+
+
+class Position(NamedTuple):
+    """How far the rows of a text have come: where the next row goes on."""
+
+    place: Place = START
+    """Where the last document in the rows stands."""
+    token: int = 0
+    """How many of its tokens are in the rows."""
 
 
 def tokenise(
-    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", *, context: int, packing: Packing
+    documents: Iterable[Document],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    context: int,
+    packing: Packing,
+    vocab_size: int | None = None,
+    mask_special_tokens: bool = False,
 ) -> Iterator[TokenRow]:
     """Rows of `context` tokens from documents; documents without tokens are left out.
 
-    packed: documents one after the other, with a BOS between them, cut into rows that begin with a BOS. Only
-    the last row is padded, so that no token is lost.
-    truncated: one row for each document, with a BOS and the document's first tokens, padded on the right.
+    packed: documents one after the other, with a BOS (else EOS) between them, cut into rows. Only the last row is
+    padded. With a BOS no token is lost; without one, a row that goes on with a document does not count its first.
+    truncated: one row for each document, with a BOS (else EOS) and the document's first tokens, padded on the right.
 
-    Padding has the tokenizer's padding id, or BOS, or 0.
+    Padding has the tokenizer's padding id, or BOS, or 0, whichever is the first that the model takes.
 
     Args:
         documents: Where the text comes from; read as the rows are asked for.
         tokenizer: A Hugging Face tokenizer.
         context: Tokens in a row, BOS included; at least 2.
         packing: "packed" or "truncated".
+        vocab_size: Token ids that the model takes; a document with others is left out, and the log says so once.
+        mask_special_tokens: Do not count special tokens inside the texts, such as those of chat templates.
 
     Raises:
         ValueError: `context` or `packing` is none of the above.
     """
-    if context < 2:
-        raise ValueError(f"context must be at least 2 tokens (a BOS and one to predict), got {context}.")
-    if packing not in get_args(Packing):
-        raise ValueError(f"packing must be one of {', '.join(get_args(Packing))}; got {packing!r}.")
-    lay_out = _packed if packing == "packed" else _truncated
-    return lay_out(_token_ids(documents, tokenizer), tokenizer, context)
+    layout = Layout.of(
+        tokenizer, context=context, packing=packing, vocab_size=vocab_size, mask_special_tokens=mask_special_tokens
+    )
+    return (row for row, _ in layout.rows(documents))
 
 
 def batched_rows(rows: Iterable[TokenRow], batch_size: int) -> Iterator[TokenRows]:
@@ -79,52 +103,167 @@ def batched_rows(rows: Iterable[TokenRow], batch_size: int) -> Iterator[TokenRow
         yield TokenRows(torch.stack(tokens), torch.stack(masks))
 
 
-def _token_ids(documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
-    """The tokens of each document that has any, without special tokens."""
-    documents = iter(documents)
-    while batch := [document.text for document in islice(documents, _DOCUMENTS_PER_CALL)]:
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How rows are made of documents with one tokenizer."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    context: int
+    packing: Packing
+    vocab_size: int | None
+    before: list[int]
+    """What stands before a document: BOS, else EOS, else nothing."""
+    head: list[int]
+    """What stands at the head of a row that goes on with a document: BOS, else nothing."""
+    padding: int
+    uncounted: frozenset[int]
+    """Ids that do not count in the text."""
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        context: int,
+        packing: Packing,
+        vocab_size: int | None,
+        mask_special_tokens: bool,
+    ) -> "Layout":
+        """The layout for a tokenizer; arguments and errors are those of `tokenise`."""
+        if context < 2:
+            raise ValueError(f"context must be at least 2 tokens (a BOS and one to predict), got {context}.")
+        if packing not in get_args(Packing):
+            raise ValueError(f"packing must be one of {', '.join(get_args(Packing))}; got {packing!r}.")
+
+        def taken(*candidates: object) -> list[int]:
+            return [
+                token
+                for token in candidates
+                if isinstance(token, int) and token >= 0 and (vocab_size is None or token < vocab_size)
+            ]
+
+        bos = taken(tokenizer.bos_token_id)
+        return cls(
+            tokenizer=tokenizer,
+            context=context,
+            packing=packing,
+            vocab_size=vocab_size,
+            before=bos or taken(tokenizer.eos_token_id),
+            head=bos,
+            padding=taken(tokenizer.pad_token_id, tokenizer.bos_token_id, 0)[0],
+            uncounted=frozenset(_special_ids(tokenizer) if mask_special_tokens else ()),
+        )
+
+    def rows(self, documents: Iterable[Document], *, skip_tokens: int = 0) -> Iterator[tuple[TokenRow, Position]]:
+        """The rows, each with the position at which the next one goes on.
+
+        Args:
+            documents: As for `tokenise`. To go on at a position, begin with the document at its place ...
+            skip_tokens: ... and give its token here.
+        """
+        read = self._token_ids(documents)
+        return self._packed(read, skip_tokens) if self.packing == "packed" else self._truncated(read, skip_tokens)
+
+    def _packed(
+        self, documents: Iterable[tuple[Place, list[int]]], skip_tokens: int
+    ) -> Iterator[tuple[TokenRow, Position]]:
+        tokens: list[int] = []
+        mask: list[bool] = []
+        place, start = START, skip_tokens
+        document: list[int] = []
+        for place, document in documents:
+            if start == 0 or start < len(document):
+                put_in = self.before if start == 0 else self.head
+                tokens += put_in
+                mask += [False] * len(put_in)
+            while start < len(document):
+                piece = document[start : start + self.context - len(tokens)]
+                start += len(piece)
+                tokens += piece
+                mask += [token not in self.uncounted for token in piece]
+                if len(tokens) == self.context:
+                    yield self._row(tokens, mask), Position(place, start)
+                    # Where a document begins, with what stands before one; and with nothing where the next one will.
+                    tokens = [] if start == len(document) else list(self.head if start else self.before)
+                    mask = [False] * len(tokens)
+            start = 0
+        if any(mask[1:]):
+            yield self._row(tokens, mask), Position(place, len(document))
+
+    def _truncated(
+        self, documents: Iterable[tuple[Place, list[int]]], skip_tokens: int
+    ) -> Iterator[tuple[TokenRow, Position]]:
+        skip_one = skip_tokens > 0
+        for place, document in documents:
+            kept = document[: self.context - len(self.before)]
+            mask = [False] * len(self.before) + [token not in self.uncounted for token in kept]
+            if any(mask[1:]) and not skip_one:
+                yield self._row(self.before + kept, mask), Position(place, len(document))
+            skip_one = False
+
+    def _row(self, tokens: list[int], mask: list[bool]) -> TokenRow:
+        """A row of `context` tokens, padded on the right."""
+        missing = self.context - len(tokens)
+        return TokenRow(
+            torch.tensor(tokens + [self.padding] * missing), torch.tensor([False, *mask[1:]] + [False] * missing)
+        )
+
+    def _token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[Place, list[int]]]:
+        """The place and the tokens of each document that has any, without special tokens put in."""
+        left_out = 0
+        for batch in _batches(documents):
+            if len(batch) > 1:
+                encoded = self._encode([document.text for document in batch])
+            else:
+                encoded = [[token for part in _parts(batch[0].text) for token in self._encode([part])[0]]]
+            for document, tokens in zip(batch, encoded, strict=True):
+                if tokens and self.vocab_size is not None and max(tokens) >= self.vocab_size:
+                    left_out += 1
+                    say_once(
+                        f"Left out, like every document of its kind: {document.name} has the token id {max(tokens)}, "
+                        f"but the model takes ids below {self.vocab_size} only. Its tokenizer has tokens that the "
+                        "model does not know.",
+                        "vocab_size",
+                        str(self.vocab_size),
+                    )
+                elif tokens:
+                    yield document.place, tokens
+        if left_out > 1:
+            say_once(f"Left out {left_out} documents with token ids that the model does not take.")
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         # Not verbose: a document may well be longer than the model's context.
-        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        yield from filter(None, encoded["input_ids"])
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _packed(documents: Iterable[list[int]], tokenizer: "PreTrainedTokenizerBase", context: int) -> Iterator[TokenRow]:
-    bos = _bos(tokenizer)
-    tokens, mask = list(bos), [False] * len(bos)
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """A number of documents that the tokenizer takes at a time, bounded in characters; a longer one alone."""
+    batch: list[Document] = []
+    characters = 0
     for document in documents:
-        if any(mask):
-            tokens += bos
-            mask += [False] * len(bos)
-        start = 0
-        while start < len(document):
-            piece = document[start : start + context - len(tokens)]
-            start += len(piece)
-            tokens += piece
-            mask += [True] * len(piece)
-            if len(tokens) == context:
-                yield _row(tokens, mask, context, tokenizer)
-                tokens, mask = list(bos), [False] * len(bos)
-    if any(mask):
-        yield _row(tokens, mask, context, tokenizer)
+        if batch and characters + len(document.text) > _CHARACTERS_PER_CALL:
+            yield batch
+            batch, characters = [], 0
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == _DOCUMENTS_PER_CALL:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
-def _truncated(
-    documents: Iterable[list[int]], tokenizer: "PreTrainedTokenizerBase", context: int
-) -> Iterator[TokenRow]:
-    bos = _bos(tokenizer)
-    for document in documents:
-        kept = document[: context - len(bos)]
-        yield _row(bos + kept, [False] * len(bos) + [True] * len(kept), context, tokenizer)
+def _parts(text: str) -> Iterator[str]:
+    """A text that is too long for one call cut between words."""
+    while len(text) > _CHARACTERS_PER_CALL:
+        space = text.rfind(" ", _CHARACTERS_PER_CALL // 2, _CHARACTERS_PER_CALL)
+        end = _CHARACTERS_PER_CALL if space < 0 else space
+        yield text[:end]
+        text = text[end:]
+    yield text
 
 
-def _bos(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    bos = tokenizer.bos_token_id
-    return [bos] if isinstance(bos, int) else []
-
-
-def _row(tokens: list[int], mask: list[bool], context: int, tokenizer: "PreTrainedTokenizerBase") -> TokenRow:
-    """A row of `context` tokens, padded on the right."""
-    candidates = (tokenizer.pad_token_id, tokenizer.bos_token_id, 0)
-    padding = next(token for token in candidates if token is not None)
-    missing = context - len(tokens)
-    return TokenRow(torch.tensor(tokens + [padding] * missing), torch.tensor(mask + [False] * missing))
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Ids of BOS, EOS and the like, and of what a model family adds, such as the marks of a chat template."""
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {id for id in tokenizer.all_special_ids if isinstance(id, int)}

@@ -36,8 +36,8 @@ class LanguageModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     text: str = "embedded"
-    """`embedded` (the standard library's source); a .txt, .jsonl or .parquet file (.txt and .jsonl also compressed), or a
-    folder of them; or datasets:NAME, datasets:NAME:CONFIG, datasets:NAME:CONFIG:SPLIT."""
+    """`embedded` (the standard library's source); a .txt, .jsonl or .parquet file (.txt and .jsonl also compressed), or
+    a folder of them; or datasets:NAME, datasets:NAME:CONFIG, datasets:NAME:CONFIG:SPLIT."""
     text_field: str | None = None
     """Column of the text in .jsonl, .parquet and datasets; `text` if left open."""
     packing: Literal["packed", "truncated"] = "packed"
