@@ -44,7 +44,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
 
 def record(evaluation: Evaluation) -> dict:
     weights = resample_weights(len(evaluation.sums["tokens"]), 20, seed=0)
-    return record_of(evaluation, weights, {})
+    return record_of(evaluation, weights, {}, vocab_size=100)
 
 
 def test_identity_costs_nothing(lm: LanguageModel, rows: TokenRows) -> None:

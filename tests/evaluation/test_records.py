@@ -25,8 +25,12 @@ PROMISED = NUMBERS | {
 ABOUT = {"name": "gated-resid_post.2", "arch": "gated", "target_l0": None, "seed": 0}
 
 
-def record(evaluation: Evaluation, about: dict[str, Any] = ABOUT) -> dict[str, Any]:
-    return record_of(evaluation, resample_weights(len(evaluation.sums["tokens"]), 100, seed=0), about)
+TRAINED = ABOUT | {"recipe": "paper"}
+VOCAB = 60_000
+
+
+def record(evaluation: Evaluation, about: dict[str, Any] = ABOUT, vocab_size: int = VOCAB) -> dict[str, Any]:
+    return record_of(evaluation, resample_weights(len(evaluation.sums["tokens"]), 100, seed=0), about, vocab_size)
 
 
 def changed(evaluation: Evaluation, **sums: torch.Tensor) -> Evaluation:
@@ -184,3 +188,32 @@ def test_an_sae_that_is_worse_than_nothing_is_named_and_a_control_is_not(fake_ev
     assert any(w.startswith("worse than nothing: FVU is 2, ") for w in found)
     assert "No latent fires on any held-out token." in found
     assert not record(ruined, {**ABOUT, "recipe": None})["warnings"]
+
+
+def test_one_sequence_has_no_interval_and_few_draw_a_warning(fake_evaluation: MakeEvaluation) -> None:
+    alone = record(fake_evaluation(1), TRAINED)
+    assert set(alone["intervals"].values()) == {None}
+    assert any("rest on 1 held-out sequence." in warning for warning in alone["warnings"])
+    assert any(
+        "rest on 9 held-out sequences." in warning for warning in record(fake_evaluation(9), TRAINED)["warnings"]
+    )
+    assert not record(fake_evaluation(10), TRAINED)["warnings"]
+
+
+def test_a_model_worse_than_chance_draws_a_warning(fake_evaluation: MakeEvaluation) -> None:
+    """The fake model's clean loss lies between 2 and 3 nats; ln 20 is 2.996, ln 7 is 1.946."""
+    assert not record(fake_evaluation(), TRAINED, vocab_size=20)["warnings"]
+    (warning,) = record(fake_evaluation(), TRAINED, vocab_size=7)["warnings"]
+    assert "worse than chance" in warning and "1.946 is the log of its vocabulary" in warning
+
+
+def test_an_ablation_whose_cost_is_within_noise_draws_a_warning(fake_evaluation: MakeEvaluation) -> None:
+    evaluation = fake_evaluation()
+    sums = evaluation.sums
+    noise = torch.linspace(-3, 3.1, 40, dtype=torch.float64)  # in nats; its mean is 0.05
+    small = changed(evaluation, ce_zero=sums["ce_clean"] + sums["ce_tokens"] * noise)
+    found = record(small, TRAINED)
+    assert found["ce_zero"] > found["ce_clean"] and found["loss_recovered"] is not None
+    assert any("loss_recovered says nothing: zero ablation costs" in warning for warning in found["warnings"])
+    certain = changed(evaluation, ce_zero=sums["ce_clean"] + 0.05 * sums["ce_tokens"])
+    assert not record(certain, TRAINED)["warnings"]

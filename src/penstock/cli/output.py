@@ -66,7 +66,15 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _table(records: Sequence[dict[str, Any]]) -> str:
     """The main numbers of each record, aligned."""
     columns = ("name", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias", "frac_alive")
-    return _aligned([columns, *(tuple(_cell(record[column]) for column in columns) for record in records)])
+    return _aligned([columns, *(tuple(_measured(record, column) for column in columns) for record in records)])
+
+
+def _measured(record: dict[str, Any], column: str) -> str:
+    """A number; L0 and loss recovered with their 95% interval, where they have one."""
+    cell, bounds = _cell(record[column]), record["intervals"].get(column)
+    if bounds is None or column not in ("l0", "loss_recovered"):
+        return cell
+    return f"{cell} [{_cell(bounds[0])}, {_cell(bounds[1])}]"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.evaluation.statistics import LEVEL, resampled_metrics
+from penstock.evaluation.statistics import LEVEL, few_groups_factor, resampled_metrics
 from penstock.metrics import metrics_of
 
 GRID = 5
@@ -168,11 +168,13 @@ def l0_ratio(arm: Sequence[Point], baseline: Sequence[Point]) -> dict[str, Any]:
 def _seeds_drawn(log_ratio: Floats) -> Floats:
     """The mean over seeds drawn with replacement, anew for each resample: [seeds, grid, resamples] in.
 
-    Two or three seeds say little about all; the interval is then too narrow rather than too wide.
+    What drawing seeds changes is widened by `few_groups_factor`: two or three seeds say little about all others. The
+    resamples of sequences come widened already (`resampled_metrics`).
     """
     seeds, _, resamples = log_ratio.shape
     drawn = np.random.default_rng(0).integers(seeds, size=(seeds, 1, resamples))
-    return np.take_along_axis(log_ratio, drawn, axis=0).mean(axis=0)
+    every = log_ratio.mean(axis=0)
+    return every + few_groups_factor(seeds) * (np.take_along_axis(log_ratio, drawn, axis=0).mean(axis=0) - every)
 
 
 class _Curve(NamedTuple):

@@ -53,7 +53,7 @@ def measure(text: Text, settings: EvalConfig, described: Iterable[Described], ma
         assert not evaluations.keys() & measured.evaluations.keys(), "candidates of two groups share a name"
         measured.evaluations.update(evaluations)
         for candidate, about in group:
-            record = record_of(evaluations[candidate.name], weights, about)
+            record = record_of(evaluations[candidate.name], weights, about, text.model.vocab_size)
             measured.records.append(record)
             if record["recipe"] is not None:
                 measured.points.append(point_of(record, evaluations[candidate.name].sums, weights))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.evaluation.evaluate import Evaluation
-from penstock.evaluation.statistics import interval, resampled_metrics
+from penstock.evaluation.statistics import FEW_SEQUENCES, interval, resampled_metrics
 from penstock.metrics import count_quantile, metrics_of
 
 WITH_INTERVALS = ("l0", "delta_ce", "loss_recovered", "fvu", "reconstruction_bias")
@@ -24,13 +24,14 @@ DENSITY_EDGES = [round(-6 + 0.25 * step, 2) for step in range(25)]
 """Edges of the density histogram, in log10 of the share of tokens."""
 
 
-def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     """Turn sums into a record.
 
     Args:
         evaluation: One candidate's sums.
         weights: Bootstrap weights [resamples, sequences] from `resample_weights`.
-        about: What to say of the candidate beside its numbers; its keys come first.
+        about: What else the record says of the candidate; its keys come first.
+        vocab_size: Of the language model, for a warning where the model predicts worse than chance.
 
     Returns:
         Floats, counts and text; null (None) where a metric is undefined.
@@ -57,6 +58,7 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any])
             )
         if metrics["l0"] == 0:
             warnings.append("No latent fires on any held-out token.")
+        warnings += _doubts(metrics, resampled, len(evaluation.sums["tokens"]), vocab_size)
     target = about.get("target_l0")
     if target is not None and metrics["l0"] is not None and abs(metrics["l0"] / target - 1) > MISSED_TARGET:
         warnings.append(
@@ -77,6 +79,34 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any])
         "density_histogram": _density_histogram(density),
         "warnings": warnings,
     }
+
+
+def _doubts(
+    metrics: Mapping[str, float | None], resampled: Mapping[str, Tensor], sequences: int, vocab_size: int
+) -> list[str]:
+    """Why the numbers of an SAE may mean little: few sequences, nothing to recover, a model that predicts nothing."""
+    found = []
+    if sequences < FEW_SEQUENCES:
+        found.append(
+            f"few sequences: the intervals rest on {sequences} held-out sequence{'s' * (sequences != 1)}. Evaluate on "
+            "more tokens (eval_tokens)."
+        )
+    ce_clean, ce_zero = metrics["ce_clean"], metrics["ce_zero"]
+    if ce_clean is not None and ce_clean > math.log(vocab_size):
+        found.append(
+            f"The language model predicts worse than chance: its cross-entropy is {ce_clean:.4g} nats, and "
+            f"{math.log(vocab_size):.4g} is the log of its vocabulary. Check that model, tokenizer and text belong "
+            "together; losses say nothing here."
+        )
+    bounds = interval(resampled["ce_zero"] - resampled["ce_clean"])
+    if metrics["loss_recovered"] is not None and ce_clean is not None and ce_zero is not None and bounds:
+        low, high = bounds
+        if low <= 0:
+            found.append(
+                f"loss_recovered says nothing: zero ablation costs {ce_zero - ce_clean:.3g} nats, within its interval "
+                f"of {low:.3g} to {high:.3g}. Read fvu and delta_ce, or evaluate on more tokens."
+            )
+    return found
 
 
 def _density_histogram(density: Tensor) -> dict[str, Any]:

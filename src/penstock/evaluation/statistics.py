@@ -11,6 +11,9 @@ from penstock.metrics import metrics_of
 LEVEL = 0.95
 """Coverage of every interval."""
 
+FEW_SEQUENCES = 10
+"""Below this number of sequences, records warn that their intervals rest on little."""
+
 
 def resample_weights(num_sequences: int, resamples: int, seed: int) -> Float[Tensor, "resamples sequences"]:
     """How often each sequence is drawn in each bootstrap resample, float64.
@@ -26,23 +29,33 @@ def resample_weights(num_sequences: int, resamples: int, seed: int) -> Float[Ten
 def resampled_metrics(
     sums: Mapping[str, Float[Tensor, " sequences"]], weights: Float[Tensor, "resamples sequences"]
 ) -> dict[str, Float[Tensor, " resamples"]]:
-    """Every metric in every resample."""
-    return metrics_of({name: weights @ value for name, value in sums.items()})
+    """Every metric in every resample, widened about its value on all sequences by `few_groups_factor`.
+
+    Without the widening, a "95%" interval from five sequences covers 82%. From 100 sequences on it changes less than
+    2%. All values are NaN for a single sequence, because its spread is unknown.
+    """
+    sequences = weights.shape[1]
+    drawn = metrics_of({name: weights @ value for name, value in sums.items()})
+    if sequences < 2:
+        return {name: torch.full_like(value, torch.nan) for name, value in drawn.items()}
+    on_all = metrics_of({name: value.sum() for name, value in sums.items()})
+    factor = few_groups_factor(sequences)
+    return {name: on_all[name] + factor * (value - on_all[name]) for name, value in drawn.items()}
 
 
 def few_groups_factor(groups: int) -> float:
-    """By what the deviations of a bootstrap over few groups must be multiplied to cover what it should (93% for two).
+    """The factor by which the deviations of a bootstrap over few groups are widened to cover 95% (93% for two groups).
 
     sqrt(n / (n - 1)), as the spread of n groups about their own mean is too small, and the quantile of Student's t with
     n - 1 degrees of freedom over the normal one, as that spread is itself uncertain.
 
     Raises:
-        ValueError: there are less than two groups, whose spread is not known.
+        ValueError: there are fewer than two groups, so that their spread is unknown.
     """
     from scipy import stats
 
     if groups < 2:
-        raise ValueError(f"groups={groups} is out of range: it must be at least 2, as one has no spread.")
+        raise ValueError(f"groups={groups} is out of range: it must be at least 2, because one group has no spread.")
     upper = (1 + LEVEL) / 2
     return float((groups / (groups - 1)) ** 0.5 * stats.t.ppf(upper, groups - 1) / stats.norm.ppf(upper))
 
