@@ -1,116 +1,25 @@
 """A tiny random model of every family, saved to disk as users have them and loaded back."""
 
 import string
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from penstock.language_models.loading import LanguageModel
 
+# Lets the tests of this folder import `tiny_families`, which lies beside them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_families import FAMILIES, VOCAB_SIZE, Family  # noqa: E402
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CHARACTERS = string.ascii_letters
-VOCAB_SIZE = 64
-NUM_LAYERS = 3
-
-
-class Family(NamedTuple):
-    """How to build a model of a family, and where its parts are; not read from the library's table."""
-
-    config: str
-    settings: dict[str, Any]
-    blocks: str
-    attn_projection: str
-    mlp_projection: str
-    is_sum: bool = True
-    """Whether the block adds attention and MLP to the residual stream and does nothing else to it."""
-
-
-_COMMON = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 16,
-    "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "max_position_embeddings": 32,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-_GROUPED = _COMMON | {"num_key_value_heads": 2}
-_GEMMA = _GROUPED | {"head_dim": 8}
-_GEMMA2 = _GEMMA | {
-    "sliding_window": 4,
-    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-}
-_OPT = {key: value for key, value in _COMMON.items() if key != "intermediate_size"} | {"ffn_dim": 24}
-_LLAMA_PARTS = ("model.layers", "self_attn.o_proj", "mlp.down_proj")
-_OPT_PARTS = ("model.decoder.layers", "self_attn.out_proj", "fc2")
-
-FAMILIES = {
-    "gpt2": Family(
-        "GPT2Config",
-        {
-            "vocab_size": VOCAB_SIZE,
-            "n_embd": 16,
-            "n_layer": NUM_LAYERS,
-            "n_head": 4,
-            "n_inner": 24,
-            "n_positions": 32,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        "transformer.h",
-        "attn.c_proj",
-        "mlp.c_proj",
-    ),
-    "gpt_neox": Family("GPTNeoXConfig", _COMMON, "gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
-    "gpt_neox_sequential": Family(
-        "GPTNeoXConfig",
-        _COMMON | {"use_parallel_residual": False},
-        "gpt_neox.layers",
-        "attention.dense",
-        "mlp.dense_4h_to_h",
-    ),
-    "llama": Family("LlamaConfig", _GROUPED, *_LLAMA_PARTS),
-    "mistral": Family("MistralConfig", _GROUPED | {"sliding_window": 4}, *_LLAMA_PARTS),
-    "qwen2": Family("Qwen2Config", _GROUPED, *_LLAMA_PARTS),
-    "qwen3": Family("Qwen3Config", _GROUPED | {"head_dim": 8}, *_LLAMA_PARTS),
-    "phi3": Family("Phi3Config", _GROUPED | {"sliding_window": 4}, *_LLAMA_PARTS),
-    "gemma": Family("GemmaConfig", _GEMMA, *_LLAMA_PARTS),
-    "gemma2": Family("Gemma2Config", _GEMMA2, *_LLAMA_PARTS),
-    "gemma3_text": Family("Gemma3TextConfig", _GEMMA2, *_LLAMA_PARTS),
-    "gemma3": Family(
-        "Gemma3Config",
-        {
-            "text_config": _GEMMA2,
-            "vision_config": {
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 28,
-                "patch_size": 14,
-            },
-            "mm_tokens_per_image": 4,
-            "image_token_index": 63,
-        },
-        "model.language_model.layers",
-        "self_attn.o_proj",
-        "mlp.down_proj",
-    ),
-    "opt": Family("OPTConfig", _OPT, *_OPT_PARTS),
-    "opt_350m": Family(
-        "OPTConfig",
-        _OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 8},
-        *_OPT_PARTS,
-        is_sum=False,
-    ),
-}
 
 
 def save_tiny_model(family: Family, folder: Path) -> None:
@@ -192,6 +101,15 @@ def family_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def family(family_name: str) -> Family:
     return FAMILIES[family_name]
+
+
+@pytest.fixture(scope="session")
+def model_types() -> set[str]:
+    """The text models' `model_type` of all tiny models."""
+    import transformers
+
+    configs = [getattr(transformers, family.config)(**family.settings) for family in FAMILIES.values()]
+    return {config.get_text_config().model_type for config in configs}
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_families import FAMILIES
 from torch import Tensor, nn
 
 from penstock.language_models.hooks import captured, spliced
@@ -19,6 +20,7 @@ def test_blocks_after_the_deepest_site_are_never_called(
     load_tiny: Callable[..., LanguageModel], count_calls: Callable[[list[nn.Module]], list[int]], tokens: Tensor
 ) -> None:
     model = load_tiny("gpt2")
+    model.d_in("resid_post.1")  # the first question about a site runs the whole model once
     blocks, head = model.module.get_submodule("transformer.h"), model.module.get_submodule("lm_head")
     counts = count_calls([*blocks.children(), head])
 
@@ -32,6 +34,9 @@ def test_blocks_after_the_deepest_site_are_never_called(
     assert counts == [3, 2, 1, 0]
 
 
+@pytest.mark.parametrize(
+    "family_name", [name for name, family in FAMILIES.items() if "mlp_act.0" in family.sites], scope="session"
+)
 def test_within_a_block_too_nothing_runs_after_the_deepest_site(
     family_name: str,
     load_tiny: Callable[..., LanguageModel],
@@ -39,10 +44,11 @@ def test_within_a_block_too_nothing_runs_after_the_deepest_site(
     tokens: Tensor,
 ) -> None:
     model = load_tiny(family_name)
+    model.d_in("mlp_act.0")
     deepest = model.module.get_submodule(model.sites["mlp_act.0"].module)
     counts = count_calls([deepest])
 
-    model.activations(tokens, ["attn_out.0", "mlp_act.0"])
+    model.activations(tokens, ["resid_pre.0", "mlp_act.0"])
 
     assert counts == [0]
 
@@ -88,9 +94,9 @@ def test_the_flattened_mlp_of_opt_keeps_rows_apart(load_tiny: Callable[..., Lang
 
 def test_an_edit_at_one_position_changes_nothing_before_it(lm: LanguageModel, tokens: Tensor) -> None:
     def edit(activation: Tensor) -> Tensor:
-        return torch.cat([activation[:, :5], activation[:, 5:] + 1], dim=1)
+        return torch.cat([activation[:, :5], activation[:, 5:].roll(1, dims=-1)], dim=1)
 
-    changes = (lm.logits(tokens, {"mlp_act.0": edit}) - lm.logits(tokens)).abs().amax(dim=(0, 2))
+    changes = (lm.logits(tokens, {"resid_post.0": edit}) - lm.logits(tokens)).abs().amax(dim=(0, 2))
 
     assert changes[:5].max() < 1e-5
     assert changes[5] > 1e-3
@@ -200,3 +206,36 @@ def test_an_activation_is_kept_though_the_model_goes_on_to_change_it_in_place() 
 
     assert torch.equal(found["first"], torch.zeros(1, 2, 3))
     assert torch.equal(found["second"], torch.ones(1, 2, 3))
+
+
+def test_what_an_edit_returns_stays_as_it_is_in_every_family(lm: LanguageModel, tokens: Tensor) -> None:
+    """Falcon and Llama 4 add to it in place."""
+    sites = [site for site in lm.site_names if site.endswith(".1")]
+    acts = lm.activations(tokens, sites)
+    for site in sites:
+        damaged = acts[site] * 0.5
+        kept = damaged.clone()
+        first = lm.logits(tokens, {site: lambda _, damaged=damaged: damaged})
+        assert torch.equal(damaged, kept), site
+        assert torch.equal(lm.logits(tokens, {site: lambda _, damaged=damaged: damaged}), first), site
+
+
+def test_a_module_that_runs_again_is_an_error_in_the_pass_itself() -> None:
+    class Repeats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = nn.Linear(3, 3)
+            self.last = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.step(self.step(x)))
+
+    model = Repeats()
+    sites = {"step": Site("step", "output"), "last": Site("last", "output")}
+    x = torch.zeros(1, 2, 3)
+
+    with pytest.raises(ValueError, match="Site 'step': the module runs more"), captured(model, sites, (1, 2)):
+        model(x)
+    edits = {"step": lambda x: x, "last": lambda x: x}
+    with pytest.raises(ValueError, match="Site 'step': the module runs more"), spliced(model, sites, edits, (1, 2)):
+        model(x)

@@ -175,6 +175,26 @@ def test_a_model_that_is_not_a_causal_language_model_is_an_error(copied_model: P
         LanguageModel.load(copied_model)
 
 
+@pytest.mark.parametrize(
+    ("family", "setting", "value"),
+    [
+        ("gemma3_text", "use_bidirectional_attention", True),
+        ("gemma4_text", "use_bidirectional_attention", "all"),
+        ("gemma", "use_bidirectional_attention", True),
+        ("llama", "is_causal", False),
+    ],
+)
+def test_a_decoder_made_bidirectional_is_an_error_with_the_reason(
+    model_folder: Callable[[str], Path], tmp_path: Path, family: str, setting: str, value: object
+) -> None:
+    folder = shutil.copytree(model_folder(family), tmp_path / "both_ways")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {setting: value}))
+
+    with pytest.raises(ValueError, match=f"does not read from left to right: by .*{setting}.* in its config"):
+        LanguageModel.load(folder)
+
+
 def test_weights_that_the_checkpoint_lacks_are_an_error(copied_model: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -1,8 +1,8 @@
 """Language models: loading, sites, texts and tokens. Knows nothing of SAEs."""
 
+from penstock.language_models.families import FAMILIES as FAMILIES
 from penstock.language_models.hooks import Edit as Edit
 from penstock.language_models.loading import LanguageModel as LanguageModel
-from penstock.language_models.sites import FAMILIES as FAMILIES
 from penstock.language_models.sites import Site as Site
 from penstock.language_models.stdlib_corpus import Document as Document
 from penstock.language_models.stdlib_corpus import Split as Split

@@ -25,8 +25,6 @@ class _AllCaptured(Exception):
 def captured(model: nn.Module, sites: Mapping[str, Site], shape: tuple[int, int]) -> Iterator[dict[str, SequenceActs]]:
     """Collect activations from the forward pass in the `with` block, and end the block with the last of them.
 
-    Where a module runs more than once, the first time counts.
-
     Args:
         model: The language model.
         sites: What to collect, under the names they get in the result.
@@ -36,15 +34,16 @@ def captured(model: nn.Module, sites: Mapping[str, Site], shape: tuple[int, int]
         A dict that is filled by the time the block ends.
 
     Raises:
-        ValueError: a site was never computed, or holds no activation per position.
+        ValueError: a site was never computed, was computed a second time, or holds no activation per position.
     """
     found: dict[str, SequenceActs] = {}
 
     def capture(name: str) -> Callable[[Tensor], Tensor]:
         def hook(activation: Tensor) -> Tensor:
-            if name not in found:
-                # A copy, since some models go on to add to the tensor in place.
-                found[name] = _by_position(activation, shape, name).clone()
+            if name in found:
+                raise runs_again(name)
+            # A copy, since some models go on to add to the tensor in place.
+            found[name] = by_position(activation, shape, name).clone()
             if len(found) == len(sites):
                 raise _AllCaptured
             return activation
@@ -72,18 +71,21 @@ def spliced(
         shape: Sequences and positions of the tokens that the model is about to read.
 
     Raises:
-        ValueError: a site was never computed, holds no activation per position, or its edit returned
-            something of another shape or not in floating point.
+        ValueError: a site was never computed, was computed a second time, holds no activation per position, or its
+            edit returned something of another shape or not in floating point.
     """
     found: set[str] = set()
 
     def splice(name: str) -> Callable[[Tensor], Tensor]:
         def hook(activation: Tensor) -> Tensor:
+            if name in found:
+                raise runs_again(name)
             found.add(name)
-            before = _by_position(activation, shape, name)
+            before = by_position(activation, shape, name)
             after = edits[name](before)
             _check_edit(name, before, after)
-            return after.to(activation).reshape(activation.shape)
+            # A copy, since some models go on to add to the tensor in place, and the edit may use it again.
+            return after.to(activation, copy=True).reshape(activation.shape)
 
         return hook
 
@@ -132,16 +134,46 @@ def _on_output(name: str, function: Callable[[Tensor], Tensor]) -> Callable[...,
     return hook
 
 
-def _by_position(activation: Tensor, shape: tuple[int, int], name: str) -> SequenceActs:
-    """View an activation as [sequences, positions, d_in]."""
-    sequences, positions = shape
-    is_flat = activation.ndim == 2 and len(activation) == sequences * positions
-    if not activation.is_floating_point() or not (is_flat or (activation.ndim >= 3 and activation.shape[:2] == shape)):
+def first_input(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor that a module reads first, by position or by keyword."""
+    if args and isinstance(args[0], Tensor):
+        return args[0]
+    return next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
+
+
+def first_output(output: object) -> Tensor | None:
+    """The tensor that a module returns, alone or first in a tuple."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+def runs_again(name: str) -> ValueError:
+    """The error for a site whose module runs more than once in a forward pass."""
+    return ValueError(
+        f"Site {name!r}: the module runs more than once in a forward pass, because layers share it or the model "
+        f"repeats it, so the site has no single activation for each token. Choose a module that runs once."
+    )
+
+
+def by_position(activation: Tensor, shape: tuple[int, int], name: str) -> SequenceActs:
+    """An activation as [sequences, positions, d_in].
+
+    Raises:
+        ValueError: it does not hold one activation for each position.
+    """
+    if not is_by_position(activation, shape):
+        sequences, positions = shape
         raise ValueError(
             f"Site {name!r} holds {activation.dtype} of shape {list(activation.shape)}, not one activation "
             f"for each of the {sequences} x {positions} tokens. Choose the input or output of another module."
         )
-    return activation.reshape(sequences, positions, -1)
+    return activation.reshape(*shape, -1)
+
+
+def is_by_position(activation: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether a tensor holds one activation for each position, with sequences and positions in one axis or in two."""
+    is_flat = activation.ndim == 2 and len(activation) == shape[0] * shape[1]
+    return activation.is_floating_point() and (is_flat or (activation.ndim >= 3 and activation.shape[:2] == shape))
 
 
 def _check_edit(name: str, before: Tensor, after: object) -> None:

@@ -1,7 +1,9 @@
 """`LanguageModel`: any causal language model of Hugging Face `transformers`, to read and to edit."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +12,16 @@ import torch
 from penstock.language_models.hooks import Edit, captured, spliced
 from penstock.language_models.prefix import Prefix, blocks_before, recorded, replayed
 from penstock.language_models.pretrained import load_pretrained
-from penstock.language_models.sites import Site, find_site, named_sites
+from penstock.language_models.sites import Site, example_path, find_site, named_sites
+from penstock.language_models.survey import Survey, survey
 from penstock.shapes import Logits, SequenceActs, Tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Where the configs of different families keep the number of positions a model takes.
+logger = logging.getLogger(__name__)
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 
@@ -39,7 +44,7 @@ class LanguageModel:
     num_layers: int
     vocab_size: int
     sites: dict[str, Site]
-    """The named sites (see `penstock.language_models.sites`); any module's path works besides."""
+    """The named sites (see `penstock.language_models.sites`); the path of any module is a site too."""
 
     def __init__(self, module: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         text_config = module.config.get_text_config()
@@ -49,7 +54,7 @@ class LanguageModel:
         self.context = _context(text_config, tokenizer)
         self.num_layers = text_config.num_hidden_layers
         self.vocab_size = text_config.vocab_size
-        self.sites = named_sites(module.config.model_type, self.num_layers)
+        self.sites = named_sites(module, text_config.model_type, self.num_layers)
         self._widths: dict[str, int] = {}
 
     @classmethod
@@ -105,15 +110,40 @@ class LanguageModel:
         """The named sites, layer by layer in the order in which they are computed."""
         return list(self.sites)
 
+    @property
+    def middle_site(self) -> str:
+        """The residual stream that leaves the middle block: what is trained on where no site is given.
+
+        Raises:
+            ValueError: the blocks of this model are not known by name.
+        """
+        site = f"resid_post.{self.num_layers // 2}"
+        if site not in self.sites:
+            raise ValueError(
+                f"{self.name!r} is a {self.module.config.model_type!r} model, a family without named sites, so "
+                f"there is no default site. Give one: the input or output of any module, for example "
+                f"{example_path(self.module)!r}."
+            )
+        return site
+
     def d_in(self, site: str) -> int:
         """The width of the activation at a site.
 
         Raises:
-            ValueError: the model has no such site.
+            ValueError: the model has no such site, its module runs more than once in a forward pass, or the model does
+                not read from left to right.
         """
         if site not in self._widths:
-            token = torch.zeros(1, 1, dtype=torch.long)
-            self._widths[site] = self.activations(token, [site])[site].shape[-1]
+            place = find_site(site, self.sites, self.module)
+            self._widths[site] = self._survey.width(site, place)
+            # The named sites are tested family by family.
+            if place not in self.sites.values() and not self._has_effect(site):
+                logger.warning(
+                    "Replacing the activation at %r changes nothing in the model's output: the model goes on with "
+                    "something else that this module returns, as it does with a router. An SAE can be trained there, "
+                    "but its loss recovered says nothing.",
+                    site,
+                )
         return self._widths[site]
 
     @torch.no_grad()
@@ -144,10 +174,11 @@ class LanguageModel:
         """What the blocks before a site make of some tokens, for `logits` with edits at that site to start from.
 
         None where there is nothing to save: the site lies in the first block, in none, or in a model whose blocks
-        are not known by name.
+        are not known by name or run more than once.
         """
         blocks = blocks_before(find_site(site, self.sites, self.module), self.sites, self.num_layers)
-        if not blocks:
+        # A block that runs again behind the site must not return there what it returned before it.
+        if not blocks or any(self._survey.runs[self.module.get_submodule(block)] != 1 for block in blocks):
             return None
         with recorded(self.module, blocks) as found:
             self._forward(tokens)
@@ -176,7 +207,25 @@ class LanguageModel:
         with start, spliced(self.module, self._places(edits), edits, _shape(tokens)):
             return self._forward(tokens)
 
+    @cached_property
+    def _survey(self) -> Survey:
+        return survey(self.module, self._forward, self._few_tokens())
+
+    def _few_tokens(self) -> Tokens:
+        """Two rows that differ in the last token; ids from the middle, where no special tokens are."""
+        tokens = torch.full((2, min(3, self.context)), self.vocab_size // 2, device="cpu")
+        tokens[1, -1] = self.vocab_size // 3
+        return tokens
+
+    @torch.no_grad()
+    def _has_effect(self, site: str) -> bool:
+        tokens = self._few_tokens()
+        changed = self.logits(tokens, {site: lambda x: x.roll(1, dims=-1) + 1})
+        return not torch.equal(changed, self.logits(tokens))
+
     def _places(self, sites: Sequence[str] | Mapping[str, Edit]) -> dict[str, Site]:
+        for site in sites:
+            self.d_in(site)
         return {site: find_site(site, self.sites, self.module) for site in sites}
 
     def _forward(self, tokens: Tokens) -> Logits:

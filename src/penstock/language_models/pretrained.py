@@ -128,6 +128,17 @@ def _check_is_causal(config: "PretrainedConfig") -> None:
             f"it is a {config.model_type!r} model, not a causal language model (one that reads from left to "
             f"right, such as GPT-2 or Llama)."
         )
+    text = config.get_text_config()
+    both_ways = {
+        "use_bidirectional_attention": getattr(text, "use_bidirectional_attention", None) in (True, "all"),
+        "is_causal": False in (getattr(config, "is_causal", None), getattr(text, "is_causal", None)),
+    }
+    if any(both_ways.values()):
+        names = " and ".join(name for name, is_set in both_ways.items() if is_set)
+        raise ValueError(
+            f"it does not read from left to right: by {names} in its config, each token sees those after it. Its "
+            f"cross-entropy, and what a replacement costs, would mean nothing. Choose a causal language model."
+        )
 
 
 def _check_makes_tokens(tokenizer: "PreTrainedTokenizerBase") -> None:

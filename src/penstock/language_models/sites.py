@@ -1,7 +1,7 @@
 """Sites: the places in a language model whose activations can be read and replaced.
 
 A site is the input or the output of one module, written `MODULE.input` or `MODULE.output`, for example
-`model.layers.0.mlp.down_proj.input`. That works in every model. For the families below there are also
+`model.layers.0.mlp.down_proj.input`. That works in every model. For the families in `families.py` there are also
 names that mean the same in all of them; L counts the layers from 0:
 
     resid_pre.L    the residual stream that enters block L
@@ -12,8 +12,10 @@ names that mean the same in all of them; L counts the layers from 0:
     mlp_out.L      what the MLP adds to the residual stream
     resid_post.L   the residual stream that leaves block L
 
-so that resid_pre.L + attn_out.L + mlp_out.L = resid_post.L. A family is one entry of `FAMILIES`: to name
-the sites of another one, look at its modules (`print(model.module)`) and add a line.
+so that resid_pre.L + attn_out.L + mlp_out.L = resid_post.L, except where `families.py` says otherwise. A layer has the
+names whose modules it has: a layer with several experts has no mlp_act, a layer without attention no attn_z.
+
+TransformerLens' names for these sites are understood as well: `blocks.1.hook_resid_post` is `resid_post.1`.
 """
 
 import difflib
@@ -23,66 +25,24 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-_GPT2 = {
-    "resid_pre": "transformer.h.L.input",
-    "attn_z": "transformer.h.L.attn.c_proj.input",
-    "attn_out": "transformer.h.L.attn.output",
-    "mlp_act": "transformer.h.L.mlp.c_proj.input",
-    "mlp_out": "transformer.h.L.mlp.output",
-    "resid_post": "transformer.h.L.output",
-}
+from penstock.language_models.families import FAMILIES
 
-_NEOX = {
-    "resid_pre": "gpt_neox.layers.L.input",
-    "attn_z": "gpt_neox.layers.L.attention.dense.input",
-    "attn_out": "gpt_neox.layers.L.attention.output",
-    "mlp_act": "gpt_neox.layers.L.mlp.dense_4h_to_h.input",
-    "mlp_out": "gpt_neox.layers.L.mlp.output",
-    "resid_post": "gpt_neox.layers.L.output",
-}
+# Where the blocks of a text model lie inside a model that reads images too.
+_INSIDE_A_WRAPPER = ("model.language_model.", "language_model.model.")
 
-# The MLP of OPT is no module of its own. OPT-350m normalises the sum after each addition, so there the
-# sum rule above does not hold: attn_out and mlp_out are still what is added, before that norm.
-_OPT = {
-    "resid_pre": "model.decoder.layers.L.input",
-    "attn_z": "model.decoder.layers.L.self_attn.out_proj.input",
-    "attn_out": "model.decoder.layers.L.self_attn.output",
-    "mlp_act": "model.decoder.layers.L.fc2.input",
-    "mlp_out": "model.decoder.layers.L.fc2.output",
-    "resid_post": "model.decoder.layers.L.output",
+# What TransformerLens calls the named sites, inside `blocks.L.`.
+_TRANSFORMER_LENS = {
+    "hook_resid_pre": "resid_pre",
+    "attn.hook_z": "attn_z",
+    "hook_attn_out": "attn_out",
+    "mlp.hook_post": "mlp_act",
+    "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid_post",
 }
+_TRANSFORMER_LENS_NAME = re.compile(r"(?:blocks\.(\d+)\.)?((?:\w+\.)?hook_\w+)")
 
-_LLAMA = {
-    "resid_pre": "model.layers.L.input",
-    "attn_z": "model.layers.L.self_attn.o_proj.input",
-    "attn_out": "model.layers.L.self_attn.output",
-    "mlp_act": "model.layers.L.mlp.down_proj.input",
-    "mlp_out": "model.layers.L.mlp.output",
-    "resid_post": "model.layers.L.output",
-}
-
-# Gemma 2 and 3 normalise what attention and MLP return before adding it; the sites are after that norm.
-_GEMMA2 = _LLAMA | {
-    "attn_out": "model.layers.L.post_attention_layernorm.output",
-    "mlp_out": "model.layers.L.post_feedforward_layernorm.output",
-}
-
-FAMILIES: dict[str, dict[str, str]] = {
-    "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
-    "opt": _OPT,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "phi3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _GEMMA2,
-    "gemma3_text": _GEMMA2,
-    # Gemma 3 from 4B up reads images too; its text model sits one module deeper.
-    "gemma3": {name: path.replace("model.", "model.language_model.", 1) for name, path in _GEMMA2.items()},
-}
-"""The sites of each family by its Hugging Face `model_type`; L stands for the layer."""
+Side = Literal["input", "output"]
+SIDES: tuple[Side, ...] = ("input", "output")
 
 
 class Site(NamedTuple):
@@ -90,49 +50,87 @@ class Site(NamedTuple):
 
     module: str
     """Path of the module, as in `model.named_modules()`."""
-    side: Literal["input", "output"]
+    side: Side
 
 
-def named_sites(model_type: str, num_layers: int) -> dict[str, Site]:
+def named_sites(model: nn.Module, model_type: str, num_layers: int) -> dict[str, Site]:
     """The named sites of a model, layer by layer in the order in which they are computed.
 
     Args:
-        model_type: The `model_type` of the model's Hugging Face config.
-        num_layers: How many blocks the model has.
+        model: The language model.
+        model_type: The `model_type` of its Hugging Face text config.
+        num_layers: The number of its blocks.
 
     Returns:
-        Name to site; empty where `model_type` is not in `FAMILIES`.
+        Name to site, for the modules that the model has; empty where `model_type` is not in `FAMILIES`.
     """
-    family = FAMILIES.get(model_type, {})
-    return {
-        f"{name}.{layer}": _parse(path.replace(".L.", f".{layer}."))
-        for layer in range(num_layers)
-        for name, path in family.items()
-    }
+    modules = {path for path, _ in model.named_modules(remove_duplicate=False)}
+    found: dict[str, Site] = {}
+    for layer in range(num_layers):
+        for kind, paths in FAMILIES.get(model_type, {}).items():
+            places = [_parse(path.replace(".L.", f".{layer}.")) for path in _with_wrapped(paths)]
+            there = [place for place in places if place.module in modules]
+            if there:
+                found[f"{kind}.{layer}"] = there[0]
+    return found
+
+
+def _with_wrapped(paths: tuple[str, ...]) -> list[str]:
+    inside = [
+        path.replace("model.", root, 1) for path in paths for root in _INSIDE_A_WRAPPER if path.startswith("model.")
+    ]
+    return [*paths, *inside]
+
+
+def site_name(site: str) -> str:
+    """Our name for a site that is given by TransformerLens' name; any other name as it is.
+
+    Raises:
+        ValueError: a name of TransformerLens for a place that has no name here; says which path to take instead.
+    """
+    match = _TRANSFORMER_LENS_NAME.fullmatch(site)
+    if match is None:
+        return site
+    layer, hook = match.groups()
+    if layer is not None and hook in _TRANSFORMER_LENS:
+        return f"{_TRANSFORMER_LENS[hook]}.{layer}"
+    if layer is not None and hook == "hook_resid_mid":
+        raise ValueError(
+            f"{site!r} is the residual stream between attention and MLP. No module takes or returns it for both the "
+            f"MLP and the next block, so it cannot be replaced here. Choose resid_pre.{layer} or resid_post.{layer}, "
+            f"or read the input of the norm before the MLP by its path (in GPT-2 'transformer.h.{layer}.ln_2.input')."
+        )
+    known = ", ".join(f"blocks.L.{name}" for name in _TRANSFORMER_LENS)
+    raise ValueError(
+        f"{site!r} looks like a name of TransformerLens, of which these are understood: {known}. Give the path of the "
+        f"module instead, followed by .input or .output."
+    )
 
 
 def find_site(site: str, named: Mapping[str, Site], model: nn.Module) -> Site:
     """Look up a site by its name or by a module's path.
 
     Args:
-        site: A key of `named`, or the path of any module of `model` followed by `.input` or `.output`.
+        site: A key of `named`, its name in TransformerLens, or the path of any module of `model` followed by `.input`
+            or `.output`.
         named: The named sites of `model`.
         model: The language model.
 
     Raises:
         ValueError: `model` has no such site.
     """
-    if site in named:
-        return named[site]
-    paths = {f"{path}.{side}" for path, _ in model.named_modules() if path for side in ("input", "output")}
-    if site in paths:
-        return _parse(site)
-    close = difflib.get_close_matches(site, [*named, *paths], n=1)
+    name = site_name(site)
+    if name in named:
+        return named[name]
+    paths = {f"{path}.{side}" for path, _ in model.named_modules(remove_duplicate=False) if path for side in SIDES}
+    if name in paths:
+        return _parse(name)
+    close = difflib.get_close_matches(name, [*named, *paths], n=1)
     raise ValueError(
         f"This model has no site {site!r}."
         + (f" Did you mean {close[0]!r}?" if close else "")
         + f" Its sites are {_abbreviated(named)}the input or output of any of its modules, for example "
-        f"{_example(model)!r}."
+        f"{example_path(model)!r}."
     )
 
 
@@ -150,7 +148,8 @@ def _abbreviated(named: Mapping[str, Site]) -> str:
     return ", ".join(ranges) + "; and " if ranges else ""
 
 
-def _example(model: nn.Module) -> str:
-    """A module deep inside the model, whose path shows what such paths look like."""
+def example_path(model: nn.Module) -> str:
+    """A site deep inside the model, which shows what the paths of its modules look like."""
     paths = [path for path, _ in model.named_modules() if re.search(r"\.\d+\.", path)]
-    return f"{paths[-1] if paths else 'model.layers.0.mlp'}.output"
+    everything = [path for path, _ in model.named_modules() if path]
+    return f"{(paths or everything)[-1]}.output"
