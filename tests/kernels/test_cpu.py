@@ -1,11 +1,13 @@
 """What is special to the CPU: threads, buffers that are lent again, and the BLAS they share."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+import penstock
 from penstock.kernels import buffers, cpu, reference
 from penstock.kernels.buffers import borrow, single_threaded_blas
 from penstock.kernels.reference import AdamStep
@@ -255,3 +258,23 @@ def test_threads_are_set_for_a_while(threads: Callable[[int], None]) -> None:
         with cpu_threads(None):
             assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == 2
+
+
+def test_kernels_work_where_their_compiled_form_cannot_be_kept(tmp_path: Path) -> None:
+    """As in a container with a read-only package and no home; files in the way stop a root user, too."""
+    package = tmp_path / "penstock"
+    shutil.copytree(Path(penstock.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "embedded"))
+    (package / "kernels" / "__pycache__").touch()
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "home")
+    script = (
+        "import torch; from penstock.kernels import cpu_loops; from penstock.saes import ReLUSAE;"
+        "print(cpu_loops.__file__, ReLUSAE(2, 3).encode(torch.ones(2, 2)).shape)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
+    environment |= {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "LOCALAPPDATA": nowhere, "PYTHONPATH": str(tmp_path)}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == str(package / "kernels" / "cpu_loops.py")
+    assert done.stderr.count("cannot be kept") == 1 and "NUMBA_CACHE_DIR" in done.stderr

@@ -217,3 +217,17 @@ def test_under_autocast_the_factors_are_rounded_and_the_product_is_not(path: Cho
     assert torch.equal(code.support.indices, expected.support.indices)
     torch.testing.assert_close(code.values.double(), expected.values, rtol=1e-5, atol=1e-5)
     assert not torch.equal(code.values, code.values.bfloat16().float())
+
+
+@every_path
+def test_backward_inside_autocast_gives_the_same_gradients(path: Choice) -> None:
+    p = Problem(*(tensor.float().requires_grad_() for tensor in problem(16, 40, 30, cut=3.0)))
+    with forced(path), torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = gradients(on_support(p), p)
+        loss = on_support(p)
+    with forced(path):
+        outside = gradients(loss, p)
+    assert {gradient.dtype for gradient in inside} == {torch.float32}
+    for one, other in zip(inside, outside, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(inside[2], inside[2].bfloat16().float()), "b_dec's, by a product of matrix and vector"

@@ -4,22 +4,44 @@ Four rows are taken at a time in the inner loops: what is accumulated is then lo
 """
 
 import inspect
+import logging
 from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
+
 Array = NDArray[Any]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call and keep the result on disk."""
+    """Compile at the first call and keep the result on disk, where there is a place for it."""
     # Unwrapped, because the tests check annotations by wrapping every function. Of "fastmath" only reordering: "nnan"
     # and "ninf" would let a NaN pass for a number.
-    compile_ = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-    return compile_(inspect.unwrap(function))
+    function = inspect.unwrap(function)
+    compile_ = partial(njit, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+    try:
+        return compile_(cache=True)(function)
+    except RuntimeError as error:
+        # numba's way to say that neither the package's folder nor the user's cache can be written to.
+        if "no locator available" not in str(error):
+            raise
+        _say_that_nothing_is_kept()
+        return compile_()(function)
+
+
+@cache
+def _say_that_nothing_is_kept() -> None:
+    logger.warning(
+        "The compiled CPU kernels cannot be kept: neither %s nor the user's cache folder can be written to. Every "
+        "process compiles them again, which takes up to a minute. Set NUMBA_CACHE_DIR to a folder that can be written to.",
+        Path(__file__).parent,
+    )
 
 
 @compiled

@@ -80,7 +80,7 @@ class _Encode(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_dec: Tensor, cut: Tensor) -> tuple[Tensor, Support]:
         device = x.device.type
         factors = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):
+        with _as_given(x):
             centred = (x - b_dec).contiguous()
             code = kernels_for(x).select(centred, W_enc, cut, factors)
         ctx.kernels = kernels_on(code.support, x)
@@ -97,13 +97,14 @@ class _Encode(torch.autograd.Function):
         need_x, need_W, need_b, _ = ctx.needs_input_grad
         gradient = gradient.contiguous()
         of_x = of_W = of_b = None
-        if need_W:
-            of_W = kernels.weight_gradient(support, [gradient], [centred]).T
-        if need_x:
-            no_bias = centred.new_zeros(centred.shape[1])
-            (of_x,) = kernels.decode(support, [gradient], W_enc.T.contiguous(), no_bias)
-        if need_b:
-            of_b = -(W_enc @ kernels.sum_by_latent(support, gradient))
+        with _as_given(W_enc):
+            if need_W:
+                of_W = kernels.weight_gradient(support, [gradient], [centred]).T
+            if need_x:
+                no_bias = centred.new_zeros(centred.shape[1])
+                (of_x,) = kernels.decode(support, [gradient], W_enc.T.contiguous(), no_bias)
+            if need_b:
+                of_b = -(W_enc @ kernels.sum_by_latent(support, gradient))
         return of_x, of_W, of_b, None
 
 
@@ -131,7 +132,8 @@ class _Decode(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         W_dec, codes = W_dec.contiguous(), tuple(code.contiguous() for code in codes)
         ctx.save_for_backward(W_dec, *codes)
-        return tuple(ctx.kernels.decode(support, codes, W_dec, b_dec))
+        with _as_given(W_dec):
+            return tuple(ctx.kernels.decode(support, codes, W_dec, b_dec))
 
     @staticmethod
     @once_differentiable
@@ -143,16 +145,21 @@ class _Decode(torch.autograd.Function):
         rows_of = {c: gradient.contiguous() for c, gradient in enumerate(gradients) if gradient is not None}
 
         asked = [c for c in rows_of if need_codes[c]]
-        of_codes: list[Tensor | None] = [None] * len(codes)
-        if asked:
-            found = kernels.value_gradients(support, [rows_of[c] for c in asked], W_dec)
-            for c, of_code in zip(asked, found, strict=True):
-                of_codes[c] = of_code
-
         training = [c for c in rows_of if ctx.trained[c]]
+        of_codes: list[Tensor | None] = [None] * len(codes)
         of_W = of_b = None
-        if need_W and training:
-            of_W = kernels.weight_gradient(support, [codes[c] for c in training], [rows_of[c] for c in training])
-        if need_b and training:
-            of_b = torch.stack([rows_of[c].sum(dim=0) for c in training]).sum(dim=0)
+        with _as_given(W_dec):
+            if asked:
+                found = kernels.value_gradients(support, [rows_of[c] for c in asked], W_dec)
+                for c, of_code in zip(asked, found, strict=True):
+                    of_codes[c] = of_code
+            if need_W and training:
+                of_W = kernels.weight_gradient(support, [codes[c] for c in training], [rows_of[c] for c in training])
+            if need_b and training:
+                of_b = torch.stack([rows_of[c].sum(dim=0) for c in training]).sum(dim=0)
         return None, None, of_W, of_b, *of_codes
+
+
+def _as_given(tensor: Tensor) -> torch.autocast:
+    """A region in which no operation changes its factors' precision: `backward` may be called inside autocast, too."""
+    return torch.autocast(tensor.device.type, enabled=False)
