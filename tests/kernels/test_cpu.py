@@ -20,7 +20,7 @@ from torch import Tensor
 import penstock
 from penstock.kernels import buffers, cpu, reference
 from penstock.kernels.buffers import borrow, single_threaded_blas
-from penstock.kernels.reference import AdamStep
+from penstock.kernels.protocol import AdamStep
 from penstock.kernels.threads import cpu_threads, in_parallel, shares
 from penstock.sparse import SparseCode
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import decode_from_support, encode_to_support, forced, per_latent, reference
-from penstock.kernels.reference import AdamStep
+from penstock.kernels.protocol import AdamStep
 from penstock.sparse import SparseCode, Support
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")

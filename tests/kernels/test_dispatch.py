@@ -1,8 +1,12 @@
+from importlib import import_module
+from inspect import signature
+
 import pytest
 import torch
 
 from penstock.kernels import cpu, dispatch, forced, reference
 from penstock.kernels.dispatch import kernels_for, kernels_on
+from penstock.kernels.protocol import Kernels
 from penstock.sparse import SparseCode
 
 
@@ -32,3 +36,16 @@ def test_a_path_can_be_forced_and_is_let_go_again() -> None:
             assert kernels_for(x) is reference
         assert kernels_for(x) is cpu
     assert kernels_on(dense, x) is reference
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "cuda"])
+def test_every_module_of_kernels_has_the_functions_of_the_protocol(name: str) -> None:
+    if name == "cuda":
+        pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    module = import_module(f"penstock.kernels.{name}")
+    functions = [function for function in Kernels.__dict__ if not function.startswith("_")]
+    assert len(functions) == 7
+    for function in functions:
+        _, *wanted = signature(getattr(Kernels, function)).parameters.values()
+        found = signature(getattr(module, function)).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in found] == [(p.name, p.kind, p.default) for p in wanted]

@@ -1,8 +1,8 @@
 """CPU kernels in numba: loops over the support, shared out among threads.
 
-Every function has its definition in `reference.py`. No result depends on the number of threads: each row of a result is
-made by one thread in a fixed order, and where work has to be cut (`select`, `sum_by_latent`), the shapes alone decide
-where. Threads then share out whole pieces.
+Every function has its definition in `reference.py` or `adam.py`. No result depends on the number of threads: each row
+of a result is made by one thread in a fixed order, and where work has to be cut (`select`, `sum_by_latent`), the shapes
+alone decide where. Threads then share out whole pieces.
 
 The loops themselves are in `cpu_loops.py`.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from penstock.kernels import cpu_loops as loops
 from penstock.kernels.buffers import borrow, single_threaded_blas
-from penstock.kernels.reference import AdamStep
+from penstock.kernels.protocol import AdamStep, Dictionary
 from penstock.kernels.threads import in_parallel, shares
 from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import ByLatent, SparseCode, Support, Values
@@ -41,7 +41,6 @@ MAX_COLUMNS = 2048
 SUM_PARTS, PAIRS_PER_PART = 8, 2**16
 """Parts that `sum_by_latent` is cut into at most, and the pairs that each has at least."""
 
-Dictionary = Float[Tensor, "d_sae d_in"]
 Array = NDArray[Any]
 
 

@@ -39,7 +39,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _say_that_nothing_is_kept() -> None:
     logger.warning(
         "The compiled CPU kernels cannot be kept: neither %s nor the user's cache folder can be written to. Every "
-        "process compiles them again, which takes up to a minute. Set NUMBA_CACHE_DIR to a folder that can be written to.",
+        "process compiles them again, which takes up to a minute. Set NUMBA_CACHE_DIR to a folder you may write to.",
         Path(__file__).parent,
     )
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from penstock.kernels import cuda_programs as programs
-from penstock.kernels.reference import AdamStep, Dictionary
+from penstock.kernels.protocol import AdamStep, Dictionary
 from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import ByLatent, SparseCode, Support, Values
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from penstock.kernels import reference
+from penstock.kernels.protocol import Kernels
 from penstock.sparse import Support
 
 DENSE_ABOVE = {"cpu": 0.2, "cuda": 0.1}
@@ -34,7 +34,7 @@ def forced(choice: Choice) -> Iterator[None]:
         _forced.reset(token)
 
 
-def kernels_for(tensor: Tensor) -> ModuleType:
+def kernels_for(tensor: Tensor) -> Kernels:
     """The kernels for a tensor's device and precision.
 
     Imported when first needed: numba and Triton take a while, and Triton is only there with CUDA.
@@ -51,7 +51,7 @@ def kernels_for(tensor: Tensor) -> ModuleType:
     return reference
 
 
-def kernels_on(support: Support, tensor: Tensor) -> ModuleType:
+def kernels_on(support: Support, tensor: Tensor) -> Kernels:
     """The kernels for products with a code on this support: the dense ones where it is dense."""
     if _forced.get() is None and support.density > DENSE_ABOVE.get(tensor.device.type, 0.0):
         return reference

@@ -9,7 +9,6 @@ dense: every gradient lives on the support, too.
 """
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from penstock.kernels.dispatch import kernels_for, kernels_on
+from penstock.kernels.protocol import Kernels
 from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import SparseCode, Support, Values
 
@@ -91,7 +91,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        kernels: ModuleType = ctx.kernels
+        kernels: Kernels = ctx.kernels
         support: Support = ctx.support
         centred, W_enc = ctx.saved_tensors
         need_x, need_W, need_b, _ = ctx.needs_input_grad
@@ -138,7 +138,7 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        kernels: ModuleType = ctx.kernels
+        kernels: Kernels = ctx.kernels
         support: Support = ctx.support
         W_dec, *codes = ctx.saved_tensors
         _, _, need_W, need_b, *need_codes = ctx.needs_input_grad

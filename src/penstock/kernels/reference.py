@@ -5,19 +5,28 @@ The CPU and CUDA kernels have the same functions and agree with these up to roun
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from penstock.kernels.adam import adam_rows_, squared_norms
+from penstock.kernels.protocol import Dictionary
 from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import SparseCode, Support, Values
 
+__all__ = [
+    "adam_rows_",
+    "decode",
+    "select",
+    "squared_norms",
+    "sum_by_latent",
+    "value_gradients",
+    "weight_gradient",
+]
+
 BLOCK = {"cpu": 2**23, "cuda": 2**27}
 """Entries of a dense block [rows, d_sae], by device type."""
-
-Dictionary = Float[Tensor, "d_sae d_in"]
 
 
 def select(
@@ -94,60 +103,3 @@ def _written_out(values: Values, places: Tensor, rows: slice, support: Support) 
     block = values.new_zeros((rows.stop - rows.start) * support.d_sae)
     block[places] = values
     return block.view(-1, support.d_sae)
-
-
-class AdamStep(NamedTuple):
-    """One step of Adam without a first moment (beta1 = 0), in float64 on the host."""
-
-    lr: float
-    beta2: float
-    correction: float
-    """1 - beta2^t after t steps: the second moment is divided by it."""
-    eps: float
-    scale: float = 1.0
-    """Factor on the gradient, below 1 where it is clipped."""
-
-
-def squared_norms(
-    gradient: Dictionary, latents: Int[Tensor, " some"], unit_rows: Dictionary | None
-) -> Float[Tensor, " some"]:
-    """Squared norms of these latents' gradient rows, without their parts along `unit_rows` if given."""
-    rows = gradient[latents]
-    if unit_rows is not None:
-        rows = _projected(rows, unit_rows[latents])
-    return rows.square().sum(dim=1)
-
-
-def adam_rows_(
-    W: Dictionary,
-    gradient: Dictionary,
-    second_moment: Dictionary,
-    latents: Int[Tensor, " some"],
-    decay: Float[Tensor, " some"],
-    step: AdamStep,
-    *,
-    unit: bool,
-) -> None:
-    """Update some rows in place: project, Adam, renormalise.
-
-    Args:
-        W: Parameter, latent-major.
-        gradient: Of the loss; rows of other latents are not read.
-        second_moment: As of each latent's last update.
-        latents: The rows to update, each once.
-        decay: What each row's second moment is multiplied by first: beta2 to the power of the steps since.
-        step: Settings of this step.
-        unit: Remove the gradient's part along the row, and bring the row back to unit norm.
-    """
-    rows, moments = W[latents], second_moment[latents]
-    g = gradient[latents]
-    g = step.scale * (_projected(g, rows) if unit else g)
-    moments = decay[:, None] * moments + (1 - step.beta2) * g.square()
-    rows = rows - step.lr * g / ((moments / step.correction).sqrt() + step.eps)
-    if unit:
-        rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    W[latents], second_moment[latents] = rows, moments
-
-
-def _projected(gradient: Float[Tensor, "some d_in"], unit_rows: Float[Tensor, "some d_in"]) -> Tensor:
-    return gradient - (gradient * unit_rows).sum(dim=1, keepdim=True) * unit_rows

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from penstock.kernels.dispatch import kernels_for
-from penstock.kernels.reference import AdamStep
+from penstock.kernels.protocol import AdamStep
 from penstock.saes import TrainableSAE
 from penstock.training.config import SAEConfig
 
