@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from penstock.formats import SAEFileError, load_sae, save_sae
+from penstock.kernels import forced
 from penstock.saes import ARCHITECTURES, SAE, ReLUSAE, trainable
 
 MakeSAE = Callable[..., SAE]
@@ -40,6 +41,18 @@ def test_an_sae_comes_back_bit_for_bit(arch: str, dtype: torch.dtype, random_sae
         assert torch.equal(after[name], value), name
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(loaded(x), sae(x))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_default_device_does_not_move_a_part_of_an_sae(arch: str, random_sae: MakeSAE, tmp_path: Path) -> None:
+    sae = random_sae(arch)
+    save_sae(sae, tmp_path, METADATA)
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.device("meta"), forced("cpu"):
+        loaded, _ = load_sae(tmp_path)
+        found = loaded(x), loaded.encode(x)
+    with forced("cpu"):
+        assert torch.equal(found[0], sae(x)) and torch.equal(found[1], sae.encode(x))
 
 
 @pytest.mark.parametrize("arch", trainable())

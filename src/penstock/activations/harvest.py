@@ -69,7 +69,7 @@ class Text:
             pool += int(row.mask.sum())
             if pool >= 20 * num_tokens:
                 break
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
         chosen: list[int] = []
         counted = 0
         for index in order:

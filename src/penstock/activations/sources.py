@@ -97,11 +97,11 @@ class ActivationCache:
         return {site: acts[rows] for site, acts in self.acts.items()}
 
     def sample(self, num_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randperm(self.num_tokens, generator=generator)[:num_tokens]
+        rows = torch.randperm(self.num_tokens, generator=generator, device="cpu")[:num_tokens]
         return {site: acts[rows] for site, acts in self.acts.items()}
 
     def state(self) -> dict[str, Tensor | PickedRows]:
-        return {"served": torch.tensor(self.served)}
+        return {"served": torch.tensor(self.served, device="cpu")}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.served = int(state["served"])
@@ -109,7 +109,7 @@ class ActivationCache:
 
     def _permutation(self, number: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        return torch.randperm(self.num_tokens, generator=generator)
+        return torch.randperm(self.num_tokens, generator=generator, device="cpu")
 
 
 class ShuffleBuffer:
@@ -134,7 +134,7 @@ class ShuffleBuffer:
         self._harvests = stream(0)
         self._harvested_this_pass = 0
         self._acts: dict[str, Tensor] = {}
-        self._order = torch.empty(0, dtype=torch.long)
+        self._order = torch.empty(0, dtype=torch.long, device="cpu")
 
     @property
     def passes(self) -> float:
@@ -156,12 +156,12 @@ class ShuffleBuffer:
     def sample(self, num_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
         if not len(self._order):
             self._refill(self.capacity)
-        rows = self._order[torch.randperm(len(self._order), generator=generator)[:num_tokens]]
+        rows = self._order[torch.randperm(len(self._order), generator=generator, device="cpu")[:num_tokens]]
         return {site: acts[rows] for site, acts in self._acts.items()}
 
     def state(self) -> dict[str, Tensor | PickedRows]:
         return {
-            "counters": torch.tensor(self._counters()),
+            "counters": torch.tensor(self._counters(), device="cpu"),
             "generator": self.generator.get_state(),
             # Only rows that are not served yet, in the order in which they will be.
             **{f"acts/{site}": PickedRows(acts, self._order) for site, acts in self._acts.items()},
@@ -178,7 +178,7 @@ class ShuffleBuffer:
                 self._acts[site] = state[key].to(before.pop(site).device) if site in before else state[key]
         held = len(next(iter(self._acts.values()))) if self._acts else 0
         # Checkpoints of before held served rows, too, and the order of the others.
-        self._order = state["order"] if "order" in state else torch.arange(held)
+        self._order = state["order"] if "order" in state else torch.arange(held, device="cpu")
         self._harvests = self.stream(self.next_row)
 
     def _refill(self, wanted: int) -> None:
@@ -194,7 +194,7 @@ class ShuffleBuffer:
             self._harvests = self.stream(self.next_row)
             raise
         self._acts = {site: torch.cat(parts) for site, parts in kept.items()}
-        self._order = torch.randperm(held, generator=self.generator)
+        self._order = torch.randperm(held, generator=self.generator, device="cpu")
 
     def _harvest(self, kept: dict[str, list[Tensor]], missing: int) -> int:
         """Append at least `missing` fresh activations of each site; returns how many."""

@@ -111,7 +111,7 @@ def _doubts(
 
 def _density_histogram(density: Tensor) -> dict[str, Any]:
     fired = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
-    counts, _ = torch.histogram(fired, torch.tensor(DENSITY_EDGES, dtype=fired.dtype))
+    counts, _ = torch.histogram(fired, torch.tensor(DENSITY_EDGES, dtype=fired.dtype, device=fired.device))
     return {
         "log10_edges": DENSITY_EDGES,
         "counts": [int(count) for count in counts],

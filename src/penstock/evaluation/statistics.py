@@ -21,8 +21,8 @@ def resample_weights(num_sequences: int, resamples: int, seed: int) -> Float[Ten
     The same weights must serve all candidates of an evaluation: differences between them are then paired.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(num_sequences, (resamples, num_sequences), generator=generator)
-    weights = torch.zeros(resamples, num_sequences, dtype=torch.float64)
+    drawn = torch.randint(num_sequences, (resamples, num_sequences), generator=generator, device="cpu")
+    weights = torch.zeros(resamples, num_sequences, dtype=torch.float64, device="cpu")
     return weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
 
 
@@ -66,5 +66,7 @@ def interval(values: Float[Tensor, " resamples"]) -> tuple[float, float] | None:
     if len(defined) < 0.9 * len(values):
         return None
     tail = (1 - LEVEL) / 2
-    low, high = torch.quantile(defined, torch.tensor([tail, 1 - tail], dtype=defined.dtype)).tolist()
+    low, high = torch.quantile(
+        defined, torch.tensor([tail, 1 - tail], dtype=defined.dtype, device=defined.device)
+    ).tolist()
     return low, high

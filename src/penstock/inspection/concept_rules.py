@@ -100,7 +100,9 @@ def kinds(code: SparseCode, facts: TokenFacts, *, min_firings: int = 20, thresho
     firings = torch.stack([torch.bincount(owners[half], minlength=fires.d_sae) for half in (~on_odd, on_odd)])
     latents = ((firings.sum(dim=0) >= min_firings) & (firings > 0).all(dim=0)).nonzero().flatten()
 
-    place = torch.full((fires.d_sae,), -1).index_put((latents,), torch.arange(len(latents)))[owners]
+    place = torch.full((fires.d_sae,), -1, device="cpu").index_put(
+        (latents,), torch.arange(len(latents), device="cpu")
+    )[owners]
     chosen, scored = (
         _Half(half, tokens[pairs], place[pairs], firings[i, latents].double())
         for i, (half, pairs) in enumerate([(~odd, ~on_odd & (place >= 0)), (odd, on_odd & (place >= 0))])

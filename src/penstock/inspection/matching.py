@@ -83,8 +83,8 @@ def random_null(d_in: int, d_b: int, samples: int, seed: int) -> Float[Tensor, "
     About sqrt(2 ln(d_b) / d_in). All samples are compared with the same dictionary.
     """
     generator = torch.Generator().manual_seed(seed)
-    dictionary = torch.randn(d_b, d_in, generator=generator)
-    return best_cosines(torch.randn(samples, d_in, generator=generator), dictionary).cosine
+    dictionary = torch.randn(d_b, d_in, generator=generator, device="cpu")
+    return best_cosines(torch.randn(samples, d_in, generator=generator, device="cpu"), dictionary).cosine
 
 
 def mutual_nearest(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> Matching:
@@ -123,7 +123,7 @@ def hungarian(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) ->
 
     rows_b = _unit(W_b)
     # Costs, because `maximize=True` would copy the matrix.
-    costs = torch.empty(len(W_a), len(W_b), dtype=torch.float64)
+    costs = torch.empty(len(W_a), len(W_b), dtype=torch.float64, device="cpu")
     at_once = _rows_at_once(len(rows_b))
     for rows, block in zip(W_a.split(at_once), costs.split(at_once), strict=True):
         block.copy_(-(_unit(rows) @ rows_b.T))

@@ -241,9 +241,10 @@ def _token_classes(pieces: list[bytes], entry: PerToken, begins: Bool[Tensor, " 
     """The class of each token, from the bytes of the distinct ones."""
     texts = [piece.decode(errors="replace") for piece in pieces]
     classes = torch.tensor(
-        [[CLASSES.index(token_class(text, goes_on=goes_on)) for goes_on in (False, True)] for text in texts]
+        [[CLASSES.index(token_class(text, goes_on=goes_on)) for goes_on in (False, True)] for text in texts],
+        device="cpu",
     )
-    ends_in_word = torch.tensor([text[-1:].isalnum() or text.endswith("_") for text in texts])
+    ends_in_word = torch.tensor([text[-1:].isalnum() or text.endswith("_") for text in texts], device="cpu")
     goes_on = ends_in_word[entry].roll(1) & ~begins
     return classes[entry, goes_on.long()]
 

@@ -138,7 +138,7 @@ def _kept(products: Array, cut: Array, left: int, counts: Array) -> tuple[Array,
 
 
 def decode(support: Support, codes: Sequence[Values], W: Dictionary, bias: PerInput) -> list[Acts]:
-    decoded = [torch.empty(support.batch, W.shape[1], dtype=W.dtype) for _ in codes]
+    decoded = [torch.empty(support.batch, W.shape[1], dtype=W.dtype, device="cpu") for _ in codes]
     offsets = support.offsets.numpy()
     arrays = (offsets, support.indices.numpy(), _arrays(codes), _array(W), _array(bias), _arrays(decoded))
     in_parallel(lambda first, last: loops.add_rows(first, last, *arrays), shares(offsets, len(codes) * W.shape[1]))
@@ -146,7 +146,7 @@ def decode(support: Support, codes: Sequence[Values], W: Dictionary, bias: PerIn
 
 
 def value_gradients(support: Support, rows_of: Sequence[Acts], W: Dictionary) -> list[Values]:
-    gradients = [torch.empty(len(support.indices), dtype=W.dtype) for _ in rows_of]
+    gradients = [torch.empty(len(support.indices), dtype=W.dtype, device="cpu") for _ in rows_of]
     offsets = support.offsets.numpy()
     arrays = (offsets, support.indices.numpy(), _arrays(rows_of), _array(W), _arrays(gradients))
     in_parallel(
@@ -178,7 +178,7 @@ def sum_by_latent(support: Support, values: Values) -> PerLatent:
 def squared_norms(
     gradient: Dictionary, latents: Int[Tensor, " some"], unit_rows: Dictionary | None
 ) -> Float[Tensor, " some"]:
-    norms = torch.empty(len(latents), dtype=gradient.dtype)
+    norms = torch.empty(len(latents), dtype=gradient.dtype, device="cpu")
     along = gradient if unit_rows is None else unit_rows
     arrays = (latents.numpy(), _array(gradient), _array(along), unit_rows is not None, norms.numpy())
     in_parallel(lambda first, last: loops.squared_norms(first, last, *arrays), _row_shares(latents, gradient))

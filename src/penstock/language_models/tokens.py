@@ -205,7 +205,8 @@ class Layout:
         """A row of `context` tokens, padded on the right."""
         missing = self.context - len(tokens)
         return TokenRow(
-            torch.tensor(tokens + [self.padding] * missing), torch.tensor([False, *mask[1:]] + [False] * missing)
+            torch.tensor(tokens + [self.padding] * missing, device="cpu"),
+            torch.tensor([False, *mask[1:]] + [False] * missing, device="cpu"),
         )
 
     def _token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[Place, list[int]]]:

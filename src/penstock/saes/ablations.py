@@ -39,7 +39,7 @@ class GatedWithoutRMagSAE(GatedSAE):
         """Same as `GatedSAE`."""
         super().__init__(d_in, d_sae, settings=settings, decoder_norm=decoder_norm, generator=generator)
         del self.r_mag
-        self.register_buffer("r_mag", torch.zeros(d_sae))
+        self.register_buffer("r_mag", torch.zeros(d_sae, device="cpu"))
 
 
 class GatedWithoutAuxiliarySAE(GatedSAE):
@@ -84,10 +84,10 @@ class UntiedGatedSAE(TrainableSAE):
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
         self.W_enc = nn.Parameter(latent_major(W_dec.T))
         self.W_mag = nn.Parameter(latent_major(W_dec.T))
-        self.b_gate = nn.Parameter(torch.zeros(d_sae))
-        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+        self.b_gate = nn.Parameter(torch.zeros(d_sae, device="cpu"))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae, device="cpu"))
         self.W_dec = nn.Parameter(W_dec)
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in, device="cpu"))
 
     def encode_batch(self, x: Acts) -> SparseCode:
         acts, _ = self._paths(x)

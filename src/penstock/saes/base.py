@@ -164,7 +164,7 @@ class TrainableSAE(SAE):
 
 def random_directions(d_sae: int, d_in: int, *, norm: float, generator: torch.Generator) -> Tensor:
     """Decoder rows [d_sae, d_in] in uniformly random directions, all of the given norm."""
-    rows = torch.randn(d_sae, d_in, generator=generator)
+    rows = torch.randn(d_sae, d_in, generator=generator, device="cpu")
     return norm * rows / rows.norm(dim=1, keepdim=True)
 
 

@@ -50,11 +50,11 @@ class GatedSAE(TrainableSAE):
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
         self.W_enc = nn.Parameter(latent_major(W_dec.T))
-        self.b_gate = nn.Parameter(torch.zeros(d_sae))
-        self.b_mag = nn.Parameter(torch.zeros(d_sae))
-        self.r_mag = nn.Parameter(torch.zeros(d_sae))
+        self.b_gate = nn.Parameter(torch.zeros(d_sae, device="cpu"))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae, device="cpu"))
+        self.r_mag = nn.Parameter(torch.zeros(d_sae, device="cpu"))
         self.W_dec = nn.Parameter(W_dec)
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in, device="cpu"))
 
     def encode_batch(self, x: Acts) -> SparseCode:
         acts, _ = self._paths(x)

@@ -27,11 +27,11 @@ class JumpReLUSAE(SAE):
     def __init__(self, d_in: int, d_sae: int, *, settings: Settings = NO_SETTINGS) -> None:
         """All zeros: a form to load or convert into."""
         super().__init__(settings)
-        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.threshold = nn.Parameter(torch.zeros(d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in, device="cpu").T)
+        self.b_enc = nn.Parameter(torch.zeros(d_sae, device="cpu"))
+        self.threshold = nn.Parameter(torch.zeros(d_sae, device="cpu"))
+        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in, device="cpu"))
+        self.b_dec = nn.Parameter(torch.zeros(d_in, device="cpu"))
 
     def encode_batch(self, x: Acts) -> SparseCode:
         shared = encode_to_support(x, self.W_enc, self.b_dec, cut=self.threshold - self.b_enc)

@@ -70,7 +70,7 @@ def _hungarian_null(d_in: int, latents_a: int, latents_b: int) -> float | None:
     if max(latents_a, latents_b) > MAX_HUNGARIAN:
         return None
     generator = torch.Generator().manual_seed(0)
-    W_a, W_b = (torch.randn(latents, d_in, generator=generator) for latents in (latents_a, latents_b))
+    W_a, W_b = (torch.randn(latents, d_in, generator=generator, device="cpu") for latents in (latents_a, latents_b))
     return hungarian(W_a, W_b).cosine.double().mean().item()
 
 

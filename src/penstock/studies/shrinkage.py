@@ -103,7 +103,7 @@ def trained_toy(arch: str, coef: float) -> float:
     with torch.no_grad():
         sae.W_dec.fill_(1.0)
         sae.W_enc.fill_(1.0)
-    x = torch.ones(1, 1, dtype=torch.float64)
+    x = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     # b_dec alone could reconstruct x, and the decoder's one row is of unit norm: both stay.
     encoder = [parameter for name, parameter in sae.named_parameters() if name not in ("W_dec", "b_dec")]
     for _ in range(TOY_STEPS):
@@ -215,7 +215,7 @@ def _median_interval(
     # One resample at a time: all of them at once would not fit for a large dictionary.
     numbers = values.cpu().numpy()
     medians = [np.median(generator.choice(numbers, len(numbers))) for _ in range(resamples)]
-    return interval(torch.tensor(medians, dtype=torch.float64)) or (None, None)
+    return interval(torch.tensor(medians, dtype=torch.float64, device="cpu")) or (None, None)
 
 
 def _quantile(values: Float[Tensor, " latents"], share: float) -> float | None:

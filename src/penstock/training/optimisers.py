@@ -70,7 +70,7 @@ class LatentAdam(torch.optim.Optimizer):
         for parameter in sae.parameters():
             self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
         # Of the whole optimiser; kept with W_dec, so that all state is found by parameter.
-        self.state[sae.W_dec]["step"] = torch.zeros((), dtype=torch.int64)
+        self.state[sae.W_dec]["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
         self.state[sae.W_dec]["updated_at"] = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
 
     @torch.no_grad()
