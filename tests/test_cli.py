@@ -16,7 +16,7 @@ import penstock
 from penstock import cli
 from penstock.cli import main
 from penstock.cli.runs import Sweep
-from penstock.formats.native import load_sae, save_sae
+from penstock.formats import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.paper.presets import PRESETS
 from penstock.runs.sweep import run_sweep

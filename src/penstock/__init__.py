@@ -1,6 +1,6 @@
 """penstock: train, evaluate, compare and inspect sparse autoencoders on language models."""
 
-from penstock.formats.native import load_sae, save_sae
+from penstock.formats import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.runs.sweep import run_sweep
 from penstock.saes import ARCHITECTURES, SAE, Architecture, DecoderRule, GatedSAE, JumpReLUSAE, ReLUSAE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.formats.native import load_sae
+from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.paper.presets import PRESETS
 from penstock.runs.estimate import estimate

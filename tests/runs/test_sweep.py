@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.formats.native import load_sae, save_sae
+from penstock.formats import load_sae, save_sae
 from penstock.kernels import buffers
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.texts import documents
@@ -152,10 +152,10 @@ def test_saved_saes_are_evaluated_on_their_own_model_and_text(
 def test_saes_of_the_same_name_are_kept_apart(swept: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     folder, records = swept
     original = folder / "saes" / RELU
-    sae, metadata = load_sae(original)
+    sae, facts = load_sae(original)
     with torch.no_grad():
         sae.get_parameter("b_dec").add_(1.0)
-    save_sae(sae, tmp_path / "changed", metadata)
+    save_sae(sae, tmp_path / "changed", facts.metadata)
     settings = study.read_config(folder).eval
     one, two = study.evaluate_saes([original, tmp_path / "changed"], settings)
     assert one == next(record for record in records if record["name"] == RELU)

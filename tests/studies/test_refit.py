@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.formats.native import load_sae
+from penstock.formats import load_sae
 from penstock.posthoc.refitting import RefitConfig, Refitted, rescale_and_shift
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.sweep import evaluate_saes
@@ -35,7 +35,8 @@ def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, o
         for method in ("rescale_and_shift", "fine_tune")
     }
     for record in records:
-        sae, about = load_sae(finished.folder / "studies" / "refit" / "saes" / record["name"])
+        sae, facts = load_sae(finished.folder / "studies" / "refit" / "saes" / record["name"])
+        about = facts.metadata
         assert sae.arch == "gated"
         assert about["site"] == "resid_post.0"
         # A frozen gate: fewer latents may fire, never more. What is refitted is better where it was fitted.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.formats.native import load_sae
+from penstock.formats import load_sae
 from penstock.kernels.dispatch import forced
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import DECODER_RULES, GatedSAE
@@ -114,7 +114,7 @@ def test_a_run_with_a_lambda_is_one_with_its_coefficient(
         return replace(config, saes=(replace(gated, **{**blank, **aim}),))
 
     folder = trained(with_aim(paper_lambda=0.02), tmp_path / "lambda", tiny_lm)
-    _, found = load_sae(folder)
+    found = load_sae(folder).metadata
     # Of activations, the scale brings the mean squared norm to 1.
     run = TrainingRun(with_aim(paper_lambda=0.02), tmp_path, tiny_lm)
     x = torch.cat([run.source.next_batch(64)[gated.site] for _ in range(8)]).double()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.formats.native import load_sae
+from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
@@ -252,8 +252,8 @@ def test_a_saved_sae_on_raw_activations_is_the_trained_one_on_scaled_ones(
     for trainer in run.trainers:
         scale = run.scales[trainer.config.site]
         raw = run.source.sample(200, torch.Generator())[trainer.config.site]
-        saved, metadata = load_sae(tmp_path / "run" / "saes" / trainer.config.folder)
-        assert metadata["scale"] == scale
+        saved, facts = load_sae(tmp_path / "run" / "saes" / trainer.config.folder)
+        assert facts.metadata["scale"] == scale
         assert not 0.9 < scale < 1.1
         torch.testing.assert_close(saved(raw), trainer.sae(raw * scale) / scale, rtol=1e-4, atol=1e-5)
         norms = trainer.sae.W_dec.norm(dim=1)

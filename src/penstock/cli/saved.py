@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from penstock.cli.output import Flat, Usage, given, print_records, write_figures
-from penstock.formats.native import load_sae
+from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
 from penstock.runs.environment import versions
@@ -94,9 +94,9 @@ def info(options: Info) -> None:
         for sae in config.saes:
             print(f"  {sae.folder}  lr {sae.lr:g} ({sae.lr_rule}){'  diverged' if sae.folder in diverged else ''}")
     else:
-        sae, metadata = load_sae(options.path)
+        sae, facts = load_sae(options.path)
         print(f"{options.path}: {sae.arch}, d_in {sae.d_in}, d_sae {sae.d_sae}")
-        _print_pairs(metadata)
+        _print_pairs({"format": facts.format, **facts.settings.to_json(), **facts.metadata})
 
 
 def _print_pairs(pairs: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from penstock.evaluation.evaluate import Candidate
 from penstock.evaluation.measuring import Described
-from penstock.formats.native import load_sae, read_facts
+from penstock.formats import load_sae, read_facts
 from penstock.saes import SAE
 from penstock.training.config import RunConfig
 from penstock.training.outcome import outcome_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penstock.evaluation.evaluate import Candidate
 from penstock.evaluation.measuring import Described
-from penstock.formats.native import load_sae, read_facts, save_sae
+from penstock.formats import load_sae, read_facts, save_sae
 from penstock.posthoc.refitting import RefitConfig, fine_tune, rescale_and_shift
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
@@ -67,8 +67,8 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
                 refitted = METHODS[method](run.saes[name], acts[site], config.refit)
                 losses = {"loss_before": refitted.loss_before, "loss_after": refitted.loss_after}
                 save_sae(refitted.sae, folder, {**run.metadata[name], "name": new, "asked": digest, **losses})
-            sae, saved = load_sae(folder, device=run.config.language_model.device)
-            losses = {key: saved[key] for key in ("loss_before", "loss_after")}
+            sae, facts = load_sae(folder, device=run.config.language_model.device)
+            losses = {key: facts.metadata[key] for key in ("loss_before", "loss_after")}
             series = method.replace("_", " ")
             about = about_changed(run, name, new, series=series, curve=series, method=method, **losses)
             yield Described(Candidate.of(new, site, sae), about)

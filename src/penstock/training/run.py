@@ -19,7 +19,7 @@ from torch import Tensor
 from penstock.activations.harvest import Text, TrainingStream, fill_cache
 from penstock.activations.sources import ActivationSource, ShuffleBuffer, measure_scale
 from penstock.files import PickedRows, write_whole
-from penstock.formats.native import save_sae
+from penstock.formats import save_sae
 from penstock.kernels.buffers import single_threaded_blas
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel

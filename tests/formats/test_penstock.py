@@ -29,10 +29,12 @@ METADATA = {
 def test_an_sae_comes_back_bit_for_bit(arch: str, dtype: torch.dtype, random_sae: MakeSAE, tmp_path: Path) -> None:
     sae = random_sae(arch, dtype=dtype)
     save_sae(sae, tmp_path / "new" / "folder", METADATA)
-    loaded, metadata = load_sae(tmp_path / "new" / "folder")
+    loaded, facts = load_sae(tmp_path / "new" / "folder")
 
     assert type(loaded) is type(sae)
-    assert metadata == METADATA
+    assert facts.metadata == METADATA
+    assert facts.format == "penstock"
+    assert loaded.settings == facts.settings == sae.settings
     assert loaded.W_enc.T.is_contiguous(), "what the kernels and LatentAdam gather"
     before, after = sae.state_dict(), loaded.state_dict()
     assert list(before) == list(after)
@@ -133,7 +135,7 @@ def test_a_missing_file_is_named(saved: Path, missing: str) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SAEFileError, match=r"nowhere is not an SAE: cfg\.json and sae\.safetensors missing"):
+    with pytest.raises(SAEFileError, match="nowhere is not an SAE: there is no such folder"):
         load_sae(tmp_path / "nowhere")
 
 

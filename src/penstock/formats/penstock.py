@@ -1,0 +1,107 @@
+"""penstock's own format: a folder with `cfg.json` and `sae.safetensors`.
+
+cfg.json: {"architecture", "d_in", "d_sae", "settings": {k, ...}, "dtype", "metadata": {model, site, recipe, ...}}. The
+tensors have the names and shapes of the architecture's parameters; the SAE takes and returns raw activations.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from penstock.files import safetensors_blocks, whole_file, write_whole
+from penstock.formats.base import SAEFacts, SAEFileError, SavedSAE
+from penstock.formats.foreign import foreign_format
+from penstock.saes import ARCHITECTURES, SAE
+from penstock.saes.base import latent_major
+
+FILES = ("cfg.json", "sae.safetensors")
+
+
+def detect(path: Path) -> bool:
+    """Whether this folder holds an SAE of penstock, whole or damaged."""
+    return any((path / name).is_file() for name in FILES) and foreign_format(path) is None
+
+
+def write(sae: SAE, path: Path, metadata: dict[str, Any]) -> None:
+    """Write an SAE that takes and returns raw activations; the folder is made if needed."""
+    path.mkdir(parents=True, exist_ok=True)
+    cfg = {
+        "architecture": sae.arch,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "settings": sae.settings.to_json(),
+        "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
+        "metadata": metadata,
+    }
+    # Its presence says that an SAE is saved: the one of an earlier SAE goes first, and it comes last and whole.
+    (path / "cfg.json").unlink(missing_ok=True)
+    with whole_file(path / "sae.safetensors") as file:
+        file.writelines(safetensors_blocks(sae.state_dict()))
+    write_whole(path / "cfg.json", json.dumps(cfg, indent=1) + "\n")
+
+
+def read_facts(path: Path) -> SAEFacts:
+    """What cfg.json says of an SAE.
+
+    Raises:
+        SAEFileError: a file is missing, or cfg.json is damaged, names an unknown architecture or settings that this
+            architecture does not have.
+    """
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise SAEFileError(
+            f"{path} is not an SAE: {' and '.join(missing)} missing. Give the folder that "
+            "holds cfg.json and sae.safetensors, e.g. runs/demo/saes/NAME."
+        )
+    try:
+        cfg = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    try:
+        arch, d_in, d_sae, metadata = cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg.get("metadata", {})
+    except (KeyError, TypeError) as error:
+        raise SAEFileError(
+            f"{path}/cfg.json must be an object with architecture, d_in and d_sae, as penstock.save_sae writes it. "
+            "Copy the folder again, or save the SAE with that."
+        ) from error
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise SAEFileError(
+            f"{path}/cfg.json names the architecture {arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
+        )
+    try:
+        # Files from before architectures had settings have none.
+        settings = ARCHITECTURES[arch].settings_of(cfg.get("settings", {}))
+    except (ValueError, TypeError) as error:
+        raise SAEFileError(f"{path}/cfg.json does not fit the architecture {arch!r}: {error}") from error
+    return SAEFacts(arch, d_in, d_sae, settings, metadata)
+
+
+def read(path: Path, *, device: str) -> SavedSAE:
+    """The SAE, in the dtype it was saved in.
+
+    Raises:
+        SAEFileError: see `read_facts`; or the tensors are damaged or do not fit the architecture.
+    """
+    facts = read_facts(path)
+    try:
+        tensors = safetensors.torch.load_file(path / "sae.safetensors", device=device)
+    except (ValueError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    sae = ARCHITECTURES[facts.arch].make(facts.d_in, facts.d_sae, facts.settings)
+    try:
+        # Assigned, so that the SAE has the dtype of the file. Cloned, because the tensors are views of the
+        # file itself, which a later save to the same folder would cut from under them.
+        sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        raise SAEFileError(f"{path}/sae.safetensors does not fit {path}/cfg.json: {error}") from error
+    for name in sae.encoder_matrices:
+        matrix = getattr(sae, name)
+        matrix.data = latent_major(matrix.data)
+    return SavedSAE(sae.requires_grad_(False), facts)
+
+
+def _damaged(folder: Path, error: Exception) -> SAEFileError:
+    return SAEFileError(f"The SAE in {folder} is damaged: {error}. Save or copy it again.")
