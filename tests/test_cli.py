@@ -287,9 +287,9 @@ def test_a_stored_config_with_an_unknown_key_is_refused(told: Told, trained: Pat
 
 
 def test_a_damaged_checkpoint_is_an_error(told: Told, trained: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(trained, tmp_path / "run")
-    (checkpoint,) = (run / "checkpoints").iterdir()
-    (checkpoint / "state.json").unlink()
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("saes"))
+    checkpoint = run / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
     code, _, err = told("train", "--resume", run)
     assert code == 1
     assert f"error: The checkpoint {checkpoint} is damaged" in err
@@ -314,7 +314,7 @@ REFUSED = {
     "no effect": ("train --out {out} --decoder-init-norm 0.5 --recipe paper", 2, "has no effect"),
     "no choice": ("train --out {out} --arch gate", 2, "gated"),
     "no number": ("train --out {out} --d-sae many", 2, "many"),
-    "below a file": ("train --out {file}/run --d-sae 8 --target-l0 2", 1, "cannot be written: Not a directory"),
+    "below a file": ("train --out {file}/run --d-sae 8 --target-l0 2", 2, "is a file. Choose another --out"),
     "no command": ("", 2, "sweep"),
     "no such command": ("trian", 2, "train"),
 }
@@ -344,7 +344,7 @@ def test_a_directory_that_holds_a_run_is_not_run_over(
     before = sorted(path for path in trained.rglob("*"))
     code, _, err = told("train", *options(tiny_lm_folder, corpus, trained))
     assert code == 2
-    assert f"{trained} already holds a run. Continue it with --resume {trained}" in err
+    assert f"{trained} already holds a run. Continue it with: penstock train --resume {trained}" in err
     assert sorted(path for path in trained.rglob("*")) == before
 
 
@@ -492,7 +492,7 @@ def test_a_study_prints_its_numbers_and_leaves_its_files(
     assert shown in out
     measured = {"sums.safetensors", "comparison.json"} if STUDIES[name].of_saes else set()
     files = {path.name for path in (studied / "studies" / name).iterdir() if path.is_file()}
-    assert files == {"settings.json", "records.jsonl", "table.csv", "figure.png", "figure.svg", *measured}
+    assert files == {".lock", "settings.json", "records.jsonl", "table.csv", "figure.png", "figure.svg", *measured}
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -15,7 +15,7 @@ import penstock
 PACKAGE = Path(penstock.__file__).parent
 
 FLOORS = [
-    {"shapes", "files", "strict"},
+    {"shapes", "files", "shell", "strict"},
     {"sparse"},
     {"kernels", "metrics"},
     {"saes", "language_models"},

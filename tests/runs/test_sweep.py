@@ -53,7 +53,7 @@ def write_corpus(path: Path, texts: list[str], field: str = "text") -> Path:
 def test_a_run_is_a_directory_with_all_its_files(swept: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, _ = swept
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "environment.json", "metrics.jsonl", "checkpoints", "saes"),
+        *("config.json", "environment.json", "metrics.jsonl", "saes", ".lock"),
         *("records.jsonl", "comparison.json", "sums.safetensors"),
     }
     assert {path.name for path in (folder / "saes").iterdir()} == {GATED, RELU}
@@ -213,7 +213,7 @@ def test_a_directory_that_holds_a_run_is_not_run_over(
 ) -> None:
     folder, _ = swept
     before = (folder / "config.json").read_bytes()
-    with pytest.raises(FileExistsError, match="already holds a run. Continue it with --resume .*first, or"):
+    with pytest.raises(FileExistsError, match="already holds a run. Continue it with: .*first. Or choose another"):
         study.prepare(tiny_run(steps=30), folder, tiny_lm)
     assert (folder / "config.json").read_bytes() == before
 
@@ -268,7 +268,7 @@ def test_a_directory_that_cannot_be_made_is_an_error_with_the_remedy(
     tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="directory .*run cannot be written: Not a directory. .* --out below"):
+    with pytest.raises(OSError, match="run cannot be the run.s directory: .*file is a file. Choose another --out"):
         study.prepare(tiny_run(), tmp_path / "file" / "run", tiny_lm)
 
 
@@ -282,7 +282,7 @@ def test_a_read_only_disk_is_an_error_with_the_remedy(
     if mounted.returncode != 0:
         pytest.skip(f"Cannot mount a read-only file system ({mounted.stderr.strip()}); un-skip where we are root.")
     try:
-        with pytest.raises(OSError, match="cannot be written: Read-only file system. .* --out below"):
+        with pytest.raises(OSError, match="cannot be written: .*disk is read-only, or belongs.* --out below"):
             study.prepare(tiny_run(), disk / "run", tiny_lm)
     finally:
         subprocess.run(["umount", str(disk)], check=True)

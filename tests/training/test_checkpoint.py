@@ -95,6 +95,45 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint_the_latest(
     assert load_checkpoint(good).step == 1
 
 
+KILLED_WHILE_SAVING = """
+import os, sys, torch
+from pathlib import Path
+from penstock.training.checkpoint import save_checkpoint
+
+folder, synced_before = Path(sys.argv[1]), int(sys.argv[2])
+save_checkpoint(folder, 1, {"W": torch.ones(1000)}, {})
+fsync, calls = os.fsync, 0
+
+def wait_for_the_kill(descriptor):
+    global calls
+    calls += 1
+    if calls > synced_before:
+        print("saving", flush=True)
+        sys.stdin.read()
+    fsync(descriptor)
+
+os.fsync = wait_for_the_kill
+save_checkpoint(folder, 2, {"W": torch.full((1000,), 2.0)}, {})
+"""
+
+
+@pytest.mark.parametrize(("synced_before", "step"), [(0, 1), (2, 2)])
+def test_a_process_killed_in_the_middle_of_a_checkpoint_leaves_whole_ones(
+    tmp_path: Path, synced_before: int, step: int
+) -> None:
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, tmp_path, str(synced_before)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saving\n"
+    process.kill()
+    process.communicate()
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None
+    assert load_checkpoint(latest).step == step
+    assert load_checkpoint(save(tmp_path, 3)).step == 3
+    assert not list(tmp_path.glob(".partial*"))
+
+
 def test_a_step_saved_again_replaces_itself(tmp_path: Path) -> None:
     save(tmp_path, 1, value=1.0)
     assert torch.equal(load_checkpoint(save(tmp_path, 1, value=2.0)).tensors["a/step"], torch.tensor(2.0))

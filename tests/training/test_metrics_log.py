@@ -99,12 +99,23 @@ def test_trackers_get_every_logged_row(tmp_path: Path) -> None:
     class Kept:
         def __init__(self) -> None:
             self.rows: list[tuple[int, str, float]] = []
+            self.calls: list[str] = []
+
+        def start(self, step: int) -> None:
+            self.calls.append(f"start {step}")
+
+        def close(self) -> None:
+            self.calls.append("close")
 
         def log(self, step: int, sae: str, row: Mapping[str, float]) -> None:
             self.rows.append((step, sae, row["loss"]))
 
     kept = Kept()
-    write(log_of(tmp_path / "metrics.jsonl", trackers=(kept,)), 1, 25)
+    log = log_of(tmp_path / "metrics.jsonl", trackers=(kept,))
+    log.start(0)
+    write(log, 1, 25)
+    log.close()
+    assert kept.calls == ["start 0", "close"]
     assert kept.rows == [(10, "a", 1.0), (10, "b", 2.0), (20, "a", 1.0), (20, "b", 2.0)]
 
 

@@ -20,7 +20,7 @@ from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SA
 from penstock.training.defaults import decide
 from penstock.training.metrics_log import MetricsLog, Rows
 from penstock.training.run import TrainingRun, _workers
-from penstock.training.trainer import DivergenceError
+from penstock.training.trainer import DivergenceError, SAETrainer
 
 MakeRun = Callable[..., RunConfig]
 
@@ -77,8 +77,8 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-class Crash(Exception):
-    """Something that no code expects."""
+class Crash(BaseException):
+    """Like a kill: nothing of ours may answer it."""
 
 
 def crash() -> None:
@@ -139,6 +139,89 @@ def test_a_signal_saves_the_state_of_that_very_step(
     assert latest.name == "step_00000027"
     train(config, folder, tiny_lm)
     assert same_as(folder, uninterrupted)
+
+
+class Dropped(Exception):
+    """What a library for streaming may raise, of no type that we know."""
+
+
+def drop(source: Any, at: int) -> None:
+    """Make the text of a source fail at its row `at`, counted from now on, and go on with that row when asked again."""
+    stream, seen = source.stream, 0
+
+    def failing(start_row: int) -> Any:
+        nonlocal seen
+        for harvest in stream(start_row):
+            seen += 1
+            if seen == at:
+                raise Dropped("the connection was dropped")
+            yield harvest
+
+    source.stream = failing
+    source._harvests = failing(source.next_row)
+
+
+@pytest.mark.parametrize("at", [5, 6, 11])
+@pytest.mark.parametrize("uninterrupted", [False], ids=["buffer"], indirect=True)
+def test_a_text_that_fails_loses_no_step_and_the_error_says_how_to_go_on(
+    uninterrupted: tuple[RunConfig, Path],
+    tiny_lm: LanguageModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    at: int,
+) -> None:
+    config = replace(uninterrupted[0], checkpoint_steps=None)
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    run = TrainingRun(config, folder, tiny_lm)
+    drop(run.source, at)
+    with pytest.raises(Dropped):
+        run.train(MetricsLog(folder / "metrics.jsonl", every=5, last_step=60))
+    assert run.step > 0
+    latest = latest_checkpoint(folder / "checkpoints")
+    assert latest == folder / "checkpoints" / f"step_{run.step:08d}"
+    told = f"The training stopped at step {run.step} of 60; the state of step {run.step} is saved. Go on with: "
+    assert f"{told}penstock train --resume '{folder}'" in caplog.messages
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_an_error_in_the_middle_of_a_step_saves_no_half_step_and_names_the_last_whole_one(
+    uninterrupted: tuple[RunConfig, Path],
+    tiny_lm: LanguageModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+    step = SAETrainer.step
+
+    def no_memory(trainer: SAETrainer, x: torch.Tensor, now: int) -> dict[str, float]:
+        if now == 33 and trainer.config.arch == "relu":
+            raise MemoryError("out of memory")
+        return step(trainer, x, now)
+
+    monkeypatch.setattr(SAETrainer, "step", no_memory)
+    with pytest.raises(MemoryError):
+        train(config, folder, tiny_lm)
+    monkeypatch.undo()
+    assert latest_checkpoint(folder / "checkpoints") == folder / "checkpoints" / "step_00000020"
+    assert any("stopped at step 33 of 60; the state of step 20 is saved" in message for message in caplog.messages)
+    train(config, folder, tiny_lm)
+    assert same_as(folder, uninterrupted)
+
+
+def test_a_checkpoint_of_other_settings_is_an_error_with_the_remedy(
+    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    config, _ = uninterrupted
+    folder = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(config, folder, tiny_lm, at=25, then=crash)
+    other = replace(config, saes=(*config.saes, replace(config.saes[0], seed=1)))
+    with pytest.raises(CheckpointError, match="step_00000020 does not fit the run's settings.*Restore config.json"):
+        train(other, folder, tiny_lm)
 
 
 def test_a_finished_run_resumes_to_itself(

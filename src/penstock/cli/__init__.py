@@ -25,6 +25,8 @@ from penstock.cli.studies import (
     Shrinkage,
     study,
 )
+from penstock.runs.run_lock import RunInUseError
+from penstock.shell import resume_command
 from penstock.training.checkpoint import CheckpointError
 from penstock.training.trainer import DivergenceError
 
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return _reader_gone()
-    except (ValueError, OSError, ImportError, CheckpointError, DivergenceError) as error:
+    except (ValueError, OSError, ImportError, CheckpointError, DivergenceError, RunInUseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -89,7 +91,7 @@ def _again(parsed: Any) -> str:
     """What goes on with a command that was stopped."""
     out = getattr(parsed, "resume", None) or getattr(parsed, "out", None)
     if isinstance(parsed, (Train, Sweep)) and out is not None and (out / "config.json").is_file():
-        return f"penstock train --resume {out}"
+        return resume_command(out)
     return "the same command again."
 
 

@@ -12,6 +12,7 @@ from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
+from penstock.runs.run_lock import locked
 from penstock.training.config import (
     DataConfig,
     EvalConfig,
@@ -21,7 +22,7 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.trackers import TRACKERS
+from penstock.training.trackers import TRACKERS, check_trackers
 
 RecipeName = Literal["paper_clipped", "paper", "norm_weighted", "norm_weighted_frozen"]
 
@@ -47,6 +48,8 @@ class _Run:
     """Time between two checkpoints."""
     checkpoint_steps: int | None = None
     """Checkpoint every so many steps instead."""
+    keep_checkpoints: bool = False
+    """Keep the last checkpoints when the SAEs are saved."""
     log_steps: int = 25
     """Steps between two rows of metrics.jsonl."""
     threads: int | None = None
@@ -168,15 +171,16 @@ class Sweep(_Run):
 
 
 def train(options: Train | Sweep) -> None:
+    check_trackers(options.track)
     folder, model = _prepared(options)
     trackers = tuple(TRACKERS[name](folder) for name in options.track)
-    with cpu_threads(study.read_config(folder).threads):
+    with locked(folder), cpu_threads(study.read_config(folder).threads):
         study.train(folder, model, trackers)
         records = study.evaluate_run(folder, model)
-    print_records(records)
-    for sentence in comparison_sentences(folder):
-        print(sentence)
-    write_figures(folder)
+        print_records(records)
+        for sentence in comparison_sentences(folder):
+            print(sentence)
+        write_figures(folder)
 
 
 def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
@@ -184,11 +188,16 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
     try:
         if options.resume is not None:
             _alone(options, "--resume")
-            return options.resume, study.load_model(study.read_config(options.resume))
+            config = study.read_config(options.resume)
+            with locked(options.resume):
+                # Refused before the model is loaded, if another process works on it.
+                pass
+            return options.resume, study.load_model(config)
         if options.from_ is not None:
             _alone(options, "--from", "--out")
         if options.out is None:
             raise Usage("--out is missing: give the directory that this run shall have, e.g. --out runs/first.")
+        study.check_run_dir(options.out)
         if options.from_ is not None:
             config = study.config_from_file(options.from_)
             model = study.load_model(config)
@@ -196,7 +205,7 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
             model = study.load_language_model(options.language_model)
             config = options.settings(model)
         study.prepare(config, options.out, model)
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
+    except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise Usage(str(error)) from error
     return options.out, model
 

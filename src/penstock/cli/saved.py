@@ -11,6 +11,7 @@ from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
 from penstock.runs.environment import versions
+from penstock.runs.run_lock import locked
 from penstock.training.config import EvalConfig
 from penstock.training.outcome import outcome_of
 
@@ -64,8 +65,9 @@ def evaluate(options: Eval) -> None:
                 f"the folders of its SAEs ({run}/saes/NAME) to evaluate them in another way."
             )
         config = study.read_config(run)
-        records = study.evaluate_run(run, study.load_model(config))
-        write_figures(run)
+        with locked(run):
+            records = study.evaluate_run(run, study.load_model(config))
+            write_figures(run)
     else:
         names = ("model", "dtype", "device", "text", "text_field")
         settings = {name: getattr(options, name) for name in names}

@@ -11,6 +11,7 @@ import torch
 
 from penstock.kernels.threads import cpu_threads
 from penstock.runs.finished_run import FinishedRun
+from penstock.runs.run_lock import locked
 from penstock.runs.splitting import Divide, train_divided, undivided, with_saes
 from penstock.runs.sweep import evaluate_run, load_model
 from penstock.studies import STUDIES
@@ -49,7 +50,14 @@ def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
         ValueError: the folder holds a run with other settings; or as `finish`, before the run is trained.
         DivergenceError: all SAEs of the run have diverged.
         InterruptedError: a signal asked to stop; what was done is kept.
+        RunInUseError: another process works on the run.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        return _reproduce(plan, folder)
+
+
+def _reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
     finish(plan, folder)
     # Once for all studies of a run: the language model may be large.
     load = cache(partial(FinishedRun.load, divide=plan.divide, max_bytes=plan.max_bytes))

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from penstock.shell import quoted
 from penstock.training.config import RunConfig
 
 
@@ -32,7 +33,7 @@ def environment_of(config: RunConfig) -> dict[str, Any]:
         "device": config.language_model.device,
         "git_commit": _git_commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": quoted([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

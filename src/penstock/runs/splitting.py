@@ -18,6 +18,7 @@ from pathlib import Path
 from penstock.files import write_whole
 from penstock.language_models.loading import LanguageModel
 from penstock.runs.estimate import Estimate, estimate
+from penstock.runs.run_lock import locked
 from penstock.runs.sweep import is_trained, prepare_once, read_config, train_to_end
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import decide, resolve_sae
@@ -118,6 +119,11 @@ def join(folder: Path, parts: Sequence[Path]) -> None:
         FileNotFoundError: there is no run in one of the folders.
         ValueError: a part has other settings than the run, or an SAE of the run is in no part. Nothing is moved.
     """
+    with locked(folder):
+        _join(folder, parts)
+
+
+def _join(folder: Path, parts: Sequence[Path]) -> None:
     config = read_config(folder)
     found: dict[str, Path] = {}
     for part in parts:

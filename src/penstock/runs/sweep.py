@@ -7,6 +7,7 @@ Each step reads what the one before left in the run's directory, so that any of 
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,17 +24,21 @@ from penstock.kernels.buffers import release
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.runs.environment import environment_of
+from penstock.runs.run_lock import locked
 from penstock.runs.trained_saes import about_sae, load_run, read_saes
+from penstock.shell import resume_command
+from penstock.training.checkpoint import remove_checkpoints
 from penstock.training.config import (
     EvalConfig,
     LanguageModelConfig,
     RunConfig,
 )
 from penstock.training.defaults import decide
-from penstock.training.metrics_log import MetricsLog, Tracker
+from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import outcome_of
 from penstock.training.run import TrainingRun, training_stream, training_text
 from penstock.training.stored_config import config_from_json, config_to_json
+from penstock.training.trackers import Tracker
 from penstock.training.trainer import DivergenceError
 
 logger = logging.getLogger(__name__)
@@ -77,25 +82,50 @@ def run_sweep(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
         return evaluate_run(folder, model)
 
 
+def check_run_dir(folder: Path) -> None:
+    """Check that a directory can be that of a new run, before anything is loaded; makes nothing.
+
+    Raises:
+        FileExistsError: the directory already holds a run.
+        OSError: it cannot be made or written to.
+    """
+    if (folder / "config.json").exists():
+        raise FileExistsError(
+            f"{folder} already holds a run. Continue it with: {resume_command(folder)}. Or choose another --out."
+        )
+    # The path itself where it exists, or the folder in which it would be made.
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be the run's directory: {existing} is a file. Choose another --out.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The run's directory {folder} cannot be written: {existing} is read-only, or belongs to others. Choose an "
+            "--out below a folder that you may write to."
+        )
+
+
 def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
     """Make the run's directory with config.json (every setting decided) and environment.json.
 
     Raises:
         FileExistsError: the directory already holds a run.
         OSError: the directory cannot be made or written to.
+        RunInUseError: another process is about to make it one.
         ValueError: the settings do not fit the model, or the text has nothing to train or evaluate on.
     """
-    if (folder / "config.json").exists():
-        raise FileExistsError(
-            f"{folder} already holds a run. Continue it with --resume {folder}, or choose another --out."
-        )
+    check_run_dir(folder)
     decided = decide(config, model, {site: model.d_in(site) for site in config.sites})
     training_text(decided, model).check()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "environment.json", json.dumps(environment_of(decided), indent=1) + "\n")
-        # Last, because it is what makes the folder a run.
-        write_whole(folder / "config.json", config_to_json(decided))
+        with locked(folder):
+            # Again, because another process may have made it a run while this one looked at the text.
+            check_run_dir(folder)
+            write_whole(folder / "environment.json", json.dumps(environment_of(decided), indent=1) + "\n")
+            # Last, because it is what makes the folder a run.
+            write_whole(folder / "config.json", config_to_json(decided))
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(
             f"The run's directory {folder} cannot be written: {error.strerror or error}. Make room, or choose an "
@@ -105,15 +135,32 @@ def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
 
 
 def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()) -> None:
-    """Train the SAEs of a prepared run, from its last checkpoint if it has one, and save them."""
+    """Train the SAEs of a prepared run, from its last checkpoint if it has one, and save them.
+
+    Does nothing where all of them are saved already. Checkpoints are removed at the end, unless `keep_checkpoints`.
+
+    Raises:
+        RunInUseError: another process works on the run.
+        CheckpointError: a checkpoint is damaged or cannot be written.
+        DivergenceError: no SAE is left.
+        InterruptedError: a signal asked to stop; the state is saved.
+    """
     config = read_config(folder)
-    metrics = folder / "metrics.jsonl"
+    if is_trained(config, folder):
+        logger.info("All SAEs of %s are trained already; delete its folder saes to train them again.", folder)
+        return
+    log = MetricsLog(folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps, trackers=trackers)
     try:
-        with cpu_threads(config.threads):
+        with locked(folder), cpu_threads(config.threads):
             run = TrainingRun(config, folder, model)
             run.resume()
-            run.train(MetricsLog(metrics, every=config.log_steps, last_step=config.num_steps, trackers=trackers))
+            try:
+                run.train(log)
+            finally:
+                log.close()
             run.save_saes()
+            if not config.keep_checkpoints:
+                remove_checkpoints(folder / "checkpoints")
     finally:
         release()
 
@@ -163,7 +210,13 @@ def evaluate_run(folder: Path, model: LanguageModel, max_bytes: int | None = Non
     Raises:
         ValueError: as `load_run`.
         DivergenceError: as `load_run`.
+        RunInUseError: another process works on the run.
     """
+    with locked(folder):
+        return _evaluate(folder, model, max_bytes)
+
+
+def _evaluate(folder: Path, model: LanguageModel, max_bytes: int | None) -> list[dict[str, Any]]:
     config = read_config(folder)
     loaded = load_run(config, folder)
     beside = (Described(control, _about_control(control, config)) for control in _controls_of(config, model))
@@ -255,7 +308,7 @@ def config_from_file(path: Path) -> RunConfig:
         raise FileNotFoundError(
             f"{path} does not exist, so there is no run to read. Start one with penstock train or sweep --out DIR."
         )
-    return config_from_json(path.read_text(), str(path))
+    return config_from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:

@@ -9,6 +9,7 @@ from penstock.evaluation.evaluate import Candidate
 from penstock.evaluation.measuring import Described
 from penstock.formats import load_sae, read_facts
 from penstock.saes import SAE
+from penstock.shell import resume_command
 from penstock.training.config import RunConfig
 from penstock.training.outcome import outcome_of
 from penstock.training.trainer import DivergenceError
@@ -66,8 +67,8 @@ def load_run(config: RunConfig, folder: Path) -> FoundSAEs:
     found = outcome_of(config, folder)
     if found.missing:
         raise ValueError(
-            f"The run in {folder} is not finished: it has no {found.missing[0]} yet. Go on with: penstock train "
-            f"--resume {folder}"
+            f"The run in {folder} is not finished: it has no {found.missing[0]} yet. Go on with: "
+            f"{resume_command(folder)}"
         )
     if not found.finished:
         raise DivergenceError(

@@ -125,6 +125,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}.") from error
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints of a run, which is finished.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run, or None if it has none yet."""
     found = _checkpoints(folder)

@@ -314,6 +314,8 @@ class RunConfig:
     """Time between two checkpoints."""
     checkpoint_steps: int | None = None
     """Save every so many steps instead (used where the moment must be exact)."""
+    keep_checkpoints: bool = False
+    """Keep the last checkpoints of a finished run; they are removed once its SAEs are saved."""
     log_steps: int = 25
     """Steps between two rows of metrics.jsonl."""
     threads: int | None = None

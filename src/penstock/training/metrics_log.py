@@ -5,23 +5,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
 from penstock.files import write_whole
+from penstock.training.trackers import Tracker
 
 Rows = Mapping[str, Mapping[str, float]]
 """For each SAE of a run, what its step reported."""
-
-
-@runtime_checkable
-class Tracker(Protocol):
-    """Something else that wants every logged row, e.g. TensorBoard or wandb."""
-
-    def log(self, step: int, sae: str, row: Mapping[str, float]) -> None:
-        """Take one SAE's row of one step."""
-        ...
 
 
 class MetricsLog:
@@ -38,8 +29,18 @@ class MetricsLog:
         self._tokens = 0
 
     def start(self, step: int) -> None:
-        """Drop the rows that an interrupted run wrote after the checkpoint of `step`."""
+        """Drop the rows that an interrupted run wrote after the checkpoint of `step`, and begin to track."""
         self._started = time.monotonic()
+        self._drop_after(step)
+        for tracker in self.trackers:
+            tracker.start(step)
+
+    def close(self) -> None:
+        """Let the trackers send what is left."""
+        for tracker in self.trackers:
+            tracker.close()
+
+    def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]

@@ -24,7 +24,14 @@ from penstock.kernels.buffers import single_threaded_blas
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import SAE
-from penstock.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from penstock.shell import resume_command
+from penstock.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from penstock.training.config import RunConfig, SAEConfig
 from penstock.training.defaults import decide
 from penstock.training.interrupts import Interrupts
@@ -56,6 +63,7 @@ class TrainingRun:
         self.model = model
         self.step = 0
         self.saved_step: int | None = None
+        self.between_steps = True
         self.source = self._source()
         sample = self.source.sample(SCALE_TOKENS, _generator(self.config.data.shuffle_seed, 0))
         self.scales = {site: measure_scale([sample[site]]) for site in self.config.sites}
@@ -74,6 +82,15 @@ class TrainingRun:
         if path is None:
             return
         checkpoint = load_checkpoint(path)
+        try:
+            self._go_on_from(checkpoint)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"The checkpoint {path} does not fit the run's settings or this version of penstock: {error!r} is not "
+                "as expected. Restore config.json, or remove the checkpoints to train from the start."
+            ) from error
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
         self.step = self.saved_step = checkpoint.step
         self.source.load_state(checkpoint.tensors.under("source/"))
         self.scales = checkpoint.numbers["scales"]
@@ -85,14 +102,25 @@ class TrainingRun:
             trainer.load(checkpoint.tensors.under(f"{name}/"), checkpoint.numbers["saes"][name])
 
     def train(self, log: MetricsLog) -> None:
-        """Run the remaining steps; checkpoint on time, on a signal, and at the end.
+        """Run the remaining steps; checkpoint on time, on a signal, before an error, and at the end.
 
         An SAE whose loss becomes NaN or infinite is left out from that step on; all others train as without it.
 
         Raises:
             DivergenceError: no SAE is left; names the step, the term and the last checkpoint.
             InterruptedError: a signal asked to stop; the state is saved.
+            Exception: whatever the text, the log or a tracker raised; the state is saved, which a logged line says.
         """
+        try:
+            self._train(log)
+        except (InterruptedError, CheckpointError):
+            # The state is saved, or cannot be.
+            raise
+        except Exception:
+            self._save_before_error()
+            raise
+
+    def _train(self, log: MetricsLog) -> None:
         log.start(self.step)
         saved_at = time.monotonic()
         # Here and not only in the kernels, which run in the threads that step the SAEs: see single_threaded_blas.
@@ -111,7 +139,7 @@ class TrainingRun:
                 if interrupts.pending:
                     raise InterruptedError(
                         f"Stopped by {interrupts.pending} at step {self.step} of {self.config.num_steps}; "
-                        f"the state is saved. Go on with: penstock train --resume {self.folder}"
+                        f"the state is saved. Go on with: {resume_command(self.folder)}"
                     )
         if self.saved_step != self.step:
             self.checkpoint()
@@ -153,7 +181,7 @@ class TrainingRun:
             except (OSError, SafetensorError) as error:
                 raise OSError(
                     f"The SAE could not be written to {folder}: {error}. Its training is saved: make room or give "
-                    f"write permission, then go on with: penstock train --resume {self.folder}"
+                    f"write permission, then go on with: {resume_command(self.folder)}"
                 ) from error
             folders.append(folder)
         return folders
@@ -166,6 +194,8 @@ class TrainingRun:
     def _step(self) -> dict[str, dict[str, float]]:
         self._resample_where_due()
         batch = self.source.next_batch(self.config.optim.batch_size)
+        # From here on until all SAEs have taken the step, the state is no state to go on from.
+        self.between_steps = False
         scaled = {site: acts * self.scales[site] for site, acts in batch.items()}
         results = list(self.workers.map(lambda trainer: self._train_one(trainer, scaled), self.trainers))
         named = {trainer.config.folder: one for trainer, one in zip(self.trainers, results, strict=True)}
@@ -173,6 +203,7 @@ class TrainingRun:
         if not self.trainers:
             self._stop()
         self.step += 1
+        self.between_steps = True
         return {name: one for name, one in named.items() if not isinstance(one, DivergenceError)}
 
     def _train_one(self, trainer: SAETrainer, scaled: Mapping[str, Tensor]) -> dict[str, float] | DivergenceError:
@@ -200,6 +231,20 @@ class TrainingRun:
         *before, message = self.diverged.values()
         told = f"The last of {len(self.diverged)} SAEs has diverged, too. {message}" if before else message
         raise DivergenceError(f"{told} The last good checkpoint: {last or 'none yet'}.")
+
+    def _save_before_error(self) -> None:
+        """Save the state if it is whole, and say how to go on."""
+        if self.between_steps and self.saved_step != self.step:
+            try:
+                self.checkpoint()
+            except CheckpointError as error:
+                logger.error("%s", error)
+                return
+        if self.saved_step is not None and self.trainers:
+            logger.error(
+                "The training stopped at step %d of %d; the state of step %d is saved. Go on with: %s",
+                *(self.step, self.config.num_steps, self.saved_step, resume_command(self.folder)),
+            )
 
     def _resample_where_due(self) -> None:
         due = [trainer for trainer in self.trainers if self.step in trainer.schedule.dips]

@@ -1,43 +1,129 @@
 """Optional trackers: the rows of metrics.jsonl in TensorBoard or Weights & Biases."""
 
-from collections.abc import Mapping
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from penstock.files import write_whole
+
+WANDB_ID_FILE = "wandb_run_id.txt"
+"""In the run's directory: the id under which its resumed parts are one Weights & Biases run."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Something else that wants every logged row, e.g. TensorBoard or wandb."""
+
+    def start(self, step: int) -> None:
+        """Begin, or go on from the checkpoint of `step`; rows of later steps will come again."""
+        ...
+
+    def log(self, step: int, sae: str, row: Mapping[str, float]) -> None:
+        """Take one SAE's row of one step."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left; called when training ends, however it ends."""
+        ...
 
 
 class TensorBoardTracker:
     """Event files in RUN/tensorboard; needs `pip install penstock[tensorboard]`."""
 
-    def __init__(self, folder: Path) -> None:
-        tensorboard = _imported("torch.utils.tensorboard", "tensorboard")
-        self.writer = tensorboard.SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.writer: Any = None
+
+    def start(self, step: int) -> None:
+        # TensorBoard hides the rows from this step on that an interrupted run has written.
+        tensorboard = _imported("tensorboard")
+        self.writer = tensorboard.SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, sae: str, row: Mapping[str, float]) -> None:
         for key, value in row.items():
             self.writer.add_scalar(f"{sae}/{key}", value, step)
         self.writer.flush()
 
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
 
 class WandbTracker:
-    """A Weights & Biases run named after the folder; needs `pip install penstock[wandb]`."""
+    """A Weights & Biases run with the name of the run's directory; needs `pip install penstock[wandb]`."""
 
-    def __init__(self, folder: Path) -> None:
-        wandb = _imported("wandb", "wandb")
-        self.run = wandb.init(project="penstock", name=folder.name, dir=str(folder), resume="allow")
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.run: Any = None
+
+    def start(self, step: int) -> None:
+        self.run = _imported("wandb").init(
+            project="penstock",
+            name=self.run_dir.name,
+            dir=str(self.run_dir),
+            id=_wandb_id(self.run_dir),
+            resume="allow",
+            config=json.loads((self.run_dir / "config.json").read_text(encoding="utf-8")),
+        )
 
     def log(self, step: int, sae: str, row: Mapping[str, float]) -> None:
         self.run.log({f"{sae}/{key}": value for key, value in row.items()}, step=step)
+
+    def close(self) -> None:
+        if self.run is not None:
+            self.run.finish()
 
 
 TRACKERS = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
 
 
-def _imported(module: str, extra: str) -> ModuleType:
-    from importlib import import_module
+def check_trackers(names: Sequence[str]) -> None:
+    """Import what the trackers need, so that a missing package is noticed before a run is begun.
 
+    Raises:
+        ImportError: a package is not installed, or is broken; says which, and what to run.
+    """
+    for name in names:
+        _imported(name)
+
+
+class _Needed(NamedTuple):
+    module: str
+    """What is imported."""
+    package: str
+    """What must be installed for it; also the name of penstock's extra."""
+
+
+_NEEDED = {
+    "tensorboard": _Needed("torch.utils.tensorboard", "tensorboard"),
+    "wandb": _Needed("wandb", "wandb"),
+}
+
+
+def _imported(name: str) -> ModuleType:
+    needed = _NEEDED[name]
+    remedy = f"'penstock[{needed.package}]'"
     try:
-        return import_module(module)
-    except ImportError as error:
+        return import_module(needed.module)
+    except Exception as error:
+        # Any exception, because a broken package may raise any.
+        if isinstance(error, ModuleNotFoundError) and error.name in needed:
+            raise ImportError(
+                f"--track {name} needs the package {needed.package}, which is not installed. Run: pip install {remedy}"
+            ) from error
         raise ImportError(
-            f"--track {extra} needs a package that is not installed. Run: pip install 'penstock[{extra}]'"
+            f"--track {name} needs the package {needed.package}, which is installed but cannot be imported "
+            f"({type(error).__name__}: {error}). Run: pip install --force-reinstall {remedy}"
         ) from error
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The id of this run, the same at every resume."""
+    path = run_dir / WANDB_ID_FILE
+    if not path.is_file():
+        write_whole(path, uuid.uuid4().hex + "\n")
+    return path.read_text(encoding="utf-8").strip()

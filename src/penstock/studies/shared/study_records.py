@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.files import write_whole
+from penstock.runs.run_lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,20 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
 
     Raises:
         OSError: the run's directory cannot be written to.
+        RunInUseError: another process makes this study of this run.
     """
     folder = study_folder(run, name)
-    text = asked(run, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        return _stored(folder, asked(run, settings), compute)
+
+
+def _stored(folder: Path, text: str, compute: Callable[[], list[Record]]) -> list[Record]:
     settings_file, records_file = folder / "settings.json", folder / "records.jsonl"
     if settings_file.is_file() and records_file.is_file() and settings_file.read_text(encoding="utf-8") == text:
         logger.info("%s holds this study already; delete it to make it again", folder)
         return read_lines(records_file)
     made = "".join(json.dumps(record) + "\n" for record in compute())
-    folder.mkdir(parents=True, exist_ok=True)
     for name_of_file in ("table.csv", "figure.png", "figure.svg"):
         # Of an earlier study, and not always drawn anew.
         (folder / name_of_file).unlink(missing_ok=True)
