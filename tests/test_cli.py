@@ -208,6 +208,54 @@ def test_report_of_no_run_is_an_error(told: Told, tmp_path: Path) -> None:
     assert "There is no run directory" in err
 
 
+def test_info_of_a_model_runs_it_once(told: Told, tiny_lm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    original = LanguageModel._forward
+    monkeypatch.setattr(LanguageModel, "_forward", lambda model, tokens: runs.append(1) or original(model, tokens))
+
+    code, out, _ = told("info", "--model", tiny_lm_folder, "--dtype", "bfloat16", "--device", "cpu")
+
+    assert code == 0
+    assert len(runs) == 1
+    shown = re.search(r"for example (\S+)$", out.strip())
+    assert shown is not None
+    assert LanguageModel.load(tiny_lm_folder).d_in(shown[1]) > 0
+
+
+def test_info_of_a_model_that_states_no_context_says_so(
+    told: Told, tiny_lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.language_models.loading._context", lambda config, tokenizer: int(1e30))
+
+    assert "2 layers, context not stated, vocabulary 64" in told("info", "--model", tiny_lm_folder)[1]
+
+
+def test_info_refuses_settings_of_a_model_where_there_is_none(told: Told, trained: Path) -> None:
+    code, _, err = told("info", trained, "--dtype", "bfloat16")
+
+    assert code == 2
+    assert "--dtype would have no effect without a language model" in err
+
+
+def test_what_a_file_says_is_not_enough_to_run_code(told: Told, trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "handed_over")
+    config = json.loads((run / "config.json").read_text())
+    config["language_model"]["trust_remote_code"] = True
+    (run / "config.json").write_text(json.dumps(config))
+
+    for command in (
+        ["eval", run],
+        ["train", "--resume", run],
+        ["train", "--from", run, "--out", tmp_path / "again"],
+        ["pursuit", run],
+    ):
+        code, _, err = told(*command)
+        assert code in (1, 2)
+        assert "A settings file is not enough" in err
+        assert "add --trust-remote-code to this command" in err
+    assert told("train", "--resume", run, "--trust-remote-code")[0] == 0
+
+
 def test_info_says_what_things_are(told: Told, trained: Path, tiny_lm_folder: Path) -> None:
     code, out, _ = told("info")
     assert code == 0
@@ -218,6 +266,9 @@ def test_info_says_what_things_are(told: Told, trained: Path, tiny_lm_folder: Pa
     assert code == 0
     assert "2 layers, context 32, vocabulary 64" in out
     assert re.search(r"resid_post\.1 +d_in 16", out)
+
+    code, by_folder, _ = told("info", tiny_lm_folder)
+    assert (code, by_folder) == (0, out)
 
     code, out, _ = told("info", trained)
     assert code == 0

@@ -22,7 +22,7 @@ from penstock.inspection.concept_rules import (
     kinds,
 )
 from penstock.inspection.token_facts import CLASSES, NO_TOKEN, REGIONS, TokenFacts
-from penstock.language_models.pretrained import EMBEDDED_FOLDER
+from penstock.language_models.model_source import EMBEDDED_FOLDER
 from penstock.sparse import SparseCode
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from penstock.inspection.token_facts import (
     token_class,
     token_facts,
 )
-from penstock.language_models.pretrained import EMBEDDED_FOLDER
+from penstock.language_models.model_source import EMBEDDED_FOLDER
 from penstock.language_models.tokens import TokenRows
 
 if TYPE_CHECKING:

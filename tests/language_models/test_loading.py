@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.language_models import loading, pretrained
+from penstock.language_models import loading, model_source
 from penstock.language_models.loading import LanguageModel
 
 
@@ -116,7 +116,7 @@ def test_a_model_without_a_stated_context_has_its_tokenizers(gpt2: LanguageModel
 def test_the_embedded_model_is_an_ordinary_folder(
     model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained, "EMBEDDED_FOLDER", model_folder("llama"))
+    monkeypatch.setattr(model_source, "EMBEDDED_FOLDER", model_folder("llama"))
 
     model = LanguageModel.load("embedded")
 
@@ -126,7 +126,7 @@ def test_the_embedded_model_is_an_ordinary_folder(
 
 def test_an_installation_without_the_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
-        monkeypatch.setattr(pretrained, "EMBEDDED_FOLDER", folder)
+        monkeypatch.setattr(model_source, "EMBEDDED_FOLDER", folder)
         with pytest.raises(FileNotFoundError, match="embedded language model is not in this installation.*no weights"):
             LanguageModel.load("embedded")
 
@@ -157,12 +157,108 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("name", ["nobody/has-this-model", "no name at all"])
-def test_a_name_the_hub_does_not_have_is_told_what_is_allowed(name: str) -> None:
+def test_a_name_that_is_neither_a_folder_nor_in_the_cache_is_told_what_is_allowed() -> None:
     with pytest.raises(
-        ValueError, match=rf"Cannot load the language model '{name}'(.|\n)*\"embedded\", a local folder"
+        ValueError,
+        match=r"language model 'nobody/has-this-model': there is no folder(.|\n)*\"embedded\", a local folder",
     ):
+        LanguageModel.load("nobody/has-this-model")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that the Hub is asked for; it never answers."""
+    import huggingface_hub
+
+    addresses: list[str] = []
+
+    def ask(url: str, **options: object) -> None:
+        addresses.append(url)
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    return addresses
+
+
+@pytest.mark.parametrize("name", ["models/tiny-lama", "tiny-lama"])
+def test_a_mistyped_folder_asks_the_hub_once_and_is_told_the_nearest(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).with_name("tiny-llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ValueError, match=r"no folder .*\(did you mean '.*tiny-llama'\?\), and the Hub does not answer"):
         LanguageModel.load(name)
+
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["a/folder/far/away", "no name at all", "models\\tiny"])
+def test_a_name_that_cannot_be_on_the_hub_is_a_folder(asked: list[str], name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        LanguageModel.load(name)
+
+    assert not asked
+
+
+def test_a_model_in_the_cache_is_read_though_the_hub_does_not_answer(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: "cache/config.json")
+
+    assert model_source.find_source("some/model", revision=None) == ("some/model", True)
+    assert "some/model (Name or service not known); it is read from the cache" in caplog.text
+
+
+def test_an_adapter_on_the_hub_is_told_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def ask(url: str, **options: object) -> None:
+        if not url.endswith("adapter_config.json"):
+            raise EntryNotFoundError("no such file")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+
+    with pytest.raises(ValueError, match=r"'some/adapter' is an adapter \(PEFT\), not a model"):
+        LanguageModel.load("some/adapter")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"adapter_config.json": '{"base_model_name_or_path": "gpt2"}'}, r"an adapter \(PEFT\) of gpt2, not a model"),
+        ({"cfg.json": "{}", "sae.safetensors": ""}, "a sparse autoencoder, not a language model"),
+        ({"config.json": '{"saes": []}'}, "a run of penstock, not a language model"),
+        ({"model-q4.gguf": ""}, "GGUF files, which are not read"),
+    ],
+)
+def test_a_folder_of_something_else_is_told_what_it_holds(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(ValueError, match=f"the folder holds {message}"):
+        LanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_told_to_be_one(copied_model: Path, file: str) -> None:
+    (copied_model / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+
+    with pytest.raises(ValueError, match=rf"{file} is a pointer of Git LFS.*`git lfs pull`"):
+        LanguageModel.load(copied_model)
+
+
+@pytest.mark.parametrize("config", ["Qwen2VLConfig", "LlavaConfig"])
+def test_a_vision_language_wrapper_is_told_to_be_one(copied_model: Path, config: str) -> None:
+    import transformers
+
+    getattr(transformers, config)().save_pretrained(copied_model)
+
+    with pytest.raises(ValueError, match="which wraps a language model .* to read images or sound as well"):
+        LanguageModel.load(copied_model)
 
 
 @pytest.mark.parametrize("config", ["T5Config", "BertConfig", "BartConfig"])
@@ -226,6 +322,26 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(copied_model: Path) -
         LanguageModel.load(copied_model)
 
     assert not (copied_model / "it_ran").exists()
+
+
+def test_code_that_comes_with_a_model_is_named_before_it_runs(
+    copied_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((copied_model / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "code.HomemadeConfig"}}
+    (copied_model / "config.json").write_text(json.dumps(config))
+    (copied_model / "code.py").write_text("raise RuntimeError('it ran')")
+
+    with pytest.raises(ValueError, match="it ran"):
+        LanguageModel.load(copied_model, trust_remote_code=True)
+
+    assert f"comes with the model in {copied_model} (trust_remote_code): code.py" in caplog.text
+
+
+def test_a_model_without_code_is_not_told_to_run_any(copied_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    LanguageModel.load(copied_model, trust_remote_code=True)
+
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", "bf16", ""])

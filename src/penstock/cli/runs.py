@@ -99,7 +99,7 @@ class Train(_Run):
     """When to resample dead latents, in --resampling.unit; the recipe's if left open."""
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
-        site = self.site or _middle(model)
+        site = self.site or model.middle_site
         aims = (self.target_l0, self.sparsity_coef, self.paper_lambda)
         target = 32.0 if aims == (None, None, None) else self.target_l0
         own = (
@@ -154,7 +154,7 @@ class Sweep(_Run):
                 lr=lr,
                 **aim,
             )
-            for site in self.sites or (_middle(model),)
+            for site in self.sites or (model.middle_site,)
             for d_sae in self.d_sae or (8 * model.d_in(site),)
             for arch in self.archs
             for recipe, aim, seed, lr in product(
@@ -185,6 +185,7 @@ def train(options: Train | Sweep) -> None:
 
 def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
     """The directory of a run that can be trained, and its model; settings that cannot be are a usage error."""
+    trusted = options.language_model.trust_remote_code
     try:
         if options.resume is not None:
             _alone(options, "--resume")
@@ -192,7 +193,7 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
             with locked(options.resume):
                 # Refused before the model is loaded, if another process works on it.
                 pass
-            return options.resume, study.load_model(config)
+            return options.resume, study.load_model(config, trust_remote_code=trusted)
         if options.from_ is not None:
             _alone(options, "--from", "--out")
         if options.out is None:
@@ -200,7 +201,7 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
         study.check_run_dir(options.out)
         if options.from_ is not None:
             config = study.config_from_file(options.from_)
-            model = study.load_model(config)
+            model = study.load_model(config, trust_remote_code=trusted)
         else:
             model = study.load_language_model(options.language_model)
             config = options.settings(model)
@@ -210,15 +211,15 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
     return options.out, model
 
 
+_OF_THIS_COMMAND = ("--track", "--trust-remote-code")
+"""Flags that are no settings of the run, or that its config.json cannot give."""
+
+
 def _alone(options: Train | Sweep, flag: str, *allowed: str) -> None:
     """Refuse settings beside --resume or --from, where they would have no effect."""
-    idle = [name for name in given(options, type(options)()) if name not in (flag, *allowed, "--track")]
+    idle = [name for name in given(options, type(options)()) if name not in (flag, *allowed, *_OF_THIS_COMMAND)]
     if idle:
         raise Usage(
             f"{flag} takes every setting from the run's config.json, so {', '.join(idle)} would have no effect. "
             f"Leave them out, or start a new run without {flag}."
         )
-
-
-def _middle(model: LanguageModel) -> str:
-    return f"resid_post.{model.num_layers // 2}"

@@ -1,5 +1,6 @@
 """`eval`, `report` and `info`: what looks at a run, an SAE or a model that is there."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ import tyro
 
 from penstock.cli.output import Flat, Usage, given, print_records, write_figures
 from penstock.formats import load_sae
-from penstock.language_models.loading import LanguageModel
+from penstock.language_models.loading import NO_LIMIT, LanguageModel
 from penstock.runs import sweep as study
 from penstock.runs.environment import versions
 from penstock.runs.run_lock import locked
@@ -32,6 +33,8 @@ class Eval:
     """Another text than the SAEs were trained on."""
     text_field: str | None = None
     """Column of the text in .jsonl, .parquet and datasets; as in training, or `text`."""
+    trust_remote_code: bool = False
+    """Run code that comes with the language model. Only for sources you trust."""
     eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
 
 
@@ -48,9 +51,17 @@ class Info:
     """Say what a model, a run or a saved SAE is; without arguments, what penstock is."""
 
     path: Annotated[Path | None, tyro.conf.Positional] = None
-    """A run's directory or an SAE's folder."""
+    """A run's directory, an SAE's folder or a language model's folder."""
     model: str | None = None
-    """A language model, to list its sites."""
+    """A language model, to list its sites: `embedded`, a local folder, or a name on the Hugging Face Hub."""
+    dtype: str = "float32"
+    """Precision of the language model."""
+    device: str = "cpu"
+    """Where the language model lives: cpu, cuda, cuda:1, mps."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    trust_remote_code: bool = False
+    """Run code that comes with the language model. Only for sources you trust."""
 
 
 def evaluate(options: Eval) -> None:
@@ -58,7 +69,7 @@ def evaluate(options: Eval) -> None:
         raise Usage("There is nothing to evaluate: give a run's directory or folders of SAEs.")
     run = options.path[0]
     if len(options.path) == 1 and (run / "config.json").exists():
-        idle = given(options, Eval(path=options.path))
+        idle = given(options, Eval(path=options.path, trust_remote_code=options.trust_remote_code))
         if idle:
             raise Usage(
                 f"A run is evaluated as its config.json says, so {', '.join(idle)} would have no effect. Give "
@@ -66,10 +77,11 @@ def evaluate(options: Eval) -> None:
             )
         config = study.read_config(run)
         with locked(run):
-            records = study.evaluate_run(run, study.load_model(config))
+            model = study.load_model(config, trust_remote_code=options.trust_remote_code)
+            records = study.evaluate_run(run, model)
             write_figures(run)
     else:
-        names = ("model", "dtype", "device", "text", "text_field")
+        names = ("model", "dtype", "device", "text", "text_field", "trust_remote_code")
         settings = {name: getattr(options, name) for name in names}
         records = study.evaluate_saes(options.path, options.eval, **settings)
     print_records(records)
@@ -80,25 +92,61 @@ def report(options: Report) -> None:
 
 
 def info(options: Info) -> None:
-    if options.model is not None:
-        model = LanguageModel.load(options.model)
-        print(f"{options.model}: {model.num_layers} layers, context {model.context}, vocabulary {model.vocab_size}")
-        for site in model.site_names:
-            print(f"  {site:<16} d_in {model.d_in(site)}")
-        print("  and the .input or .output of any module, e.g. model.layers.0.mlp.output")
-    if options.path is None:
-        if options.model is None:
+    path = options.path
+    model = options.model
+    if path is not None and model is None and _is_model(path):
+        model, path = str(path), None
+    if model is not None:
+        _print_model(model, options)
+    else:
+        blank = Info(path=options.path)
+        idle = given(options, blank)
+        if idle:
+            raise Usage(f"{', '.join(idle)} would have no effect without a language model: give one with --model.")
+    if path is None:
+        if model is None:
             _print_pairs(versions())
-    elif (options.path / "config.json").exists():
-        config = study.read_config(options.path)
-        print(f"{options.path}: a run of {len(config.saes)} SAEs, {config.num_steps:,} steps")
-        diverged = outcome_of(config, options.path).diverged
+    elif (path / "config.json").exists():
+        config = study.read_config(path)
+        print(f"{path}: a run of {len(config.saes)} SAEs, {config.num_steps:,} steps")
+        diverged = outcome_of(config, path).diverged
         for sae in config.saes:
             print(f"  {sae.folder}  lr {sae.lr:g} ({sae.lr_rule}){'  diverged' if sae.folder in diverged else ''}")
     else:
-        sae, facts = load_sae(options.path)
-        print(f"{options.path}: {sae.arch}, d_in {sae.d_in}, d_sae {sae.d_sae}")
+        sae, facts = load_sae(path)
+        print(f"{path}: {sae.arch}, d_in {sae.d_in}, d_sae {sae.d_sae}")
         _print_pairs({"format": facts.format, **facts.settings.to_json(), **facts.metadata})
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder holds a language model rather than a run: both have a config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "saes" not in config and bool({"model_type", "architectures"} & set(config))
+
+
+def _print_model(name: str, options: Info) -> None:
+    model = LanguageModel.load(
+        name,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+    context = "not stated" if model.context >= NO_LIMIT else f"{model.context:,}"
+    print(f"{name}: {model.num_layers} layers, context {context}, vocabulary {model.vocab_size:,}")
+    for site in model.site_names:
+        print(f"  {site:<16} {_width(model, site)}")
+    print(f"  and the input or output of any module, for example {model.example_site}")
+
+
+def _width(model: LanguageModel, site: str) -> str:
+    try:
+        return f"d_in {model.d_in(site)}"
+    except ValueError as error:
+        return f"cannot be used: {error}"
 
 
 def _print_pairs(pairs: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The studies of a finished run: each reads its SAEs, and leaves records, a table and a figure in RUN/studies/NAME."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from penstock.reports import PlotsNotInstalled
 from penstock.reports.figures.row_figures import write_row_figure
 from penstock.reports.figures.study_figure import write_study_figure, write_study_table
 from penstock.reports.pages.reproduction_page import comparison_table, difference_table, study_table
+from penstock.runs.finished_run import FinishedRun
 from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.concepts import ConceptsConfig
@@ -30,6 +32,8 @@ from penstock.studies.study_run import study_run
 class _OfRun:
     run: Annotated[Path, tyro.conf.Positional]
     """The run's directory."""
+    trust_remote_code: bool = False
+    """Run code that comes with the run's language model, where the run was made with it. Only for sources you trust."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,8 @@ Options = Shrinkage | Ablations | Refit | Pursuit | Pruning | Cost | Sensitivity
 def study(options: Options) -> None:
     """Make a study's records, print them, and write table and figure."""
     name = type(options).__name__.lower()
-    records = study_run(options.run, name, options.settings)
+    load = partial(FinishedRun.load, trust_remote_code=options.trust_remote_code)
+    records = study_run(options.run, name, options.settings, load)
     if STUDIES[name].of_saes:
         print_records(records)
         print_rows(*comparison_table(comparisons_of(options.run, name)))

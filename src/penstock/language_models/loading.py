@@ -19,10 +19,13 @@ from penstock.shapes import Logits, SequenceActs, Tokens
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Where the configs of different families keep the number of positions a model takes.
+NO_LIMIT = 10**9
+"""A context from here on is one that neither the config nor the tokenizer states."""
+
 logger = logging.getLogger(__name__)
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+# Where the configs of different families keep the number of positions a model takes.
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
 
 class LanguageModel:
@@ -122,9 +125,14 @@ class LanguageModel:
             raise ValueError(
                 f"{self.name!r} is a {self.module.config.model_type!r} model, a family without named sites, so "
                 f"there is no default site. Give one: the input or output of any module, for example "
-                f"{example_path(self.module)!r}."
+                f"{self.example_site!r}."
             )
         return site
+
+    @property
+    def example_site(self) -> str:
+        """The path of a site deep inside the model, which shows what such paths look like."""
+        return example_path(self.module)
 
     def d_in(self, site: str) -> int:
         """The width of the activation at a site.

@@ -3,28 +3,16 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatch
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from penstock.language_models.model_source import ALLOWED, find_source, tell_code
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-"""The language model that comes with the package, under the name "embedded"."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_ALLOWED = 'a model is "embedded", a local folder, or a name on the Hugging Face Hub such as "gpt2"'
-
-# What a local folder must hold: at least one file for each.
-_FILES = {
-    "config": ("config.json",),
-    "weights": ("*.safetensors", "pytorch_model*.bin"),
-    "tokenizer": ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken"),
-}
 
 
 def load_pretrained(
@@ -46,8 +34,14 @@ def load_pretrained(
             f"device_map ({device_map!r}) places the model, so device ({device!r}) has no effect. Give one of them."
         )
     _check_device(device)
-    source = _source(name)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    source, only_local = find_source(name, revision=revision)
+    if trust_remote_code:
+        tell_code(source, revision)
+    options: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": only_local,
+    }
     try:
         with _no_bars_without_a_terminal():
             config = AutoConfig.from_pretrained(source, **options)
@@ -67,7 +61,7 @@ def load_pretrained(
         return module if device_map is not None else module.to(device), tokenizer
     # Damaged files come as plain Exception from tokenizers and as others from safetensors.
     except Exception as error:
-        raise ValueError(f"Cannot load the language model {name!r}: {error}\n({_ALLOWED})") from error
+        raise ValueError(f"Cannot load the language model {name!r}: {error}\n({ALLOWED})") from error
 
 
 @contextmanager
@@ -85,30 +79,6 @@ def _no_bars_without_a_terminal() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _source(name: str) -> str:
-    """What to hand to `transformers`: a complete local folder, or a name on the Hub."""
-    is_embedded = name == "embedded"
-    folder = EMBEDDED_FOLDER if is_embedded else Path(name).expanduser()
-    if not folder.is_dir() and not is_embedded:
-        if name.startswith((".", "~")) or folder.is_absolute() or folder.exists():
-            raise FileNotFoundError(f"Language model {name!r}: no folder {str(folder)!r}; {_ALLOWED}.")
-        return name
-    missing = [
-        f"{what} ({' or '.join(patterns)})"
-        for what, patterns in _FILES.items()
-        if not any(fnmatch(path.name, pattern) for path in folder.glob("*") for pattern in patterns)
-    ]
-    if missing and is_embedded:
-        raise FileNotFoundError(
-            f"The embedded language model is not in this installation: {str(folder)!r} has no "
-            f"{', no '.join(missing)}. Reinstall penstock, train the model with tools/train_embedded_lm.py, "
-            f"or choose another; {_ALLOWED}."
-        )
-    if missing:
-        raise FileNotFoundError(f"Language model {name!r}: the folder has no {', no '.join(missing)}; {_ALLOWED}.")
-    return str(folder)
-
-
 def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
@@ -124,6 +94,13 @@ def _check_is_causal(config: "PretrainedConfig") -> None:
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     is_known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder and not config.is_encoder_decoder
     if not is_known and not brings_code:
+        if hasattr(config, "vision_config") or hasattr(config, "audio_config"):
+            inner = config.get_text_config()
+            raise ValueError(
+                f"it is a {config.model_type!r} model, which wraps a language model ({inner.model_type!r}) to read "
+                f"images or sound as well. Save the language model in it by itself (`model.language_model` or "
+                f"`model.model.language_model` with its head), or give the text model that it was made from."
+            )
         raise ValueError(
             f"it is a {config.model_type!r} model, not a causal language model (one that reads from left to "
             f"right, such as GPT-2 or Llama)."

@@ -43,13 +43,22 @@ class FinishedRun:
     """What the weights of SAEs may take at once where many are measured, as of `measure`."""
 
     @classmethod
-    def load(cls, folder: Path, divide: Divide = undivided, max_bytes: int | None = None) -> "FinishedRun":
+    def load(
+        cls,
+        folder: Path,
+        divide: Divide = undivided,
+        max_bytes: int | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> "FinishedRun":
         """Read a run; its SAEs are read one by one when they are asked for.
 
         Args:
             folder: Its directory.
             divide: As of the field.
             max_bytes: As of the field.
+            trust_remote_code: Whether code that comes with the language model may run, if the run's settings ask for
+                it.
 
         Raises:
             FileNotFoundError: there is no run in `folder`.
@@ -61,7 +70,7 @@ class FinishedRun:
         return cls(
             folder=folder,
             config=replace(config, saes=tuple(sae for sae in config.saes if sae.folder in loaded.saes)),
-            model=load_model(config),
+            model=load_model(config, trust_remote_code=trust_remote_code),
             saes=loaded.saes,
             about=loaded.about,
             metadata=loaded.metadata,

@@ -60,17 +60,34 @@ def load_language_model(settings: LanguageModelConfig) -> LanguageModel:
     )
 
 
-def load_model(config: RunConfig) -> LanguageModel:
-    """The language model of a run."""
-    return load_language_model(config.language_model)
+def load_model(config: RunConfig, *, trust_remote_code: bool = False) -> LanguageModel:
+    """The language model of a run.
+
+    Args:
+        config: The run's settings. They may come from a file that was handed over, so `trust_remote_code` in them is
+            not enough to run code.
+        trust_remote_code: Whether code that comes with the model may run on this machine.
+
+    Raises:
+        ValueError: the settings ask for remote code, and the caller does not allow it; and as `LanguageModel.load`.
+    """
+    settings = config.language_model
+    if settings.trust_remote_code and not trust_remote_code:
+        raise ValueError(
+            f"The settings ask to run code that comes with the language model {settings.model!r}. A settings file is "
+            "not enough for that, because it may come from anyone. Look at the code, and add --trust-remote-code to "
+            "this command if you trust it."
+        )
+    return load_language_model(settings)
 
 
-def run_sweep(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
+def run_sweep(config: RunConfig, folder: Path, *, trust_remote_code: bool = False) -> list[dict[str, Any]]:
     """Train the SAEs of `config`, evaluate them and the controls, and compare the arms.
 
     Args:
         config: What to train and on what.
         folder: A new directory for the run.
+        trust_remote_code: Whether code that comes with the model may run, if `config` asks for it.
 
     Returns:
         One record for each SAE and control (docs/records.md); the same as in records.jsonl.
@@ -241,6 +258,7 @@ def evaluate_saes(
     device: str = "cpu",
     text: str | None = None,
     text_field: str | None = None,
+    trust_remote_code: bool = False,
 ) -> list[dict[str, Any]]:
     """Records of saved SAEs.
 
@@ -252,6 +270,7 @@ def evaluate_saes(
         device: Where it and the SAEs go.
         text: Another text than theirs.
         text_field: Its column.
+        trust_remote_code: Whether code that comes with the model may run on this machine.
 
     Raises:
         ValueError: the SAEs belong to different models or texts, or do not fit this model.
@@ -263,6 +282,7 @@ def evaluate_saes(
         dtype=dtype,
         device=device,
         revision=None if model else _common(metadata, "revision", None),
+        trust_remote_code=trust_remote_code,
     )
     read = Text(
         model=own,

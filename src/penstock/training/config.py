@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from penstock.language_models.sites import site_name
 from penstock.saes import ARCHITECTURES, Aim, DecoderRule, Settings, offered, training_of
 from penstock.saes.architecture import OwnSettings
 from penstock.training.recipes import KNOWN_RECIPES, RECIPES, Recipe
@@ -189,6 +190,7 @@ class SAEConfig:
 
     def __post_init__(self) -> None:
         training = training_of(self.arch)
+        object.__setattr__(self, "site", site_name(self.site))
         # Written back, so that what an architecture's defaults decide is stored with the run.
         object.__setattr__(self, "settings", ARCHITECTURES[self.arch].settings_of(self.settings))
         recipe = self.recipe or training.default_recipe
