@@ -63,7 +63,7 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any],
     if target is not None and metrics["l0"] is not None and abs(metrics["l0"] / target - 1) > MISSED_TARGET:
         warnings.append(
             f"target missed on held-out tokens: the mean L0 there is {metrics['l0']:.3g}, the target was {target:g}. "
-            "It held in training if nothing else is said: more different tokens (cache_tokens) bring the two together."
+            "Training on more different tokens (tokens, cache_tokens) brings the two together."
         )
     return {
         **about,

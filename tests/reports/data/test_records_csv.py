@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from fake_run import NASTY, write_fake_run
+from fake_run import NASTY, write_fake_run, write_lines
 
 from penstock.reports import write_records_csv
 
@@ -39,3 +39,14 @@ def test_missing_values_are_empty_cells(tmp_path: Path) -> None:
 def test_quotes_and_line_breaks_in_names_survive(tmp_path: Path) -> None:
     write_fake_run(tmp_path, model=NASTY, seeds=(0,))
     assert {row["model"] for row in rows_of(tmp_path)} == {NASTY}
+
+
+def test_a_text_that_a_spreadsheet_would_run_is_made_inert(tmp_path: Path) -> None:
+    records = write_fake_run(tmp_path, seeds=(0,), target_l0s=(8,))
+    for name in ("=HYPERLINK(0)", "+1", "-1+2", "@SUM(1)", "\tx", "plain=1"):
+        records[0] |= {"name": name, "=key": 1, "delta_ce": -0.5}
+        write_lines(tmp_path / "records.jsonl", records)
+        row = rows_of(tmp_path)[0]
+        assert row["name"] == (name if name == "plain=1" else f"'{name}")
+        assert row["'=key"] == "1"
+        assert row["delta_ce"] == "-0.5"

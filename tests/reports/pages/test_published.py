@@ -168,7 +168,7 @@ def test_the_headline_pair_is_the_papers_with_our_ratio_beside() -> None:
     assert table.rows == [
         [
             "Gated, 131,072 latents / ReLU, 196,608 latents",
-            *("12.3 / 27.8", "97.14 / 97.15", "0.997 / 0.879", "0.44", "0.55", "0.52 to 0.59"),
+            *("12.3 / 27.8", "97.14 / 97.15", "0.997 / 0.879", "0.442", "0.549", "0.521 to 0.592"),
         ]
     ]
     assert len(table.columns) == len(table.rows[0])
@@ -180,7 +180,7 @@ def test_the_headline_pair_stands_alone_where_ours_gave_no_ratio() -> None:
         table = headline_table(site, comparisons)
         assert table is not None
         # 24.4 / 56.8 = 0.4296
-        assert table.rows[0][1:] == ["24.4 / 56.8", "87.81 / 87.23", "1.004 / 0.894", "0.43", "–", "–"]
+        assert table.rows[0][1:] == ["24.4 / 56.8", "87.81 / 87.23", "1.004 / 0.894", "0.430", "–", "–"]
 
 
 def test_only_gemmas_residual_and_mlp_site_of_layer_20_have_a_headline() -> None:

@@ -143,8 +143,8 @@ def test_records_alone_are_enough(tmp_path: Path) -> None:
 def test_the_headline_states_ratio_interval_and_range(tmp_path: Path) -> None:
     write_fake_run(tmp_path)
     headline = (
-        "At equal loss recovered the Gated SAE needs 0.55× the firing latents of the ReLU baseline "
-        "(95% interval 0.52 to 0.59), over loss recovered 0.9312 to 0.9806."
+        "At equal loss recovered the Gated SAE needs 0.549× the firing latents of the ReLU baseline "
+        "(95% interval 0.521 to 0.592), over loss recovered 0.9312 to 0.9806."
     )
     assert headline in page_of(tmp_path).words
 
@@ -170,11 +170,25 @@ def test_warnings_of_records_are_grouped_and_counted(tmp_path: Path) -> None:
     assert "gated-resid_post.2-l0_4-seed0 loss fell by 4.1% over the last tenth of the run" in words
 
 
+def test_the_result_comes_first_and_provenance_last(tmp_path: Path) -> None:
+    write_fake_run(tmp_path)
+    html = page_of(tmp_path).html
+    places = [html.index(part) for part in ("0.549×", 'id="panels"', 'id="table"', 'id="warnings"', "3f9c2ab4d1")]
+    assert places == sorted(places)
+
+
+def test_a_run_without_comparison_begins_with_the_numbers_of_its_saes(tmp_path: Path) -> None:
+    records = write_fake_run(tmp_path, comparison=False)
+    words = page_of(tmp_path).words
+    name = records[0]["name"]
+    assert words.index(f"{name}: L0 ") < words.index("so the report draws no conclusion")
+
+
 def test_no_warnings_are_said_calmly(tmp_path: Path) -> None:
     write_fake_run(tmp_path, warnings=False)
     page = page_of(tmp_path)
     assert "No warnings." in page.words
-    assert ("section", "class", "warnings") not in page.attributes
+    assert ("section", "id", "warnings") not in page.attributes
 
 
 def test_every_metric_is_defined_on_the_page(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_differences_are_read_by_their_intervals(page: str) -> None:
     assert "<td>Gated, 1,024 latents</td><td>ReLU, 1,536 latents</td>" in page
     assert "<td>-0.5 to 0.125</td><td>no difference shown</td>" in page.replace("−", "-")
     assert "<td>0.25 to 0.75</td><td>more</td>" in page
-    assert "<td>0.50</td><td>0.375 to 0.625</td><td>fewer</td>" in page
+    assert "<td>0.500</td><td>0.375 to 0.625</td><td>fewer</td>" in page
 
 
 def test_a_difference_has_a_column_for_its_yardstick_where_it_has_one() -> None:

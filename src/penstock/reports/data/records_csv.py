@@ -10,14 +10,18 @@ from typing import Any
 from penstock.files import write_whole
 from penstock.reports.data.run_data import read_records
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""First characters by which a spreadsheet takes a cell for a formula."""
+
 
 def records_csv(records: Sequence[dict[str, Any]]) -> str:
     """All keys of all records as CSV text with a header row and `\\n` line ends.
 
     An interval becomes two columns, `intervals.l0.low` and `intervals.l0.high`; other lists become JSON text;
-    a missing value is an empty cell. Numbers keep every digit they were stored with.
+    a missing value is an empty cell. Numbers keep every digit they were stored with. A text that a spreadsheet would
+    run as a formula gets an apostrophe in front.
     """
-    rows = [_flat(record) for record in records]
+    rows = [{_inert(key): _inert(value) for key, value in _flat(record).items()} for record in records]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
@@ -35,6 +39,11 @@ def write_records_csv(run_dir: Path) -> Path:
     path = run_dir / "pareto.csv"
     write_whole(path, records_csv(read_records(run_dir)))
     return path
+
+
+def _inert(value: Any) -> Any:
+    """The value, or a text with an apostrophe in front where a spreadsheet would take it for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

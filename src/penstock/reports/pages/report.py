@@ -79,6 +79,7 @@ def _render(run: RunData) -> str:
         model=wording.model_words(wording.run_card(run)[0][1]),
         comparisons=wording.comparisons(run, arms),
         bias={site: wording.bias_ranges(_at(run.records, site), arms) for site in sites},
+        own_numbers=wording.own_numbers(run.records),
         warning_groups=wording.warning_groups(run),
         run_card=wording.run_card(run),
         settings=wording.flatten(run.config) if run.config else [],

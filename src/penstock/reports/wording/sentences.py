@@ -8,6 +8,9 @@ from penstock.charts.arm_looks import Arm, arch_name, arm_index, is_control
 from penstock.reports.data.run_data import RunData
 from penstock.reports.wording.definitions import LABELS
 
+MOST_OWN_NUMBERS = 6
+"""SAEs named at the top of a report without a comparison; the table has them all."""
+
 _METRIC_WORDS = {"loss_recovered": "loss recovered", "delta_ce": "delta CE", "kl": "KL"}
 
 
@@ -63,8 +66,8 @@ def short(value: float) -> str:
 
 
 def ratio_text(value: float) -> str:
-    """A ratio for prose: two decimals, or two significant digits where that would be zero."""
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+    """A ratio for prose, with three significant digits, so that a narrow interval does not close on its ratio."""
+    return f"{value:#.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -121,6 +124,26 @@ def comparison_sentence(item: dict[str, Any], arm: str, baseline: str) -> str:
             f"ratio of firing latents {ratio_text(ratio)} ({words}){over}."
         )
     return f"At equal {metric} {arm} {needs} ({words}){over}."
+
+
+def own_numbers(records: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each SAE with its main numbers: what a run without a comparison has to say first."""
+    found = []
+    for record in records:
+        if is_control(record):
+            continue
+        parts = [
+            f"{LABELS[key]} {number(record[key])}{_bounds(record, key)}"
+            for key in ("l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias")
+            if record.get(key) is not None
+        ]
+        found.append(f"{record.get('name')}: {', '.join(parts) or 'nothing could be measured'}.")
+    return found[:MOST_OWN_NUMBERS]
+
+
+def _bounds(record: Mapping[str, Any], key: str) -> str:
+    bounds = (record.get("intervals") or {}).get(key)
+    return f" ({number(bounds[0])} to {number(bounds[1])})" if bounds else ""
 
 
 def ratio_reading(item: Mapping[str, Any]) -> str:
@@ -183,7 +206,7 @@ def run_card(run: RunData) -> list[tuple[str, str]]:
         ("SAEs", f"{len([r for r in run.records if not is_control(r)])}, d_sae {_values(saes, 'd_sae')}"),
         ("Training time", _time_text(run, saes)),
         ("Started", _moment(env.get("started"))),
-        ("Git commit", str(env.get("git_commit") or "not recorded")),
+        ("Git commit", str(env.get("git_commit") or "not recorded")[:12]),
         ("Hardware", _hardware(env)),
         ("Versions", _versions(env)),
         ("Command", str(env.get("command") or "–")),

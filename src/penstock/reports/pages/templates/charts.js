@@ -94,9 +94,9 @@ function drawCurvePanel(parent, panel, all) {
   if (!log) y[0] = Math.min(0, extent(shown)[0]);
   const plot = frame(box, {
     x: [0, Math.max(...curves.flatMap((curve) => curve.tokens.filter(isNumber)))], y, yLog: log, height: 230,
-    xTitle: "tokens seen in training", xSpacing: 70, label: `${panel.title} against tokens, ${curves.length} SAEs`,
+    right: 40, xTitle: "tokens seen in training", xSpacing: 70, label: `${panel.title} against tokens, ${curves.length} SAEs`,
   });
-  const drawn = [];
+  const drawn = [], labelled = [];
   for (const curve of curves) {
     const arm = curve.record === null ? null : data.arms[data.armOf[curve.record]];
     const points = curve.tokens
@@ -105,10 +105,29 @@ function drawCurvePanel(parent, panel, all) {
       .map((point) => ({ ...point, x: plot.x.map(point.tokens), y: plot.y.map(point.value) }));
     if (!points.length) continue;
     const path = points.map((point) => `${point.x.toFixed(1)} ${point.y.toFixed(1)}`).join("L");
-    make(plot.svg, "path", { d: `M${path}`, fill: "none", stroke: armColor(arm), "stroke-width": 1.3, "stroke-dasharray": armDash(arm), "data-run": curve.record });
+    make(plot.svg, "path", { d: `M${path}`, fill: "none", stroke: armColor(arm), "stroke-width": 1.3, "stroke-dasharray": armDash(arm), "stroke-opacity": lineOpacity(curve), "data-run": curve.record });
     drawn.push({ curve, points });
+    labelEnd(plot, curve, arm, points[points.length - 1], labelled);
   }
   nearestCurve(plot, panel, drawn);
+}
+
+const targetOf = (curve) => (curve.record === null ? null : data.records[curve.record].target_l0);
+
+// Lines of one arm differ in strength by their target: the lowest is faintest.
+function lineOpacity(curve) {
+  const mine = data.curves.filter((other) => other.record !== null && data.armOf[other.record] === data.armOf[curve.record]);
+  const targets = [...new Set(mine.map(targetOf).filter(isNumber))].sort((a, b) => a - b);
+  const place = targets.indexOf(targetOf(curve));
+  return place < 0 || targets.length < 2 ? 1 : (0.45 + (0.55 * place) / (targets.length - 1)).toFixed(2);
+}
+
+// The target L0 at a line's right end, where no other label of the panel stands.
+function labelEnd(plot, curve, arm, point, labelled) {
+  const target = targetOf(curve);
+  if (!isNumber(target) || labelled.some((other) => Math.abs(other - point.y) < 11)) return;
+  labelled.push(point.y);
+  make(plot.svg, "text", { x: plot.right + 5, y: point.y + 4, style: `fill: ${armColor(arm)}` }, number(target));
 }
 
 // The tooltip follows the drawn point nearest to the pointer.
@@ -139,32 +158,46 @@ function nearestCurve(plot, panel, drawn) {
   });
 }
 
-// All strips of the page share one axis, so that their ratios can be compared by eye.
+// The strip under the headline holds 1; those of the tables zoom in on their own ratios, so that these part.
 function drawStrips() {
+  const endsOf = (strips) => strips.flatMap((strip) => [Number(strip.dataset.low), Number(strip.dataset.high)]).filter((value) => value > 0);
   const strips = [...document.querySelectorAll("[data-ratio]")];
-  const ends = strips.flatMap((strip) => [Number(strip.dataset.low), Number(strip.dataset.high)]);
-  const domain = padded(extent([...ends.filter((value) => value > 0), 0.8, 1.25]), 0.05, true);
-  for (const strip of strips) {
-    strip.replaceChildren();
-    if (!strip.clientWidth) continue;
-    const large = strip.tagName === "DIV";
-    const width = large ? strip.clientWidth : strip.clientWidth - 28;
-    const [height, middle] = large ? [84, 26] : [26, 13];
-    const [ratio, low, high] = ["ratio", "low", "high"].map((name) => Number(strip.dataset[name]));
-    const x = logScale(domain[0], domain[1], [6, width - 6], 56);
-    const label = `ratio ${number(ratio)}, 95% interval ${number(low)} to ${number(high)}`;
-    const svg = make(strip, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-    if (large) {
-      make(svg, "line", { class: "axis", x1: 0, x2: width, y1: 44, y2: 44 });
-      for (const tick of x.ticks) {
-        make(svg, "line", { class: "axis", x1: x.map(tick.value), x2: x.map(tick.value), y1: 44, y2: 48 });
-        make(svg, "text", { x: x.map(tick.value), y: 61, "text-anchor": "middle" }, tick.label);
-      }
-      make(svg, "text", { x: width / 2, y: 80, "text-anchor": "middle" }, "L0 relative to the baseline (log scale)");
-      make(svg, "text", { x: x.map(1), y: 9, "text-anchor": "middle" }, "equal");
-    }
-    make(svg, "line", { class: "reference", x1: x.map(1), x2: x.map(1), y1: large ? 13 : 0, y2: large ? 44 : height });
-    make(svg, "line", { x1: x.map(low), x2: x.map(high), y1: middle, y2: middle, stroke: "var(--accent)", "stroke-width": large ? 5 : 3, opacity: 0.45 });
-    make(svg, "circle", { cx: x.map(ratio), cy: middle, r: large ? 6 : 4.5, fill: "var(--accent)" });
+  const large = strips.filter((strip) => strip.tagName === "DIV");
+  if (large.length) {
+    const domain = padded(extent([...endsOf(large), 0.8, 1.25]), 0.05, true);
+    for (const strip of large) drawStrip(strip, domain, true);
   }
+  for (const table of document.querySelectorAll(".comparison")) {
+    const rows = [...table.querySelectorAll("[data-ratio]")];
+    if (!rows.length) continue;
+    const domain = padded(extent(endsOf(rows)), 0.12, true);
+    table.querySelector(".strip-head").textContent = `Ratio, ${number(domain[0])} to ${number(domain[1])}, log scale`;
+    for (const strip of rows) drawStrip(strip, domain, false);
+  }
+}
+
+function drawStrip(strip, domain, large) {
+  strip.replaceChildren();
+  if (!strip.clientWidth) return;
+  const width = large ? strip.clientWidth : strip.clientWidth - 28;
+  const [height, middle] = large ? [84, 26] : [26, 13];
+  const [ratio, low, high] = ["ratio", "low", "high"].map((name) => Number(strip.dataset[name]));
+  const x = logScale(domain[0], domain[1], [6, width - 6], 56);
+  const label = `ratio ${number(ratio)}, 95% interval ${number(low)} to ${number(high)}`;
+  const svg = make(strip, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  if (large) {
+    make(svg, "line", { class: "axis", x1: 0, x2: width, y1: 44, y2: 44 });
+    for (const tick of x.ticks) {
+      make(svg, "line", { class: "axis", x1: x.map(tick.value), x2: x.map(tick.value), y1: 44, y2: 48 });
+      make(svg, "text", { x: x.map(tick.value), y: 61, "text-anchor": "middle" }, tick.label);
+    }
+    make(svg, "text", { x: width / 2, y: 80, "text-anchor": "middle" }, "L0 relative to the baseline (log scale)");
+    make(svg, "text", { x: x.map(1), y: 9, "text-anchor": "middle" }, "equal");
+  }
+  if (x.has(1)) make(svg, "line", { class: "reference", x1: x.map(1), x2: x.map(1), y1: large ? 13 : 0, y2: large ? 44 : height });
+  // A band for the interval and a thin stroke for the ratio: a dot would hide a narrow interval.
+  const half = large ? 9 : 6;
+  const band = Math.max(2, x.map(high) - x.map(low));
+  make(svg, "rect", { x: (x.map(low) + x.map(high) - band) / 2, y: middle - half, width: band, height: 2 * half, rx: 2, fill: "var(--accent)", opacity: 0.35 });
+  make(svg, "line", { x1: x.map(ratio), x2: x.map(ratio), y1: middle - half - 4, y2: middle + half + 4, stroke: "var(--accent)", "stroke-width": 2 });
 }

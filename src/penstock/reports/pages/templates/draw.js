@@ -87,7 +87,7 @@ function scale(low, high, pixels, ticks, transform) {
 function frame(parent, options) {
   const width = Math.max(120, Math.floor(options.width || parent.clientWidth));
   const height = options.height;
-  const top = 8, bottom = options.xTitle ? 44 : 26, right = 12;
+  const top = 8, bottom = options.xTitle ? 44 : 26, right = options.right || 12;
   const makeY = options.yLog ? logScale : linearScale;
   const y = makeY(options.y[0], options.y[1], [height - bottom, top], options.ySpacing || 34);
   const left = 12 + 7 * Math.max(2, ...y.ticks.map((tick) => tick.label.length));

@@ -63,6 +63,22 @@ function hideTip() {
   document.getElementById("tip").hidden = true;
 }
 
+// Says below a table that columns hide behind its edge, as long as they do.
+function hintAtScrolling() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const more = box.scrollWidth - box.clientWidth - box.scrollLeft > 4;
+    box.classList.toggle("more", more);
+    let hint = box.nextElementSibling;
+    if (!hint || !hint.classList.contains("scroll-hint")) {
+      if (!more) continue;
+      hint = make(null, "p", { class: "scroll-hint" }, "Scroll sideways for more columns \u2192");
+      box.after(hint);
+      box.addEventListener("scroll", hintAtScrolling, { passive: true });
+    }
+    hint.hidden = !more;
+  }
+}
+
 function drawSite() {
   hideTip();
   for (const node of document.querySelectorAll(".at-site")) node.textContent = data.sites.length > 1 ? state.site : "";
@@ -72,6 +88,7 @@ function drawSite() {
   drawDensities();
   drawCurves();
   drawStrips();
+  hintAtScrolling();
   highlight(null);
 }
 

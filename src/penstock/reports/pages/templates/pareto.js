@@ -95,7 +95,8 @@ function drawControls(box, plot, panel, controls, points) {
     make(plot.svg, "line", { class: "reference", x1: plot.left, x2: plot.right, y1: at, y2: at });
     if (line.label) placeLabel(plot, line.label, at, taken);
   }
-  make(box, "p", { class: "note" }, outside.length ? `Off the scale: ${outside.join(", ")}.` : "");
+  const count = `${outside.length} ${outside.length === 1 ? "control is" : "controls are"} off the scale.`;
+  make(box, "p", { class: "note", title: outside.join(", ") || null }, outside.length ? `${count} Tick the box above to fit the axes to them.` : "");
 }
 
 const measuredAt = (plot, panel, runs) => runs.map((index) => {

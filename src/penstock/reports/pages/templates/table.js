@@ -91,6 +91,7 @@ function download(name, type, text) {
 document.getElementById("all-columns").addEventListener("change", (event) => {
   table.all = event.target.checked;
   drawTable();
+  hintAtScrolling();
   highlight(null);
 });
 document.getElementById("download-csv").addEventListener("click", () => download(`${data.run}.csv`, "text/csv", data.csv));
