@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from penstock.activations.screening import LeftOutTokens
 from penstock.activations.sources import (
     ActivationCache,
     ActivationSource,
@@ -17,6 +18,8 @@ from penstock.activations.sources import (
     measure_scale,
 )
 from penstock.files import safetensors_blocks
+from penstock.language_models.stdlib_corpus import Place
+from penstock.language_models.tokens import Position
 
 ROWS, ROW_TOKENS = 30, 10
 TEXT_TOKENS = ROWS * ROW_TOKENS
@@ -27,14 +30,19 @@ def sites_of(numbers: Tensor) -> dict[str, Tensor]:
     return {"a": numbers[:, None], "b": -numbers[:, None].expand(-1, 2).clone()}
 
 
+def at(row: int) -> Position:
+    """The row's number stands where a text has the number of a document."""
+    return Position(Place(0, row), 7)
+
+
 def numbered_stream(rows: int = ROWS, batch_rows: int = 4) -> Stream:
     """Token t of row r is the number r * ROW_TOKENS + t."""
 
-    def stream(start_row: int) -> Iterator[Harvest]:
-        for row in range(start_row, rows, batch_rows):
+    def stream(start: Position) -> Iterator[Harvest]:
+        for row in range(start.place.document, rows, batch_rows):
             end = min(row + batch_rows, rows)
             numbers = torch.arange(row * ROW_TOKENS, end * ROW_TOKENS).float()
-            yield Harvest(sites_of(numbers), end)
+            yield Harvest(sites_of(numbers), at(end), LeftOutTokens(1, 2))
 
     return stream
 
@@ -74,8 +82,8 @@ def test_a_pass_over_the_cache_serves_every_activation_once_and_batches_may_span
 def test_the_buffer_serves_every_harvested_activation_exactly_once(capacity: int) -> None:
     harvested: Counter[int] = Counter()
 
-    def counting(start_row: int) -> Iterator[Harvest]:
-        for harvest in numbered_stream()(start_row):
+    def counting(start: Position) -> Iterator[Harvest]:
+        for harvest in numbered_stream()(start):
             harvested.update(numbers_of(harvest.acts))
             yield harvest
 
@@ -149,9 +157,9 @@ def test_a_stream_that_fails_in_the_middle_of_a_refill_loses_no_activation(fails
     drawn_rows = 0
     failing = False
 
-    def stream(start_row: int) -> Iterator[Harvest]:
+    def stream(start: Position) -> Iterator[Harvest]:
         nonlocal drawn_rows
-        for harvest in numbered_stream()(start_row):
+        for harvest in numbered_stream()(start):
             drawn_rows += 1
             if failing and drawn_rows == fails_at:
                 raise ConnectionError("dropped")
@@ -182,6 +190,34 @@ def test_the_cache_goes_on_in_the_middle_of_a_pass_and_at_its_end() -> None:
         drawn(source, 3, batch_size)
         restored.load_state(from_disk(source))
         assert drawn(restored, 70, batch_size) == drawn(source, 70, batch_size)
+
+
+def test_a_buffer_goes_on_at_its_position_and_harvests_only_what_the_checkpoint_lacks() -> None:
+    starts: list[Position] = []
+    harvested: list[int] = []
+
+    def watched(start: Position) -> Iterator[Harvest]:
+        starts.append(start)
+        for harvest in numbered_stream()(start):
+            harvested.append(len(harvest.acts["a"]))
+            yield harvest
+
+    source = buffer()
+    drawn(source, 2, 25)
+    restored = ShuffleBuffer(watched, capacity=100, seed=0)
+    restored.load_state(from_disk(source))
+
+    assert restored.position == source.position == at(12)
+    assert restored.left_out == source.left_out == LeftOutTokens(3, 6)
+    assert harvested == []
+    assert drawn(restored, 20, 25) == drawn(source, 20, 25)
+    assert starts[0] == at(12)
+
+
+def test_a_checkpoint_without_a_position_is_an_error() -> None:
+    state = from_disk(buffer()) | {"counters": torch.zeros(5, dtype=torch.long)}
+    with pytest.raises(ValueError, match="does not say at which document its text goes on.*older version"):
+        buffer().load_state(state)
 
 
 @both
@@ -234,9 +270,9 @@ def test_a_buffer_larger_than_the_text_does_not_pretend_to_more_passes_or_tokens
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_a_text_without_activations_is_an_error_and_no_endless_loop(rows: int) -> None:
-    def empty(start_row: int) -> Iterator[Harvest]:
+    def empty(start: Position) -> Iterator[Harvest]:
         for row in range(rows):
-            yield Harvest(sites_of(torch.empty(0)), row + 1)
+            yield Harvest(sites_of(torch.empty(0)), at(row + 1))
 
     with pytest.raises(ValueError, match="no activations to train on.*Check data.text"):
         ShuffleBuffer(empty, capacity=10, seed=0).next_batch(2)

@@ -149,16 +149,16 @@ def drop(source: Any, at: int) -> None:
     """Make the text of a source fail at its row `at`, counted from now on, and go on with that row when asked again."""
     stream, seen = source.stream, 0
 
-    def failing(start_row: int) -> Any:
+    def failing(start: Any) -> Any:
         nonlocal seen
-        for harvest in stream(start_row):
+        for harvest in stream(start):
             seen += 1
             if seen == at:
                 raise Dropped("the connection was dropped")
             yield harvest
 
     source.stream = failing
-    source._harvests = failing(source.next_row)
+    source._harvests = failing(source.position)
 
 
 @pytest.mark.parametrize("at", [5, 6, 11])
@@ -184,6 +184,22 @@ def test_a_text_that_fails_loses_no_step_and_the_error_says_how_to_go_on(
     assert f"{told}penstock train --resume '{folder}'" in caplog.messages
     train(config, folder, tiny_lm)
     assert same_as(folder, uninterrupted)
+
+
+def test_a_text_that_was_replaced_is_not_gone_on_with(
+    tiny_run: MakeRun, tiny_lm: LanguageModel, corpus: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(steps=25)
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(corpus.read_bytes())
+    config = replace(config, data=replace(config.data, text=str(text)))
+    with pytest.raises(Crash):
+        train(config, tmp_path / "run", tiny_lm, at=22, then=crash)
+    text.write_text(text.read_text().swapcase().replace('"TEXT"', '"text"'))
+    with pytest.raises(ValueError, match=r"text\.jsonl' is not the one that this run was begun with.*--from"):
+        train(config, tmp_path / "run", tiny_lm)
+    text.write_bytes(corpus.read_bytes())
+    assert train(config, tmp_path / "run", tiny_lm).step == 25
 
 
 def test_an_error_in_the_middle_of_a_step_saves_no_half_step_and_names_the_last_whole_one(

@@ -1,17 +1,26 @@
 """From texts to activations: tokenise, run the language model up to the deepest site, drop what is masked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from penstock.activations.screening import NONE_LEFT_OUT, LeftOutTokens, check_finite, nonfinite, norms
 from penstock.activations.sources import ActivationCache, Harvest
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.stdlib_corpus import Split
-from penstock.language_models.texts import documents
-from penstock.language_models.tokens import Packing, TokenRows, batched_rows, tokenise
+from penstock.language_models.text_files import say_once
+from penstock.language_models.texts import documents, text_fingerprint
+from penstock.language_models.tokens import Layout, Packing, Position, TokenRows
+from penstock.shapes import Mask, SequenceActs
+
+BEGINNING = Position()
+
+NORM_ROWS = 64
+"""Rows at the start of a text over which the median norm of its activations is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +32,76 @@ class Text:
     text_field: str
     context: int
     packing: Packing
+    mask_special_tokens: bool = False
+    """Do not count special tokens inside the texts."""
+    sites: tuple[str, ...] = ()
+    """The sites whose activations decide what the two settings below leave out."""
+    skip_nonfinite: bool = False
+    """Do not count tokens with an activation that is NaN or infinite, where it would be an error otherwise."""
+    max_norm_multiple: float | None = None
+    """Do not count tokens with an activation that is more than so many times as long as the median of its site."""
 
-    def rows(self, split: Split, *, start_row: int, batch_rows: int) -> Iterator[TokenRows]:
-        """The rows of a split from `start_row` on, up to `batch_rows` at a time."""
-        rows = tokenise(
-            documents(self.source, split=split, text_field=self.text_field),
+    def rows(
+        self, split: Split, *, start: Position = BEGINNING, batch_rows: int
+    ) -> Iterator[tuple[TokenRows, Position]]:
+        """The rows of a split from a position on, up to `batch_rows` at a time, each with where the next one goes on.
+
+        Documents before the position are passed over and not tokenised.
+        """
+        layout = Layout.of(
             self.model.tokenizer,
             context=self.context,
             packing=self.packing,
+            vocab_size=self.model.vocab_size,
+            mask_special_tokens=self.mask_special_tokens,
         )
-        return batched_rows(islice(rows, start_row, None), batch_rows)
+        read = documents(self.source, split=split, text_field=self.text_field, start=start.place)
+        rows = layout.rows(read, skip_tokens=start.token)
+        while batch := list(islice(rows, batch_rows)):
+            tokens, masks = zip(*(row for row, _ in batch), strict=True)
+            yield TokenRows(torch.stack(tokens), torch.stack(masks)), batch[-1][1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `penstock.language_models.texts.text_fingerprint`."""
+        return text_fingerprint(self.source, text_field=self.text_field)
+
+    def screened(self, rows: TokenRows, acts: Mapping[str, SequenceActs]) -> tuple[Mask, LeftOutTokens]:
+        """The mask without what the settings leave out because of its activations, and how much that is.
+
+        Args:
+            rows: Rows of this text.
+            acts: Their activations at `sites`.
+
+        Raises:
+            ValueError: one that counts is NaN or infinite, and `skip_nonfinite` is not set.
+        """
+        if not self.skip_nonfinite:
+            check_finite(self.model, rows, acts)
+        bad = nonfinite(acts, rows.mask)
+        long = torch.zeros_like(bad)
+        for site, limit in self._norm_limits.items():
+            long |= rows.mask & ~bad & (norms(acts[site]) > limit).to(bad.device)
+        left_out = LeftOutTokens(int(bad.sum()), int(long.sum()))
+        for number, kind in ((left_out.nonfinite, "NaN or infinite"), (left_out.high_norm, "far too long")):
+            if number:
+                say_once(
+                    f"Left out and counted, like all that follow: {number} tokens of {self.source} whose activations "
+                    f"are {kind}.",
+                    self.source,
+                    kind,
+                )
+        return rows.mask & ~bad & ~long, left_out
+
+    @cached_property
+    def _norm_limits(self) -> dict[str, float]:
+        """For each site how long an activation may be; empty where any length will do."""
+        if self.max_norm_multiple is None:
+            return {}
+        rows, _ = next(self.rows("train", batch_rows=NORM_ROWS))
+        acts = self.model.activations(rows.tokens, self.sites)
+        medians = {site: norms(acts[site])[rows.mask.to(acts[site].device)].nanmedian().item() for site in self.sites}
+        return {site: self.max_norm_multiple * median for site, median in medians.items()}
 
     def check(self) -> None:
         """Look at the first rows of both splits, so that a text that will not do fails before the training.
@@ -41,7 +110,7 @@ class Text:
             ValueError: a split has no documents, no tokens, or (held out) no two tokens in a row.
         """
         for split in ("train", "held_out"):
-            rows = next(self.rows(split, start_row=0, batch_rows=64), None)
+            rows, _ = next(self.rows(split, batch_rows=64), (None, None))
             if rows is None or not rows.mask.any():
                 raise ValueError(
                     f"The {split} split of {self.source!r} has no tokens that count (BOS and padding do not). "
@@ -64,7 +133,7 @@ class Text:
         """
         rows: list[TokenRows] = []
         pool = 0
-        for row in self.rows("held_out", start_row=0, batch_rows=1):
+        for row, _ in self.rows("held_out", batch_rows=1):
             rows.append(row)
             pool += int(row.mask.sum())
             if pool >= 20 * num_tokens:
@@ -83,29 +152,49 @@ class Text:
                 "count). Give a text with more documents, or longer ones."
             )
         picked = [rows[index] for index in sorted(chosen)]
-        return TokenRows(torch.cat([row.tokens for row in picked]), torch.cat([row.mask for row in picked]))
+        return self._screened_rows(
+            TokenRows(torch.cat([row.tokens for row in picked]), torch.cat([row.mask for row in picked]))
+        )
+
+    def _screened_rows(self, rows: TokenRows) -> TokenRows:
+        """The rows with the mask of `screened`, where it may be another."""
+        if not (self.skip_nonfinite or self.max_norm_multiple):
+            return rows
+        masks = []
+        for tokens, mask in zip(rows.tokens.split(NORM_ROWS), rows.mask.split(NORM_ROWS), strict=True):
+            masks.append(self.screened(TokenRows(tokens, mask), self.model.activations(tokens, self.sites))[0])
+        return TokenRows(rows.tokens, torch.cat(masks))
 
 
 def masked_acts(model: LanguageModel, rows: TokenRows, sites: Sequence[str], device: str) -> dict[str, Tensor]:
-    """For each site the float32 activations [tokens, d_in] of the positions that count."""
+    """For each site the float32 activations [tokens, d_in] of the positions that count.
+
+    Raises:
+        ValueError: one of them is NaN or infinite.
+    """
     acts = model.activations(rows.tokens, sites)
-    return {site: acts[site][rows.mask.to(acts[site].device)].float().to(device) for site in sites}
+    check_finite(model, rows, acts)
+    return _counted(acts, rows.mask, device)
+
+
+def _counted(acts: Mapping[str, SequenceActs], mask: Mask, device: str) -> dict[str, Tensor]:
+    return {site: values[mask.to(values.device)].float().to(device) for site, values in acts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStream:
-    """The activations of the train split; calling it with a row starts there."""
+    """The activations of the train split; calling it with a position goes on there."""
 
     text: Text
     sites: tuple[str, ...]
     batch_rows: int
     device: str
 
-    def __call__(self, start_row: int) -> Iterator[Harvest]:
-        next_row = start_row
-        for rows in self.text.rows("train", start_row=start_row, batch_rows=self.batch_rows):
-            next_row += len(rows.tokens)
-            yield Harvest(masked_acts(self.text.model, rows, self.sites, self.device), next_row)
+    def __call__(self, start: Position) -> Iterator[Harvest]:
+        for rows, position in self.text.rows("train", start=start, batch_rows=self.batch_rows):
+            acts = self.text.model.activations(rows.tokens, self.sites)
+            mask, left_out = self.text.screened(rows, acts)
+            yield Harvest(_counted(acts, mask, self.device), position, left_out)
 
 
 def fill_cache(stream: TrainingStream, num_tokens: int, *, seed: int) -> ActivationCache:
@@ -115,11 +204,12 @@ def fill_cache(stream: TrainingStream, num_tokens: int, *, seed: int) -> Activat
         ValueError: the text has no activations at all.
     """
     parts: dict[str, list[Tensor]] = {site: [] for site in stream.sites}
-    held = 0
-    for harvest in stream(0):
+    held, left_out = 0, NONE_LEFT_OUT
+    for harvest in stream(BEGINNING):
         for site, acts in harvest.acts.items():
             parts[site].append(acts)
         held += len(harvest.acts[stream.sites[0]])
+        left_out += harvest.left_out
         if held >= num_tokens:
             break
     if not held:
@@ -127,4 +217,5 @@ def fill_cache(stream: TrainingStream, num_tokens: int, *, seed: int) -> Activat
             f"The train split of {stream.text.source!r} gave no activations: it has no tokens that count (BOS "
             "and padding do not). Check that its documents are longer than one token."
         )
-    return ActivationCache({site: torch.cat(parts[site])[:num_tokens] for site in stream.sites}, seed=seed)
+    acts = {site: torch.cat(parts[site])[:num_tokens] for site in stream.sites}
+    return ActivationCache(acts, seed=seed, left_out=left_out)

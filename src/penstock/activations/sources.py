@@ -1,7 +1,7 @@
 """Where training batches come from: a shuffle buffer over a stream, or a cache passed over many times.
 
 Both mix token by token, keep the sites of a token together, and can be stopped and continued to the bit.
-A stream here is a function that starts the activations of the training text from a given row of tokens.
+A stream here is a function that starts the activations of the training text from a given position in it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +10,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from penstock.activations.screening import NONE_LEFT_OUT, LeftOutTokens
 from penstock.files import PickedRows
+from penstock.language_models.stdlib_corpus import Place
+from penstock.language_models.tokens import Position
 from penstock.shapes import Acts
 
 SiteActs = Mapping[str, Acts]
@@ -21,12 +24,14 @@ class Harvest(NamedTuple):
 
     acts: dict[str, Tensor]
     """For each site [tokens, d_in], the same tokens in the same order."""
-    next_row: int
-    """The row of the text that the stream goes on with."""
+    position: Position
+    """Where in the text the stream goes on."""
+    left_out: LeftOutTokens = NONE_LEFT_OUT
+    """What else there was in these rows."""
 
 
-Stream = Callable[[int], Iterator[Harvest]]
-"""Starts a finite stream at a row: the harvests from there to the end of the texts."""
+Stream = Callable[[Position], Iterator[Harvest]]
+"""Starts a finite stream at a position: the harvests from there to the end of the texts."""
 
 
 @runtime_checkable
@@ -41,6 +46,11 @@ class ActivationSource(Protocol):
     @property
     def unique_tokens(self) -> int:
         """Different activations handed out so far."""
+        ...
+
+    @property
+    def left_out(self) -> LeftOutTokens:
+        """Tokens of the text that were left out because of their activations, in all passes together."""
         ...
 
     def next_batch(self, batch_size: int) -> dict[str, Tensor]:
@@ -63,12 +73,14 @@ class ActivationSource(Protocol):
 class ActivationCache:
     """All activations in memory; every pass over them is a new permutation."""
 
-    def __init__(self, acts: SiteActs, *, seed: int) -> None:
+    def __init__(self, acts: SiteActs, *, seed: int, left_out: LeftOutTokens = NONE_LEFT_OUT) -> None:
         """
         Args:
             acts: For each site [tokens, d_in], at least one token.
             seed: Decides the permutations; a pass's permutation depends on it and the pass's number alone.
+            left_out: What was left out when they were harvested.
         """
+        self.left_out = left_out
         self.acts = dict(acts)
         self.num_tokens = len(next(iter(self.acts.values())))
         self.seed = seed
@@ -115,12 +127,12 @@ class ActivationCache:
 class ShuffleBuffer:
     """A window over a stream: batches are drawn at random from it, and it is refilled when half empty."""
 
-    _COUNTERS = ("served", "restarts", "next_row", "harvested_first_pass", "_harvested_this_pass")
+    _COUNTERS = ("served", "restarts", "harvested_first_pass", "_harvested_this_pass")
 
     def __init__(self, stream: Stream, *, capacity: int, seed: int) -> None:
         """
         Args:
-            stream: Started again from row 0 whenever it ends.
+            stream: Started again from the beginning whenever it ends.
             capacity: Activations held; the mixing depth.
             seed: Decides the order.
         """
@@ -129,9 +141,10 @@ class ShuffleBuffer:
         self.generator = torch.Generator().manual_seed(seed)
         self.served = 0
         self.restarts = 0
-        self.next_row = 0
+        self.position = Position()
+        self.left_out = NONE_LEFT_OUT
         self.harvested_first_pass = 0
-        self._harvests = stream(0)
+        self._harvests = stream(self.position)
         self._harvested_this_pass = 0
         self._acts: dict[str, Tensor] = {}
         self._order = torch.empty(0, dtype=torch.long, device="cpu")
@@ -179,7 +192,7 @@ class ShuffleBuffer:
         held = len(next(iter(self._acts.values()))) if self._acts else 0
         # Checkpoints of before held served rows, too, and the order of the others.
         self._order = state["order"] if "order" in state else torch.arange(held, device="cpu")
-        self._harvests = self.stream(self.next_row)
+        self._harvests = self.stream(self.position)
 
     def _refill(self, wanted: int) -> None:
         """Bring the unused activations and fresh ones up to `wanted`, and draw a new order over all."""
@@ -191,7 +204,7 @@ class ShuffleBuffer:
         except BaseException:
             # What was harvested just now is lost, so the counters must not say that it was: a checkpoint follows.
             self._set_counters(counters)
-            self._harvests = self.stream(self.next_row)
+            self._harvests = self.stream(self.position)
             raise
         self._acts = {site: torch.cat(parts) for site, parts in kept.items()}
         self._order = torch.randperm(held, generator=self.generator, device="cpu")
@@ -206,7 +219,8 @@ class ShuffleBuffer:
                 continue
             for site, acts in harvest.acts.items():
                 kept.setdefault(site, []).append(acts)
-            self.next_row = harvest.next_row
+            self.position = harvest.position
+            self.left_out += harvest.left_out
             count = len(next(iter(harvest.acts.values())))
             self._harvested_this_pass += count
             fresh += count
@@ -215,11 +229,25 @@ class ShuffleBuffer:
         return fresh
 
     def _counters(self) -> list[int]:
-        return [getattr(self, name) for name in self._COUNTERS]
+        return [
+            *(getattr(self, name) for name in self._COUNTERS),
+            self.left_out.nonfinite,
+            self.left_out.high_norm,
+            *self.position.place,
+            self.position.token,
+        ]
 
     def _set_counters(self, numbers: Sequence[int]) -> None:
-        for name, number in zip(self._COUNTERS, numbers, strict=True):
+        *counters, nonfinite, high_norm, file, document, token = numbers
+        if len(counters) != len(self._COUNTERS):
+            raise ValueError(
+                "The checkpoint does not say at which document its text goes on: an older version of penstock has made "
+                "it. Train the run again from the start, or go on with that version."
+            )
+        for name, number in zip(self._COUNTERS, counters, strict=True):
             setattr(self, name, number)
+        self.left_out = LeftOutTokens(nonfinite, high_norm)
+        self.position = Position(Place(file, document), token)
 
     def _start_again(self) -> None:
         if not self._harvested_this_pass:
@@ -228,9 +256,9 @@ class ShuffleBuffer:
                 "not). Check data.text, and that its documents are longer than one token."
             )
         self.restarts += 1
-        self.next_row = 0
+        self.position = Position()
         self._harvested_this_pass = 0
-        self._harvests = self.stream(0)
+        self._harvests = self.stream(self.position)
 
 
 def measure_scale(samples: Sequence[Tensor]) -> float:
@@ -244,6 +272,6 @@ def measure_scale(samples: Sequence[Tensor]) -> float:
     if not 0 < mean_square < float("inf"):
         raise ValueError(
             f"The mean squared norm of the activations is {mean_square}; training needs a finite number above 0. "
-            "Check the site, and model.dtype (float16 overflows in many models: use bfloat16 or float32)."
+            "Check the site, and dtype (float16 overflows in many models: use bfloat16 or float32)."
         )
     return mean_square**-0.5

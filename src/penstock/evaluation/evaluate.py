@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from penstock.activations.screening import check_finite
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.metrics import code_terms, token_terms
@@ -199,7 +200,10 @@ def _site_means(
     """Mean activation of each site over the positions that count, float64."""
     totals: dict[str, Tensor] = {}
     for tokens, mask in zip(rows.tokens.split(batch_rows), rows.mask.split(batch_rows), strict=True):
-        for site, acts in model.activations(tokens, sites).items():
+        found = model.activations(tokens, sites)
+        # Here, because this pass comes first: an SAE would be blamed later.
+        check_finite(model, TokenRows(tokens, mask), found)
+        for site, acts in found.items():
             total = acts[mask.to(acts.device)].double().sum(dim=0).to(model.device)
             totals[site] = totals.get(site, torch.zeros_like(total)) + total
     return {site: total / rows.mask.sum().item() for site, total in totals.items()}

@@ -290,6 +290,10 @@ def evaluate_saes(
         text_field=text_field or (None if text else _common(metadata, "text_field", None)) or "text",
         context=min(_common(metadata, "context", 1024), own.context),
         packing=_common(metadata, "packing", "packed"),
+        mask_special_tokens=_common(metadata, "mask_special_tokens", False),
+        sites=tuple(dict.fromkeys(one["site"] for one in metadata)),
+        skip_nonfinite=_common(metadata, "skip_nonfinite", False),
+        max_norm_multiple=_common(metadata, "max_norm_multiple", None),
     )
     return measure(read, settings, loaded.described()).records
 

@@ -42,7 +42,7 @@ class DataConfig:
     text_field: str | None = None
     """Column of the text in .jsonl, .parquet and datasets; `text` if left open."""
     packing: Literal["packed", "truncated"] = "packed"
-    """Documents joined with a BOS between them, or one row per document cut at `context`."""
+    """Documents joined with a BOS (or EOS) between them, or one row per document cut at `context`."""
     context: int | None = None
     """Tokens in a row, BOS included; the model's maximum up to 1,024 if left open."""
     tokens: int = 20_000_000
@@ -56,6 +56,12 @@ class DataConfig:
     """Rows in one forward pass of the language model."""
     shuffle_seed: int = 0
     """Decides the order of the activations."""
+    mask_special_tokens: bool = False
+    """Leave special tokens inside the texts (such as those of chat templates) out of training and evaluation."""
+    max_norm_multiple: float | None = None
+    """Leave out tokens whose activation is more than so many times as long as the median at one of the sites."""
+    skip_nonfinite: bool = False
+    """Leave out and count tokens whose activations are NaN or infinite, which end the run otherwise."""
 
     def __post_init__(self) -> None:
         _at_least("tokens", self.tokens, 1)
@@ -64,6 +70,7 @@ class DataConfig:
         _at_least("cache_tokens", self.cache_tokens, 1)
         _at_least("buffer_tokens", self.buffer_tokens, 2)
         _between("shuffle_seed", self.shuffle_seed, 0, MAX_SEED)
+        _between("max_norm_multiple", self.max_norm_multiple, 1.5, 1e6)
         if self.cache_tokens is not None:
             if self.buffer_tokens is not None:
                 raise ValueError(

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from threading import Barrier
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from penstock.activations.harvest import Text, TrainingStream, fill_cache
+from penstock.activations.screening import outlier_warning, passes_warning
 from penstock.activations.sources import ActivationSource, ShuffleBuffer, measure_scale
 from penstock.files import PickedRows, write_whole
 from penstock.formats import save_sae
@@ -67,6 +69,9 @@ class TrainingRun:
         self.source = self._source()
         sample = self.source.sample(SCALE_TOKENS, _generator(self.config.data.shuffle_seed, 0))
         self.scales = {site: measure_scale([sample[site]]) for site in self.config.sites}
+        self.outliers = {site: outlier_warning(sample[site], site) for site in self.config.sites}
+        # Before the training, because a checkpoint must not fail at it.
+        self.text_fingerprint = training_text(self.config, model).fingerprint
         self.trainers = [self._trainer(sae, widths[sae.site]) for sae in self.config.saes]
         self.diverged: dict[str, str] = {}
         self.seconds = {trainer.config.folder: 0.0 for trainer in self.trainers}
@@ -91,15 +96,25 @@ class TrainingRun:
             ) from error
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        self._check_text(checkpoint.numbers["text_fingerprint"])
         self.step = self.saved_step = checkpoint.step
         self.source.load_state(checkpoint.tensors.under("source/"))
         self.scales = checkpoint.numbers["scales"]
+        self.outliers = checkpoint.numbers["outliers"]
         self.seconds = checkpoint.numbers["seconds"]
         # Checkpoints of before runs went on without their diverged SAEs do not have it.
         self._leave_out(checkpoint.numbers.get("diverged", {}))
         for trainer in self.trainers:
             name = trainer.config.folder
             trainer.load(checkpoint.tensors.under(f"{name}/"), checkpoint.numbers["saes"][name])
+
+    def _check_text(self, fingerprint: str) -> None:
+        if fingerprint != self.text_fingerprint:
+            raise ValueError(
+                f"The text {self.config.data.text!r} is not the one that this run was begun with: files have been "
+                "added, removed or changed since. Put the old text back, or train from the start with: penstock train "
+                f"--from {self.folder}/config.json --out ANOTHER_FOLDER"
+            )
 
     def train(self, log: MetricsLog) -> None:
         """Run the remaining steps; checkpoint on time, on a signal, before an error, and at the end.
@@ -152,7 +167,7 @@ class TrainingRun:
         """
         tensors: dict[str, Tensor | PickedRows] = {f"source/{key}": v for key, v in self.source.state().items()}
         numbers: dict[str, Any] = {"scales": self.scales, "seconds": self.seconds, "saes": {}}
-        numbers["diverged"] = self.diverged
+        numbers |= {"diverged": self.diverged, "outliers": self.outliers, "text_fingerprint": self.text_fingerprint}
         for trainer in self.trainers:
             name = trainer.config.folder
             tensors |= {f"{name}/{key}": value for key, value in trainer.tensors().items()}
@@ -306,6 +321,9 @@ class TrainingRun:
             "text_field": self.config.data.text_field,
             "packing": self.config.data.packing,
             "context": self.config.data.context,
+            "mask_special_tokens": self.config.data.mask_special_tokens,
+            "max_norm_multiple": self.config.data.max_norm_multiple,
+            "skip_nonfinite": self.config.data.skip_nonfinite,
             "recipe": sae.recipe,
             "seed": sae.seed,
             "sparsity_coef": trainer.sparsity_coef,
@@ -320,9 +338,13 @@ class TrainingRun:
             "tokens_trained": self.step * self.config.optim.batch_size,
             "unique_tokens": self.source.unique_tokens,
             "passes": self.source.passes,
+            "left_out_tokens": asdict(self.source.left_out),
             "train_seconds": self.seconds[sae.folder],
             "resampled": trainer.resampled,
-            "warnings": trainer.warnings(),
+            "warnings": [
+                *trainer.warnings(),
+                *filter(None, (self.outliers[sae.site], passes_warning(self.source.passes))),
+            ],
         }
 
 
@@ -336,6 +358,10 @@ def training_text(config: RunConfig, model: LanguageModel) -> Text:
         text_field=data.text_field or "text",
         context=data.context,
         packing=data.packing,
+        mask_special_tokens=data.mask_special_tokens,
+        sites=config.sites,
+        skip_nonfinite=data.skip_nonfinite,
+        max_norm_multiple=data.max_norm_multiple,
     )
 
 
