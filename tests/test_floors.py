@@ -15,8 +15,8 @@ import penstock
 PACKAGE = Path(penstock.__file__).parent
 
 FLOORS = [
-    {"shapes", "files", "shell", "strict"},
-    {"sparse"},
+    {"shapes", "files", "json_files", "shell"},
+    {"sparse", "strict"},
     {"kernels", "metrics"},
     {"saes", "language_models"},
     {"activations", "formats"},

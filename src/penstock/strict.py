@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import cattrs
 import cattrs.v
 
+from penstock.json_files import shown
+
 T = TypeVar("T")
 
 
@@ -48,7 +50,7 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: 
 def _exactly(accepted: tuple[type, ...]) -> Callable[[Any, type], Any]:
     def structure(value: Any, wanted: type) -> Any:
         if type(value) not in accepted:
-            raise ValueError(f"{value!r} is not of type {wanted.__name__}")
+            raise ValueError(f"{shown(value)} is not of type {wanted.__name__}")
         return wanted(value)
 
     return structure

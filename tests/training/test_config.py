@@ -164,7 +164,7 @@ def test_whole_numbers_stand_for_floats_in_json() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
 def test_a_file_that_is_no_config_says_so(text: str) -> None:
-    with pytest.raises(ValueError, match="^runs/a/config.json (is not JSON|does not hold the settings)"):
+    with pytest.raises(ValueError, match="^runs/a/config.json (is not valid JSON|must be an object)"):
         config_from_json(text, "runs/a/config.json")
 
 

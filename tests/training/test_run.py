@@ -18,7 +18,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.defaults import decide
-from penstock.training.metrics_log import MetricsLog, Rows
+from penstock.training.metrics_log import MetricsLog, SAERows
 from penstock.training.run import TrainingRun, _workers
 from penstock.training.trainer import DivergenceError, SAETrainer
 
@@ -33,7 +33,7 @@ class Hooked(MetricsLog):
 
     hook: tuple[int, Callable[[], object]] = (-1, lambda: None)
 
-    def write(self, step: int, tokens: int, rows: Rows) -> None:
+    def write(self, step: int, tokens: int, rows: SAERows) -> None:
         super().write(step, tokens, rows)
         if step == self.hook[0]:
             self.hook[1]()

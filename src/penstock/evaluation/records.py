@@ -9,6 +9,7 @@ from torch import Tensor
 
 from penstock.evaluation.evaluate import Evaluation
 from penstock.evaluation.statistics import FEW_SEQUENCES, interval, resampled_metrics
+from penstock.json_files import COUNT, NUMBER, TEXT, Kind, check_keys, list_of, object_of, or_null
 from penstock.metrics import count_quantile, metrics_of
 
 WITH_INTERVALS = ("l0", "delta_ce", "loss_recovered", "fvu", "reconstruction_bias")
@@ -22,6 +23,38 @@ MISSED_TARGET = 0.25
 
 DENSITY_EDGES = [round(-6 + 0.25 * step, 2) for step in range(25)]
 """Edges of the density histogram, in log10 of the share of tokens."""
+
+
+_TEXTS = ("recipe", "model", "site", "lr_rule", "curve", "of", "kind")
+_COUNTS = ("d_in", "d_sae", "seed", "steps", "batch_size", "tokens_trained", "unique_tokens", "resampled")
+_NUMBERS = (
+    *("sparsity_coef", "paper_lambda", "target_l0", "lr", "coef_frozen_at_step", "passes", "train_seconds"),
+    *("tokens_evaluated", "sequences_evaluated", "l0", "l0_median", "l0_p5", "l0_p95", "l1", "mse", "fvu", "cosine"),
+    *("reconstruction_bias", "ce_clean", "ce_spliced", "ce_zero", "ce_mean", "delta_ce", "kl", "loss_recovered"),
+    *("loss_recovered_mean", "frac_alive", "frac_dense"),
+)
+_KINDS: Mapping[str, Kind] = {
+    "name": TEXT,
+    "arch": TEXT,
+    **dict.fromkeys(_TEXTS, or_null(TEXT)),
+    **dict.fromkeys(_COUNTS, or_null(COUNT)),
+    **dict.fromkeys(_NUMBERS, or_null(NUMBER)),
+    "intervals": or_null(object_of(or_null(list_of(NUMBER, 2)))),
+    "density_histogram": or_null(
+        Kind(
+            "a histogram of log10_edges, counts and never_fired",
+            lambda value: (
+                isinstance(value, dict)
+                and list_of(NUMBER).fits(value.get("log10_edges"))
+                and list_of(COUNT).fits(value.get("counts"))
+                and len(value["log10_edges"]) == len(value["counts"]) + 1
+                and COUNT.fits(value.get("never_fired"))
+            ),
+        )
+    ),
+    "warnings": or_null(list_of(TEXT)),
+}
+"""What the values of a record must be, by key."""
 
 
 def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -107,6 +140,19 @@ def _doubts(
                 f"of {low:.3g} to {high:.3g}. Read fvu and delta_ce, or evaluate on more tokens."
             )
     return found
+
+
+def check_record(record: Mapping[str, Any], where: str) -> None:
+    """Check a record that was read from a file; keys that a record of `record_of` does not have may be anything.
+
+    Args:
+        record: The record.
+        where: Its file and line, for the error.
+
+    Raises:
+        FileError: a value has the wrong type, or a name is missing.
+    """
+    check_keys(record, _KINDS, where, needed=("name", "arch"))
 
 
 def _density_histogram(density: Tensor) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
@@ -58,7 +59,12 @@ def read_sums(path: Path) -> dict[str, SequenceSums]:
         )
     try:
         tensors = safetensors.torch.load(path.read_bytes())
-    except SafetensorError as error:
+        shapes = {values.shape for values in tensors.values()}
+        if len(shapes) > 1 or any(values.ndim != 1 or values.dtype != torch.float64 for values in tensors.values()):
+            raise ValueError("its tensors are not all float64 with one value for each sequence")
+        if any("/" not in key for key in tensors):
+            raise ValueError("a tensor has no candidate in its name")
+    except (ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged: {error}. Delete it, and evaluate the run or study again.") from error
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, values in tensors.items():

@@ -5,6 +5,7 @@ tensors have the names and shapes of the architecture's parameters; the SAE take
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,39 @@ from safetensors import SafetensorError
 from penstock.files import safetensors_blocks, whole_file, write_whole
 from penstock.formats.base import SAEFacts, SAEFileError, SavedSAE
 from penstock.formats.foreign import foreign_format
+from penstock.json_files import (
+    COUNT,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    FileError,
+    Kind,
+    check_keys,
+    list_of,
+    or_null,
+    read_object,
+)
 from penstock.saes import ARCHITECTURES, SAE
 from penstock.saes.base import latent_major
 
 FILES = ("cfg.json", "sae.safetensors")
+
+_KINDS: Mapping[str, Kind] = {"architecture": TEXT, "d_in": SIZE, "d_sae": SIZE, "settings": OBJECT, "metadata": OBJECT}
+"""What the values of cfg.json must be."""
+
+_METADATA_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("name", "site"), TEXT),
+    **dict.fromkeys(("model", "revision", "text", "text_field", "packing", "recipe", "lr_rule"), or_null(TEXT)),
+    **dict.fromkeys(("seed", "steps", "batch_size", "tokens_trained", "unique_tokens", "resampled"), or_null(COUNT)),
+    **dict.fromkeys(("sparsity_coef", "lr", "scale", "passes", "train_seconds"), or_null(NUMBER)),
+    **dict.fromkeys(("target_l0", "paper_lambda"), or_null(POSITIVE)),
+    "context": or_null(SIZE),
+    "coef_frozen_at_step": or_null(COUNT),
+    "warnings": or_null(list_of(TEXT)),
+}
+"""What the values of `metadata` must be, as far as penstock reads them."""
 
 
 def detect(path: Path) -> bool:
@@ -56,18 +86,15 @@ def read_facts(path: Path) -> SAEFacts:
             f"{path} is not an SAE: {' and '.join(missing)} missing. Give the folder that "
             "holds cfg.json and sae.safetensors, e.g. runs/demo/saes/NAME."
         )
+    where = f"{path}/cfg.json"
     try:
-        cfg = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path, error) from error
-    try:
-        arch, d_in, d_sae, metadata = cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg.get("metadata", {})
-    except (KeyError, TypeError) as error:
-        raise SAEFileError(
-            f"{path}/cfg.json must be an object with architecture, d_in and d_sae, as penstock.save_sae writes it. "
-            "Copy the folder again, or save the SAE with that."
-        ) from error
-    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        cfg = read_object(path / "cfg.json")
+        check_keys(cfg, _KINDS, where, needed=("architecture", "d_in", "d_sae"))
+        check_keys(cfg.get("metadata", {}), _METADATA_KINDS, f"{where}, metadata", needed=())
+    except FileError as error:
+        raise SAEFileError(str(error)) from error
+    arch, d_in, d_sae, metadata = cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg.get("metadata", {})
+    if arch not in ARCHITECTURES:
         raise SAEFileError(
             f"{path}/cfg.json names the architecture {arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
         )
@@ -90,17 +117,28 @@ def read(path: Path, *, device: str) -> SavedSAE:
         tensors = safetensors.torch.load_file(path / "sae.safetensors", device=device)
     except (ValueError, SafetensorError) as error:
         raise _damaged(path, error) from error
+    shape = tuple(tensors["W_dec"].shape) if "W_dec" in tensors else None
+    if shape != (facts.d_sae, facts.d_in):
+        # Before memory for these numbers is asked for.
+        raise SAEFileError(
+            f"{path}/sae.safetensors does not fit {path}/cfg.json: d_sae {facts.d_sae} and d_in {facts.d_in}, and "
+            f"W_dec has the shape {shape}. Save or copy the SAE again."
+        )
     sae = ARCHITECTURES[facts.arch].make(facts.d_in, facts.d_sae, facts.settings)
     try:
         # Assigned, so that the SAE has the dtype of the file. Cloned, because the tensors are views of the
         # file itself, which a later save to the same folder would cut from under them.
         sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     except RuntimeError as error:
-        raise SAEFileError(f"{path}/sae.safetensors does not fit {path}/cfg.json: {error}") from error
+        raise SAEFileError(f"{path}/sae.safetensors does not fit {path}/cfg.json: {_one_line(error)}") from error
     for name in sae.encoder_matrices:
         matrix = getattr(sae, name)
         matrix.data = latent_major(matrix.data)
     return SavedSAE(sae.requires_grad_(False), facts)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _damaged(folder: Path, error: Exception) -> SAEFileError:

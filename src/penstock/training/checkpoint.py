@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from penstock.files import PickedRows, safetensors_blocks, sync_folder, whole_file, write_whole
+from penstock.json_files import COUNT, OBJECT, TEXT, FileError, check_keys, shown
 
 KEEP = 2
 """Checkpoints of a run that stay on disk while it trains."""
@@ -115,11 +116,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise FileError(f"{path}/state.json must be an object, found {shown(summary)}")
+        kinds = {"step": COUNT, "sha256": TEXT, "numbers": OBJECT}
+        check_keys(summary, kinds, f"{path}/state.json", needed=kinds)
         step, numbers = summary["step"], summary["numbers"]
         if _digest(path / "state.safetensors", step, numbers) != summary["sha256"]:
             raise ValueError("its checksum does not match")
         return Checkpoint(step, StoredTensors(path / "state.safetensors"), numbers)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         older = [other for other in _checkpoints(path.parent) if other < path]
         remains = f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
         raise CheckpointError(f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}.") from error

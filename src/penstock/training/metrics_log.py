@@ -1,6 +1,7 @@
 """metrics.jsonl, the progress bar, and optional trackers: what a run shows while it trains."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +10,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from penstock.files import write_whole
+from penstock.json_files import COUNT, NUMBER, TEXT, Rows, check_keys, or_null, read_rows
 from penstock.training.trackers import Tracker
 
-Rows = Mapping[str, Mapping[str, float]]
+logger = logging.getLogger(__name__)
+
+SAERows = Mapping[str, Mapping[str, float]]
 """For each SAE of a run, what its step reported."""
 
 
@@ -43,14 +47,16 @@ class MetricsLog:
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
-        write_whole(self.path, "".join(line + "\n" for line in kept))
+        found = read_metrics(self.path)
+        if found.cut_off:
+            logger.warning("The last line of %s was cut off while it was written, and is left out.", self.path)
+        kept = [row for row in found.rows if row["step"] <= step]
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         if kept:
-            last = json.loads(kept[-1])
-            self._seconds_before = last["seconds"]
-            self._tokens_before = last["tokens"]
+            self._seconds_before = kept[-1]["seconds"]
+            self._tokens_before = kept[-1]["tokens"]
 
-    def write(self, step: int, tokens: int, rows: Rows) -> None:
+    def write(self, step: int, tokens: int, rows: SAERows) -> None:
         """Log the rows of a step if it is one to log.
 
         Raises:
@@ -63,7 +69,7 @@ class MetricsLog:
         about = {"step": step, "tokens": tokens, "seconds": seconds}
         lines = [json.dumps({**about, "sae": sae, **row}) + "\n" for sae, row in rows.items()]
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.writelines(lines)
         except OSError as error:
             raise OSError(
@@ -75,18 +81,18 @@ class MetricsLog:
                 tracker.log(step, sae, row)
 
     @contextmanager
-    def progress(self, num_steps: int, step: int) -> Iterator[Callable[[Rows], None]]:
+    def progress(self, num_steps: int, step: int) -> Iterator[Callable[[SAERows], None]]:
         """A progress bar on a terminal, nothing elsewhere; yields what to call after every step."""
         with tqdm(total=num_steps, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
 
-            def show(rows: Rows) -> None:
+            def show(rows: SAERows) -> None:
                 bar.update()
                 if not bar.disable and bar.n % self.every == 0:
                     bar.set_postfix_str(self._summary(rows))
 
             yield show
 
-    def _summary(self, rows: Rows) -> str:
+    def _summary(self, rows: SAERows) -> str:
         """The first SAE's terms; of several, it is the one whose name is shown."""
         name, row = next(iter(rows.items()))
         terms = " ".join(
@@ -96,9 +102,20 @@ class MetricsLog:
         return f"{name}: {terms} l0 {row['l0']:.3g} dead {row['dead_share']:.1%} {speed:,.0f} tok/s"
 
 
-def _step_of(line: str) -> int:
-    """The step of a row; a line that a kill cut short counts as after everything."""
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return 2**62
+_KINDS = {"sae": TEXT, "step": COUNT, "tokens": COUNT, "seconds": NUMBER}
+
+
+def read_metrics(path: Path) -> Rows:
+    """The rows of a metrics.jsonl.
+
+    Raises:
+        FileError: a line is damaged, the last one aside, or a value has the wrong type.
+        OSError: the file cannot be read.
+    """
+    found = read_rows(path)
+    for number, row in enumerate(found.rows, start=1):
+        where = f"{path}, row {number}"
+        check_keys(row, _KINDS, where, needed=_KINDS)
+        row["seconds"] = float(row["seconds"])
+        check_keys(row, {key: or_null(NUMBER) for key in row if key not in _KINDS}, where, needed=())
+    return found

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
+from penstock.json_files import FileError, parse_object, shown
 from penstock.saes.architecture import OwnSettings
 from penstock.strict import strict_converter, structured
 from penstock.training.config import RunConfig
@@ -23,13 +25,16 @@ def config_from_json(text: str, source: str) -> RunConfig:
     Raises:
         ValueError: not JSON, an unknown or missing setting, or a value out of range; names the setting.
     """
-    try:
-        stored = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not JSON: {error}.") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{source} does not hold the settings of a run: it is no JSON object.")
+    stored, not_finite = parse_object(text, source)
+    if not_finite:
+        raise FileError(f"{source} holds a number that is NaN or infinite, which no setting can be. Restore the file.")
     converter = strict_converter()
     # Which settings an architecture has of its own, `SAEConfig` itself checks.
-    converter.register_structure_hook_func(lambda wanted: wanted == OwnSettings, lambda value, _: value)
+    converter.register_structure_hook_func(lambda wanted: wanted == OwnSettings, lambda value, _: _own_settings(value))
     return structured(stored, RunConfig, f"{source} does not hold the settings of a run", converter)
+
+
+def _own_settings(value: Any) -> Any:
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{shown(value)} is not an object")
+    return value

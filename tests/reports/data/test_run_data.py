@@ -29,13 +29,13 @@ def test_a_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "{broken}\n", *lines[1:]]))
-    with pytest.raises(ValueError, match="records.jsonl, line 2, is not valid JSON"):
+    with pytest.raises(ValueError, match="records.jsonl, line 2 is not valid JSON"):
         read_run(tmp_path)
 
 
 def test_a_row_that_is_no_object_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("[1, 2]\n")
-    with pytest.raises(ValueError, match="line 1, holds a list, expected an object"):
+    with pytest.raises(ValueError, match="line 1 must be an object, found .1, 2."):
         read_run(tmp_path)
 
 

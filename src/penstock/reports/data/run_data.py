@@ -1,9 +1,24 @@
 """Reads a finished run directory for the report and the figures."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from penstock.evaluation.records import check_record
+from penstock.evaluation.stored_comparisons import read_comparison
+from penstock.json_files import (
+    COUNT,
+    OBJECT,
+    TEXT,
+    Kind,
+    Rows,
+    check_keys,
+    or_null,
+    read_list,
+    read_object,
+    read_rows,
+)
+from penstock.training.metrics_log import read_metrics
 
 PUBLISHED_FILE = "published.json"
 """The paper's runs at a run's site, to be drawn beside ours."""
@@ -14,6 +29,17 @@ _ABSENT = {
     "metrics.jsonl": "metrics.jsonl is missing: there are no training curves.",
     "comparison.json": "comparison.json is missing: no arm is compared with its baseline.",
 }
+
+
+_KINDS: dict[str, dict[str, Kind]] = {
+    "config.json": {"data": OBJECT},
+    "environment.json": {
+        **dict.fromkeys(("penstock", "python", "torch", "transformers", "platform", "cpu", "device"), or_null(TEXT)),
+        **dict.fromkeys(("git_commit", "started", "command"), or_null(TEXT)),
+        "threads": or_null(COUNT),
+    },
+}
+"""What the values must be that the report looks at, by file and key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +100,12 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
 def read_published(run_dir: Path) -> list[dict[str, Any]]:
     """The paper's runs that are to be drawn beside those of a run; empty if it has none (`write_published`)."""
     path = run_dir / PUBLISHED_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    runs = read_list(path)
+    for number, run in enumerate(runs, start=1):
+        check_record(run, f"{path}, run {number}")
+    return runs
 
 
 def _read_records(run_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -87,7 +118,9 @@ def _read_records(run_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"There is no run directory {run_dir}. {remedy}")
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir} has no records.jsonl, which the report is made from. {remedy}")
-    records = _json_lines(path, notes)
+    records = _noted(read_rows(path), path, notes)
+    for number, record in enumerate(records, start=1):
+        check_record(record, f"{path}, record {number}")
     if not records:
         raise ValueError(f"{path} is empty: there is nothing to report. {remedy}")
     return records
@@ -97,44 +130,22 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         notes.append(_ABSENT[path.name])
         return []
-    return _json_lines(path, notes)
+    return _noted(read_metrics(path), path, notes)
 
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any] | None:
     if not path.is_file():
         notes.append(_ABSENT[path.name])
         return None
-    broken: list[str] = []
-    content = _parse(path.read_text(encoding="utf-8"), str(path), broken)
-    notes += _not_finite(path, broken)
+    content = read_comparison(path) if path.name == "comparison.json" else read_object(path)
+    check_keys(content, _KINDS.get(path.name, {}), str(path), needed=())
     return content
 
 
-def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows, broken = [], []
-    for number, line in enumerate(lines, start=1):
-        # Only the last line can lack its newline and its end: the mark of a run killed while writing.
-        if number == len(lines) and line and not line.endswith("}"):
-            notes.append(f"The last line of {path.name} was cut off while it was written, and is left out.")
-        elif line.strip():
-            rows.append(_parse(line, f"{path}, line {number},", broken))
-    notes += _not_finite(path, broken)
-    return rows
-
-
-def _parse(text: str, where: str, broken: list[str]) -> dict[str, Any]:
-    """A JSON object with NaN and infinities as None; `broken` collects one entry for each."""
-    try:
-        # append returns None, which takes the constant's place.
-        content = json.loads(text, parse_constant=broken.append)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}). Restore it or delete it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} holds a {type(content).__name__}, expected an object. Delete it.")
-    return content
-
-
-def _not_finite(path: Path, broken: list[str]) -> list[str]:
-    found = ", ".join(sorted(set(broken)))
-    return [f"Not finite in {path.name}, shown as missing: {len(broken)} values ({found})."] if broken else []
+def _noted(found: Rows, path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The rows of a file, after a note on what was repaired while reading."""
+    if found.cut_off:
+        notes.append(f"The last line of {path.name} was cut off while it was written, and is left out.")
+    if found.not_finite:
+        notes.append(f"Not finite in {path.name}, shown as missing: {found.not_finite} values.")
+    return found.rows

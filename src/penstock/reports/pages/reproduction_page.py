@@ -1,13 +1,13 @@
 """One HTML file about several runs and their studies, section by section as in the paper; figures are inside it."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from penstock.charts.arm_looks import arch_and_width, find_arms
 from penstock.files import write_whole
+from penstock.json_files import read_rows
 from penstock.paper.preset import SitePreset
 from penstock.reports.data.run_data import read_run
 from penstock.reports.pages.published import headline_table, published_table
@@ -199,9 +199,7 @@ def _frontier(folder: Path, site: SitePreset) -> dict[str, Any]:
 def _part(run: Path, study: str) -> dict[str, Any]:
     """One run's share of a section."""
     folder = run / "studies" / study
-    # Not splitlines, which also splits at separators that JSON leaves inside texts.
-    lines = (folder / "records.jsonl").read_text(encoding="utf-8").split("\n")
-    records = [json.loads(line) for line in lines if line]
+    records = read_rows(folder / "records.jsonl").rows
     return {
         "name": run.name,
         "folder": f"{run.name}/studies/{study}",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from penstock.evaluation.comparison import Arm, Point, arm_of, l0_ratio, names_of, point_of
 from penstock.evaluation.statistics import resample_weights
+from penstock.evaluation.stored_comparisons import read_comparison
 from penstock.evaluation.sums import SUMS_FILE, SequenceSums, read_sums
 from penstock.files import write_whole
 from penstock.runs.sweep import read_config
@@ -76,7 +77,7 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
 def comparisons_of(run: Path, study: str) -> list[dict[str, Any]]:
     """What `compare_study` has written; empty for a study that it does not compare."""
     path = study_folder(run, study) / "comparison.json"
-    return json.loads(path.read_text(encoding="utf-8"))["comparisons"] if path.is_file() else []
+    return read_comparison(path)["comparisons"] if path.is_file() else []
 
 
 def own_points(run: Path) -> dict[str, Point]:

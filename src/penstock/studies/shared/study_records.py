@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.files import write_whole
+from penstock.json_files import read_rows
 from penstock.runs.run_lock import locked
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,16 @@ def study_folder(run: Path, name: str) -> Path:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records in a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The records in a file of JSON lines.
+
+    Raises:
+        FileError: the file is damaged.
+        OSError: the file cannot be read.
+    """
+    found = read_rows(path)
+    if found.cut_off:
+        logger.warning("The last line of %s was cut off while it was written, and is left out.", path)
+    return found.rows
 
 
 def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Record]]) -> list[Record]:
@@ -53,7 +62,7 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
 
 def _stored(folder: Path, text: str, compute: Callable[[], list[Record]]) -> list[Record]:
     settings_file, records_file = folder / "settings.json", folder / "records.jsonl"
-    if settings_file.is_file() and records_file.is_file() and settings_file.read_text(encoding="utf-8") == text:
+    if settings_file.is_file() and records_file.is_file() and settings_file.read_bytes() == text.encode():
         logger.info("%s holds this study already; delete it to make it again", folder)
         return read_lines(records_file)
     made = "".join(json.dumps(record) + "\n" for record in compute())
