@@ -172,7 +172,7 @@ class SAEConfig:
     """The same for raw activations and errors divided by d_in, as the paper states it for Gated SAEs: it becomes a
     `sparsity_coef` once the run has measured the scale of the site."""
     target_l0: float | None = None
-    """Mean number of firing latents to reach: the coefficient is steered until it holds, then frozen."""
+    """Mean number of firing latents to reach: the coefficient is steered to the last step."""
     seed: int = 0
     """Seed of the initial weights."""
     name: str | None = None

@@ -11,18 +11,17 @@ from torch import Tensor
 from penstock.saes import ARCHITECTURES, training_of
 from penstock.shapes import Acts
 from penstock.training.config import SAEConfig
+from penstock.training.convergence import LossTrend
 from penstock.training.defaults import coefficient
 from penstock.training.optimisers import make_optimiser
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
-from penstock.training.schedules import L0Controller, Schedule
-
-STILL_IMPROVING = 0.03
-"""Relative fall of the loss over the last tenth of a run that draws a warning."""
+from penstock.training.schedules import Schedule
+from penstock.training.steering import STEER_FROM, L0Controller
 
 MANY_DEAD = 0.1
 """Share of dead latents that draws a warning."""
 
-MISSED_TARGET = 0.15
+MISSED_IN_TRAINING = 0.1
 """Relative distance of the final L0 from its target that draws a warning."""
 
 
@@ -84,20 +83,30 @@ class SAETrainer:
         if config.target_l0 is not None:
             initial_coef = training_of(config.arch).initial_coef
             assert initial_coef is not None, f"{config.arch} takes a target_l0, but says no initial_coef"
-            self.controller = L0Controller(config.target_l0, initial_coef, num_steps=schedule.num_steps)
-            # A coefficient that is still being warmed up must not be steered against.
-            self.controller.steer_from = max(self.controller.steer_from, schedule.sparsity_warmup)
+            self.controller = L0Controller(
+                config.target_l0,
+                initial_coef,
+                num_steps=schedule.num_steps,
+                # A coefficient that is still being warmed up must not be steered against.
+                steer_from=max(round(STEER_FROM * schedule.num_steps), schedule.sparsity_warmup),
+                lr=self.lr,
+            )
         self.dead_counter = DeadCounter(config.d_sae, self.sae.W_dec.device)
         # Share of all pairs on the last batch's support; a random dictionary fires on half.
         self.density = 0.5
         self.resampled = 0
-        # Sum and count of the loss in the last tenth but one, and in the last tenth.
-        self.tail = [[0.0, 0], [0.0, 0]]
+        steady = schedule.steady_steps()
+        self.loss_trend = LossTrend(steady.start, steady.stop)
 
     @property
     def sparsity_coef(self) -> float | None:
         """The coefficient before its warm-up factor; None where the architecture's own settings decide the L0."""
         return self.controller.coef if self.controller else self.coef
+
+    @property
+    def trained_coef(self) -> float | None:
+        """The coefficient to record: as given, or the mean over the last tenth of a steered run."""
+        return self.controller.trained_coef if self.controller else self.coef
 
     def step(self, x: Acts, step: int) -> dict[str, float]:
         """One optimiser step on scaled activations.
@@ -122,12 +131,9 @@ class SAETrainer:
         l0 = passed.firing.sum().item() / len(x)
         self.dead_counter.update(passed.firing > 0, len(x))
         if self.controller:
-            self.controller.update(step, l0)
+            self.controller.update(step, l0, lr=lr, applied=coef)
         dead = self.dead_counter.dead(self.dead_window)
-        tenth = step * 10 // self.schedule.num_steps - 8
-        if tenth >= 0:
-            self.tail[tenth][0] += passed.terms["loss"]
-            self.tail[tenth][1] += 1
+        self.loss_trend.add(step, passed.terms, coef)
         return {
             **passed.terms,
             "l0": l0,
@@ -162,27 +168,25 @@ class SAETrainer:
     def numbers(self) -> dict[str, Any]:
         """The rest of what a checkpoint needs, ready for JSON."""
         controller = self.controller.state() if self.controller else None
-        numbers = {"controller": controller, "resampled": self.resampled, "tail": self.tail, "density": self.density}
-        return {**numbers, "coef": self.coef}
+        numbers = {"controller": controller, "resampled": self.resampled, "density": self.density}
+        return {**numbers, "loss_trend": self.loss_trend.state(), "coef": self.coef}
 
     def warnings(self) -> list[str]:
         """What a reader of this SAE's numbers should know, at the end of its training."""
         found = []
-        (before, before_steps), (last, last_steps) = self.tail
-        if before_steps and last_steps:
-            gain = 1 - (last / last_steps) / (before / before_steps)
-            if gain > STILL_IMPROVING:
-                found.append(
-                    f"still improving: the loss fell by {gain:.1%} over the last tenth of the run. Train on more "
-                    "tokens before comparing it."
-                )
+        trend = self.loss_trend.trend()
+        if trend and trend.still_improving:
+            found.append(
+                f"still improving: before the learning rate decayed, the loss fell by {trend.fall:.1%} with each "
+                "doubling of the steps. Train on more tokens before comparing it."
+            )
         dead = self.dead_counter.dead(self.dead_window).double().mean().item()
         if dead > MANY_DEAD:
             found.append(f"dead latents: {dead:.0%} have not fired on the last {self.dead_window:,} tokens.")
-        if self.controller and abs(self.controller.smoothed / self.controller.target_l0 - 1) > MISSED_TARGET:
+        if self.controller and abs(self.controller.smoothed / self.controller.target_l0 - 1) > MISSED_IN_TRAINING:
             found.append(
                 f"target missed: the mean L0 at the end is {self.controller.smoothed:.3g}, the target was "
-                f"{self.controller.target_l0:g}. A longer run gives the steering time."
+                f"{self.controller.target_l0:g}. Train for more steps."
             )
         return found
 
@@ -200,10 +204,12 @@ class SAETrainer:
         self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
         if self.controller and numbers["controller"]:
             self.controller.load_state(numbers["controller"])
+        # Checkpoints of before there was a trend do not have it.
+        if "loss_trend" in numbers:
+            self.loss_trend.load_state(numbers["loss_trend"])
         # Checkpoints of before there was a `paper_lambda` do not have it.
         self.coef = numbers.get("coef", self.coef)
         self.resampled = int(numbers["resampled"])
-        self.tail = numbers["tail"]
         self.density = float(numbers["density"])
 
     def _backward(self, x: Acts, coef: float, step: int) -> "_Passed":

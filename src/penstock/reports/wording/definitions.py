@@ -263,7 +263,7 @@ OTHERS: tuple[Definition, ...] = (
         unit="none",
         bounds="0 upwards",
         direction="neither is better",
-        meaning="Steered until the target L0 is held, then frozen, if the run was given a target L0. Not "
+        meaning="Steered to the last step if the run was given a target L0; then the mean over its last tenth. Not "
         "comparable between architectures.",
     ),
 )
