@@ -9,7 +9,7 @@ BENCH_INSTALLED := $(BENCH_VENV)/.installed
 # Trains Gated and baseline SAEs on the embedded language model; open runs/demo/report.html.
 DEMO_OUT ?= runs/demo
 demo: $(INSTALLED)
-	$(VENV)/bin/penstock sweep --model embedded --sites resid_post.2 --archs gated relu \
+	$(VENV)/bin/penstock sweep --model embedded --site resid_post.2 --arch gated relu \
 	  --target-l0 4 8 16 32 --d-sae 1024 --batch-size 512 --tokens 1536000 --cache-tokens 512000 --model-batch-rows 8 \
 	  --eval-tokens 50000 --out $(DEMO_OUT)
 

@@ -231,7 +231,7 @@ ENVIRONMENT = {
     "device": "cpu",
     "git_commit": "3f9c2ab4d1",
     "started": "2026-03-04T09:12:44+00:00",
-    "command": "penstock sweep --model embedded --sites resid_post.2 --archs gated relu "
+    "command": "penstock sweep --model embedded --site resid_post.2 --arch gated relu "
     "--target-l0 4 8 16 32 --d-sae 1024 --out runs/demo",
 }
 

@@ -9,6 +9,8 @@ from typing import Any
 import tyro
 
 from penstock.cli.conversion import ConvertGelu1L, convert
+from penstock.cli.help import help_of, help_of_commands
+from penstock.cli.option_list import options_of, summary_of
 from penstock.cli.output import Usage
 from penstock.cli.reproduction import Reproduce, run_preset
 from penstock.cli.runs import Sweep, Train, train
@@ -56,12 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed on the way, 2 settings that cannot be."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    told = _help(arguments)
+    if told is not None:
+        print(told, end="")
+        return 0
     try:
         parsed: Any = tyro.extras.subcommand_cli_from_dict(
             {name: options for name, (options, _) in _COMMANDS.items()},
             prog="penstock",
             description=_PROGRAM,
-            args=arguments,
+            args=_spelled(arguments),
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
     except ValueError as error:
@@ -85,6 +92,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: stopped by Ctrl-C. What is saved is kept: to go on, give", _again(parsed), file=sys.stderr)
         return 1
     return 0
+
+
+def _help(arguments: Sequence[str]) -> str | None:
+    """The help that the arguments ask for; None if they ask for none, or name no command that there is."""
+    wanted = {"-h", "--help", "--help-all"}.intersection(arguments)
+    if not wanted:
+        return None
+    if arguments[0].startswith("-"):
+        return help_of_commands("penstock", {name: summary_of(one) for name, (one, _) in _COMMANDS.items()}, _PROGRAM)
+    if arguments[0] not in _COMMANDS:
+        return None
+    return help_of(arguments[0], _COMMANDS[arguments[0]][0], everything="--help-all" in wanted)
+
+
+def _spelled(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each flag as its command spells it: singular and plural are both understood."""
+    known: set[str] = set()
+    if arguments and arguments[0] in _COMMANDS:
+        known = {option.flag for option in options_of(_COMMANDS[arguments[0]][0])}
+    return [_one_spelled(argument, known) for argument in arguments]
+
+
+def _one_spelled(argument: str, known: set[str]) -> str:
+    flag, equals, value = argument.partition("=")
+    name = flag.replace("_", "-")
+    if not flag.startswith("--") or name in known:
+        return argument
+    other = name.removesuffix("s") if name.endswith("s") else f"{name}s"
+    return f"{other}{equals}{value}" if other in known else argument
 
 
 def _again(parsed: Any) -> str:

@@ -34,28 +34,28 @@ class _Run:
     """What `train` and `sweep` have in common."""
 
     out: Path | None = None
-    """Directory of the run."""
+    """A new directory for the run: settings, SAEs, records and report."""
     resume: Path | None = None
-    """Continue the run in this directory from its last checkpoint; takes no other setting."""
+    """Continue the run in this directory. Takes no other setting."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Run the settings of this config.json again, with a new --out; takes no other setting."""
+    """Repeat the run of this config.json in a new --out. Takes no other setting."""
     language_model: Annotated[LanguageModelConfig, Flat] = field(default_factory=LanguageModelConfig)
     data: Annotated[DataConfig, Flat] = field(default_factory=DataConfig)
     optim: Annotated[OptimConfig, Flat] = field(default_factory=OptimConfig)
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
     eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
     checkpoint_minutes: float = 10.0
-    """Time between two checkpoints."""
+    """Minutes between two checkpoints."""
     checkpoint_steps: int | None = None
-    """Checkpoint every so many steps instead."""
+    """Save a checkpoint every N steps, not by the clock."""
     keep_checkpoints: bool = False
     """Keep the last checkpoints when the SAEs are saved."""
     log_steps: int = 25
-    """Steps between two rows of metrics.jsonl."""
+    """Write a row to metrics.jsonl every N steps."""
     threads: int | None = None
-    """CPU threads; all cores if left open."""
+    """CPU threads to use; by default all cores."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also log to these (optional extras)."""
+    """Also log to TensorBoard or Weights & Biases (extras of the package)."""
 
     def settings(self, model: LanguageModel) -> RunConfig:
         """The run these options describe."""
@@ -72,31 +72,31 @@ class Train(_Run):
     """Train one SAE, evaluate it on held-out tokens, and write its report."""
 
     arch: Literal["gated", "relu"] = "gated"
-    """Architecture."""
+    """Architecture of the SAE."""
     site: str | None = None
-    """Where in the language model; the residual stream in the middle if left open. See `penstock info`."""
+    """Where in the language model (`penstock info --model NAME`); by default the residual stream in the middle."""
     d_sae: int | None = None
-    """Number of latents; 8 times the site's width if left open."""
+    """Number of latents; by default 8 times the width of the site."""
     recipe: RecipeName | None = None
-    """Training recipe; the arm's default if left open (docs/training.md)."""
+    """Training recipe (docs/training.md); by default the one of the architecture."""
     target_l0: float | None = None
-    """Firing latents per token to steer to; 32 if neither this nor --sparsity-coef nor --paper-lambda is given."""
+    """Mean number of latents that fire per token, which training steers to; by default 32."""
     sparsity_coef: float | None = None
-    """Weight of the sparsity penalty instead of a target."""
+    """Weight of the sparsity penalty, instead of --target-l0."""
     paper_lambda: float | None = None
-    """The same as the paper states it, for raw activations and errors divided by d_in (docs/training.md)."""
+    """The weight as the paper states it: for raw activations and errors divided by d_in (docs/training.md)."""
     seed: int = 0
     """Seed of the initial weights."""
     lr: float | None = None
-    """Learning rate; chosen by the arm's rule if left open."""
+    """Learning rate; by default chosen by a rule (docs/training.md)."""
     beta1: float | None = None
-    """Adam's first-moment decay; the recipe's if left open."""
+    """Decay of Adam's first moment; by default the recipe's."""
     grad_clip: float | None = None
-    """Largest gradient norm, 0 for none; the recipe's if left open."""
+    """Largest gradient norm, 0 for no limit; by default the recipe's."""
     decoder_init_norm: float | None = None
-    """Norm of the decoder rows at the start; the recipe's if left open."""
+    """Norm of the decoder rows at the start; by default the recipe's."""
     resample_at: tuple[float, ...] | None = None
-    """When to resample dead latents, in --resampling.unit; the recipe's if left open."""
+    """When to resample dead latents, in --resampling.unit; by default the recipe's moments."""
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
         site = self.site or model.middle_site
@@ -122,26 +122,25 @@ class Train(_Run):
 class Sweep(_Run):
     """Train every combination of the given values on one stream, evaluate, compare, and write a report."""
 
-    archs: tuple[Literal["gated", "relu"], ...] = ("gated", "relu")
-    """Architectures."""
-    sites: tuple[str, ...] = ()
-    """Sites; the residual stream in the middle if left open. See `penstock info --model NAME`."""
+    arch: tuple[Literal["gated", "relu"], ...] = ("gated", "relu")
+    """Architectures of the SAEs."""
+    site: tuple[str, ...] = ()
+    """Where in the language model (`penstock info --model NAME`); by default the residual stream in the middle."""
     d_sae: tuple[int, ...] = ()
-    """Numbers of latents; 8 times the site's width if left open."""
-    recipes: tuple[RecipeName, ...] = ()
-    """Training recipes; each arm's default if left open (docs/training.md)."""
+    """Numbers of latents; by default 8 times the width of the site."""
+    recipe: tuple[RecipeName, ...] = ()
+    """Training recipes (docs/training.md); by default the one of each architecture."""
     target_l0: tuple[float, ...] = ()
-    """Firing latents per token to steer to; 8 16 32 64 if neither this nor --sparsity-coef nor --paper-lambda is given.
-    """
+    """Mean numbers of latents that fire per token, which training steers to; by default 8 16 32 64."""
     sparsity_coef: tuple[float, ...] = ()
-    """Weights of the sparsity penalty instead of targets."""
+    """Weights of the sparsity penalty, instead of --target-l0."""
     paper_lambda: tuple[float, ...] = ()
-    """The same as the paper states them, for raw activations and errors divided by d_in (docs/training.md); Gated SAEs
-    alone have them, and ReLU SAEs the targets or weights given besides."""
-    seeds: tuple[int, ...] = (0,)
+    """Weights as the paper states them, for raw activations and errors divided by d_in (docs/training.md). They are for
+    Gated SAEs only; ReLU SAEs take the targets or weights that are also given."""
+    seed: tuple[int, ...] = (0,)
     """Seeds of the initial weights."""
     lr: tuple[float, ...] = ()
-    """Learning rates to try; each arm's rule chooses one if left open."""
+    """Learning rates; by default a rule chooses one for each SAE (docs/training.md)."""
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
         return tuple(
@@ -154,11 +153,11 @@ class Sweep(_Run):
                 lr=lr,
                 **aim,
             )
-            for site in self.sites or (model.middle_site,)
+            for site in self.site or (model.middle_site,)
             for d_sae in self.d_sae or (8 * model.d_in(site),)
-            for arch in self.archs
+            for arch in self.arch
             for recipe, aim, seed, lr in product(
-                self.recipes or (None,), self._aims(arch), self.seeds, self.lr or (None,)
+                self.recipe or (None,), self._aims(arch), self.seed, self.lr or (None,)
             )
         )
 

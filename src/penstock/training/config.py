@@ -49,7 +49,7 @@ class DataConfig:
     """Activations to train each SAE on, all passes together."""
     cache_tokens: int | None = None
     """Harvest this many activations once, keep them in memory and pass over them as often as `tokens` asks.
-    None streams: every activation is fresh until the texts end."""
+    Otherwise activations are streamed: each one is new until the texts end."""
     buffer_tokens: int | None = None
     """Activations in the shuffle buffer when streaming (2^18 if left open); mixed token by token."""
     model_batch_rows: int = 32

@@ -1,0 +1,105 @@
+"""`--help` and `--help-all`: plain text in groups, the options of every day first."""
+
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from penstock.cli.option_list import Option, options_of, summary_of
+
+GROUPS = {
+    "Run": ("_Run", "Run"),
+    "SAE": ("Train", "Sweep", "SAEConfig"),
+    "Language model": ("LanguageModelConfig",),
+    "Texts and activations": ("DataConfig",),
+    "Optimiser": ("OptimConfig",),
+    "Resampling of dead latents": ("ResamplingConfig",),
+    "Evaluation": ("EvalConfig",),
+}
+"""The groups of a command with many options: title, and the settings classes whose options it holds."""
+
+RARE = {
+    "Run": "checkpoint-minutes checkpoint-steps keep-checkpoints log-steps track",
+    "SAE": "recipe paper-lambda beta1 grad-clip decoder-init-norm resample-at",
+    "Language model": "dtype device-map revision trust-remote-code",
+    "Texts and activations": "text-field packing buffer-tokens model-batch-rows shuffle-seed",
+    "Optimiser": "beta2 encoder-precision warmup-share decay-share sparsity-warmup-share",
+    "Evaluation": "bootstrap eval-seed",
+}
+"""Options that `--help` leaves to `--help-all`, besides those of resampling."""
+
+SHORT = 25
+"""A command with at most so many options shows them all."""
+
+_INDENT = 26
+
+
+def help_of(name: str, command: type, *, everything: bool, about: str = "") -> str:
+    """The help of a command.
+
+    Args:
+        name: What follows `penstock`, e.g. `train`.
+        command: The dataclass of its options.
+        everything: Also the rare options.
+        about: What the command does, if not its docstring.
+    """
+    options = options_of(command)
+    shown = options if everything or len(options) <= SHORT else [option for option in options if not is_rare(option)]
+    positional = "".join(f" {option.flag}" for option in options if option.is_positional)
+    lines = [f"usage: penstock {name}{positional} [options]", "", *_wrapped(about or summary_of(command))]
+    for title, group in grouped(shown).items():
+        lines += ["", f"{title}:", *(line for option in group for line in _lines(option))]
+    if len(shown) < len(options):
+        lines += ["", f"{len(options) - len(shown)} more options: penstock {name} --help-all"]
+    return "\n".join(lines) + "\n"
+
+
+def help_of_commands(name: str, summaries: Mapping[str, str], about: str) -> str:
+    """The help of what has commands below it.
+
+    Args:
+        name: As typed, e.g. `penstock` or `penstock study`.
+        summaries: For each command what it does.
+        about: What all of it is for.
+    """
+    lines = [f"usage: {name} COMMAND [options]", "", *_wrapped(about), "", "Commands:"]
+    for command, summary in summaries.items():
+        lines += _columns(command, summary)
+    lines += ["", f"{name} COMMAND --help lists the options of a command."]
+    return "\n".join(lines) + "\n"
+
+
+def is_rare(option: Option) -> bool:
+    """Whether only `--help-all` shows it."""
+    name = option.flag.removeprefix("--")
+    return name.startswith("resampling.") or any(name in names.split() for names in RARE.values())
+
+
+def grouped(options: Sequence[Option]) -> dict[str, list[Option]]:
+    """Options by the title of their group, in the order of GROUPS; what has no group there comes first."""
+    titles = {section: title for title, sections in GROUPS.items() for section in sections}
+    found: dict[str, list[Option]] = {"Arguments": [], "Options": [], **{title: [] for title in GROUPS}}
+    for option in options:
+        title = "Arguments" if option.is_positional else titles.get(option.section, "Options")
+        found[title].append(option)
+    return {title: group for title, group in found.items() if group}
+
+
+def _lines(option: Option) -> list[str]:
+    default = f" (default: {option.default})" if option.default else ""
+    return _columns(f"{option.flag} {option.value}".rstrip(), option.explanation + default)
+
+
+def _columns(left: str, right: str) -> list[str]:
+    """Two columns; a long left one has a line of its own."""
+    text = textwrap.wrap(right, _width() - _INDENT) or [""]
+    if len(left) + 3 > _INDENT:
+        return [f"  {left}", *(" " * _INDENT + line for line in text)]
+    return [f"  {left}".ljust(_INDENT) + text[0], *(" " * _INDENT + line for line in text[1:])]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _width())
+
+
+def _width() -> int:
+    return max(60, min(100, shutil.get_terminal_size().columns))
