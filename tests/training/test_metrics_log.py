@@ -119,14 +119,27 @@ def test_trackers_get_every_logged_row(tmp_path: Path) -> None:
     assert kept.rows == [(10, "a", 1.0), (10, "b", 2.0), (20, "a", 1.0), (20, "b", 2.0)]
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_file_gets_no_bar_but_a_line_a_minute(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO", "penstock")
+    now = 0.0
+    monkeypatch.setattr("penstock.training.metrics_log.time.monotonic", lambda: now)
     log = log_of(tmp_path / "metrics.jsonl")
     log.start(0)
     with log.progress(30, 0) as show:
-        for step in range(1, 31):
+        for step in range(1, 13):
+            # 13 s a step: the fifth and the tenth are the first ones after a minute.
+            now = 13.0 * step
             log.write(step, 64 * step, {"a": row()})
             show({"a": row()})
     assert capsys.readouterr() == ("", "")
+    first, second = caplog.messages
+    assert first.startswith("step 5 of 30, about 05:25 left: l0 3 dead 0.0%") and first.endswith("tok/s a")
+    assert second.startswith("step 10 of 30, about 04:20 left: ")
 
 
 def test_a_terminal_gets_a_bar_with_the_terms_l0_dead_share_speed_and_time_left(
@@ -142,5 +155,22 @@ def test_a_terminal_gets_a_bar_with_the_terms_l0_dead_share_speed_and_time_left(
             log.write(step, 64 * step, {"a": row(0.25)})
             show({"a": row(0.25)})
     drawn = capsys.readouterr().err
-    for part in ("30/30", "a: recon 0.25 spars 0.5", "l0 3", "dead 0.0%", "tok/s", "<"):
+    for part in ("30/30", "recon 0.25 spars 0.5", "l0 3", "dead 0.0%", "tok/s", "<"):
         assert part in drawn
+
+
+@pytest.mark.parametrize("num_saes", [1, 6])
+def test_a_long_name_does_not_push_l0_out_of_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, num_saes: int
+) -> None:
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"gated-paper_clipped-resid_post.12-16384-l0_32-seed{seed}" for seed in range(num_saes)]
+    log = log_of(tmp_path / "metrics.jsonl", every=1)
+    with log.progress(12_000, 11_000) as show:
+        show(dict.fromkeys(names, row()))
+    last = capsys.readouterr().err.rstrip().split("\r")[-1]
+    assert len(last) < 80
+    assert "l0 3" in last

@@ -17,15 +17,17 @@ GROUPS = {
 }
 """The groups of a command with many options: title, and the settings classes whose options it holds."""
 
-RARE = {
-    "Run": "checkpoint-minutes checkpoint-steps keep-checkpoints log-steps track",
-    "SAE": "recipe paper-lambda beta1 grad-clip decoder-init-norm resample-at",
-    "Language model": "dtype device-map revision trust-remote-code",
-    "Texts and activations": "text-field packing buffer-tokens model-batch-rows shuffle-seed",
-    "Optimiser": "beta2 encoder-precision warmup-share decay-share sparsity-warmup-share",
-    "Evaluation": "bootstrap eval-seed",
+_TITLES = {section: title for title, sections in GROUPS.items() for section in sections}
+
+DAILY = {
+    "Run": "out resume from threads",
+    "SAE": "arch site d-sae target-l0 sparsity-coef seed lr",
+    "Language model": "model device",
+    "Texts and activations": "text context tokens cache-tokens",
+    "Optimiser": "batch-size",
+    "Evaluation": "eval-tokens",
 }
-"""Options that `--help` leaves to `--help-all`, besides those of resampling."""
+"""Of each group what `--help` shows of a command with many options; `--help-all` shows the rest, too."""
 
 SHORT = 25
 """A command with at most so many options shows them all."""
@@ -43,7 +45,7 @@ def help_of(name: str, command: type, *, everything: bool, about: str = "") -> s
         about: What the command does, if not its docstring.
     """
     options = options_of(command)
-    shown = options if everything or len(options) <= SHORT else [option for option in options if not is_rare(option)]
+    shown = options if everything or len(options) <= SHORT else [option for option in options if is_daily(option)]
     positional = "".join(f" {option.flag}" for option in options if option.is_positional)
     lines = [f"usage: penstock {name}{positional} [options]", "", *_wrapped(about or summary_of(command))]
     for title, group in grouped(shown).items():
@@ -68,18 +70,17 @@ def help_of_commands(name: str, summaries: Mapping[str, str], about: str) -> str
     return "\n".join(lines) + "\n"
 
 
-def is_rare(option: Option) -> bool:
-    """Whether only `--help-all` shows it."""
-    name = option.flag.removeprefix("--")
-    return name.startswith("resampling.") or any(name in names.split() for names in RARE.values())
+def is_daily(option: Option) -> bool:
+    """Whether `--help` shows it; always if its settings belong to no group, such as those of one architecture."""
+    title = _TITLES.get(option.section)
+    return title is None or option.flag.removeprefix("--") in DAILY.get(title, "").split()
 
 
 def grouped(options: Sequence[Option]) -> dict[str, list[Option]]:
     """Options by the title of their group, in the order of GROUPS; what has no group there comes first."""
-    titles = {section: title for title, sections in GROUPS.items() for section in sections}
     found: dict[str, list[Option]] = {"Arguments": [], "Options": [], **{title: [] for title in GROUPS}}
     for option in options:
-        title = "Arguments" if option.is_positional else titles.get(option.section, "Options")
+        title = "Arguments" if option.is_positional else _TITLES.get(option.section, "Options")
         found[title].append(option)
     return {title: group for title, group in found.items() if group}
 

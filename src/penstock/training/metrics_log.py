@@ -10,10 +10,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from penstock.files import write_whole
-from penstock.json_files import COUNT, NUMBER, TEXT, Rows, check_keys, or_null, read_rows
+from penstock.json_files import COUNT, NUMBER, TEXT, SAERows, check_keys, or_null, read_rows
 from penstock.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
+
+_BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_SECONDS_BETWEEN_LINES = 60.0
 
 SAERows = Mapping[str, Mapping[str, float]]
 """For each SAE of a run, what its step reported."""
@@ -82,30 +85,45 @@ class MetricsLog:
 
     @contextmanager
     def progress(self, num_steps: int, step: int) -> Iterator[Callable[[SAERows], None]]:
-        """A progress bar on a terminal, nothing elsewhere; yields what to call after every step."""
-        with tqdm(total=num_steps, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+        """Show a bar on a terminal, and log a line a minute elsewhere; yields what to call after every step."""
+        started = said = time.monotonic()
+        done = step
+        with tqdm(total=num_steps, initial=step, disable=None, dynamic_ncols=True, bar_format=_BAR) as bar:
 
             def show(rows: SAERows) -> None:
+                nonlocal done, said
+                done += 1
                 bar.update()
-                if not bar.disable and bar.n % self.every == 0:
+                now = time.monotonic()
+                if not bar.disable and done % self.every == 0:
                     bar.set_postfix_str(self._summary(rows))
+                elif bar.disable and now - said >= _SECONDS_BETWEEN_LINES:
+                    said = now
+                    left = tqdm.format_interval((now - started) / (done - step) * (num_steps - done))
+                    logger.info(
+                        "step %s of %s, about %s left: %s", f"{done:,}", f"{num_steps:,}", left, self._summary(rows)
+                    )
 
             yield show
 
     def _summary(self, rows: SAERows) -> str:
-        """The first SAE's terms; of several, it is the one whose name is shown."""
-        name, row = next(iter(rows.items()))
+        """L0 first, because a narrow terminal cuts the end; of one SAE also its terms and its name, last."""
+        l0 = " ".join(f"{row['l0']:.3g}" for row in rows.values())
+        dead = max(row["dead_share"] for row in rows.values())
+        speed = (self._tokens - self._tokens_before) / max(time.monotonic() - self._started, 1e-9)
+        if len(rows) > 1:
+            return f"l0 {l0} dead at most {dead:.1%} {speed:,.0f} tok/s"
+        ((name, row),) = rows.items()
         terms = " ".join(
             f"{key[:5]} {row[key]:.3g}" for key in ("reconstruction", "sparsity", "auxiliary") if key in row
         )
-        speed = (self._tokens - self._tokens_before) / max(time.monotonic() - self._started, 1e-9)
-        return f"{name}: {terms} l0 {row['l0']:.3g} dead {row['dead_share']:.1%} {speed:,.0f} tok/s"
+        return f"l0 {l0} dead {dead:.1%} {terms} {speed:,.0f} tok/s {name}"
 
 
 _KINDS = {"sae": TEXT, "step": COUNT, "tokens": COUNT, "seconds": NUMBER}
 
 
-def read_metrics(path: Path) -> Rows:
+def read_metrics(path: Path) -> SAERows:
     """The rows of a metrics.jsonl.
 
     Raises:
