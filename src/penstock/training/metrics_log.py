@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from penstock.files import write_whole
-from penstock.json_files import COUNT, NUMBER, TEXT, SAERows, check_keys, or_null, read_rows
+from penstock.json_files import COUNT, NUMBER, TEXT, Rows, check_keys, or_null, read_rows
 from penstock.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class MetricsLog:
 _KINDS = {"sae": TEXT, "step": COUNT, "tokens": COUNT, "seconds": NUMBER}
 
 
-def read_metrics(path: Path) -> SAERows:
+def read_metrics(path: Path) -> Rows:
     """The rows of a metrics.jsonl.
 
     Raises:
