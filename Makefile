@@ -4,7 +4,7 @@ INSTALLED := $(VENV)/.installed
 BENCH_VENV ?= .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
-.PHONY: demo test check format bench gpu clean
+.PHONY: demo test check format bench gpu docs clean
 
 # Trains Gated and baseline SAEs on the embedded language model; open runs/demo/report.html.
 DEMO_OUT ?= runs/demo
@@ -44,8 +44,14 @@ gpu: $(BENCH_INSTALLED)
 	$(BENCH_VENV)/bin/pip install --quiet pytest beartype
 	TQDM_DISABLE=1 $(BENCH_VENV)/bin/python benchmarks/gpu/run.py
 
+# The guide and API reference in site/; a broken link or an undocumented public name fails.
+docs: $(INSTALLED)
+	$(VENV)/bin/pytest -q tests/test_docs.py -k documented
+	$(VENV)/bin/pip install --quiet --editable ".[docs]"
+	$(VENV)/bin/zensical build --strict
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV)
+	rm -rf $(VENV) $(BENCH_VENV) site
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,9 +1,14 @@
 """What the README says is run, so that it stays true."""
 
+import importlib
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import penstock
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,3 +34,32 @@ def test_every_local_link_leads_somewhere(page: str) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text())
     missing = [target for target in targets if not (folder / target).exists()]
     assert not missing
+
+
+def undocumented(module_name: str) -> Iterator[str]:
+    """The public names of a module, and the public methods of its classes, that have no docstring."""
+    module = importlib.import_module(module_name)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        # A dataclass without a docstring gets its signature as one.
+        if not value.__doc__ or value.__doc__.startswith(f"{name}("):
+            yield f"{module_name}.{name}"
+        for method, member in inspect.getmembers(value) if inspect.isclass(value) else ():
+            ours = str(getattr(member, "__module__", "")).startswith("penstock")
+            if ours and not method.startswith("_") and callable(member) and not inspect.getdoc(member):
+                yield f"{module_name}.{name}.{method}"
+
+
+API_PAGE = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", API_PAGE)
+def test_every_public_name_of_the_api_page_is_documented(module: str) -> None:
+    assert not list(undocumented(module))
+
+
+def test_the_api_page_begins_with_the_package_and_shows_no_module_twice() -> None:
+    assert API_PAGE[0] == penstock.__name__
+    assert len(set(API_PAGE)) == len(API_PAGE)

@@ -15,7 +15,7 @@ import penstock
 PACKAGE = Path(penstock.__file__).parent
 
 FLOORS = [
-    {"shapes", "files", "json_files", "shell"},
+    {"shapes", "files", "json_files", "shell", "version"},
     {"sparse", "strict"},
     {"kernels", "metrics"},
     {"saes", "language_models"},

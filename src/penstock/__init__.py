@@ -14,6 +14,7 @@ from penstock.training.config import (
     SAEConfig,
 )
 from penstock.training.recipes import RECIPES, Recipe
+from penstock.version import __version__
 
 __all__ = [
     "ARCHITECTURES",
@@ -33,6 +34,7 @@ __all__ = [
     "ResamplingConfig",
     "RunConfig",
     "SAEConfig",
+    "__version__",
     "load_sae",
     "run_sweep",
     "save_sae",

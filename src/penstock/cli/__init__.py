@@ -31,6 +31,7 @@ from penstock.runs.run_lock import RunInUseError
 from penstock.shell import resume_command
 from penstock.training.checkpoint import CheckpointError
 from penstock.training.trainer import DivergenceError
+from penstock.version import __version__
 
 _PROGRAM = "Train, evaluate and compare sparse autoencoders on the activations of language models."
 
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = _help(arguments)
     if told is not None:
         print(told, end="")
+        return 0
+    if arguments == ["--version"]:
+        print(f"penstock {__version__}")
         return 0
     try:
         parsed: Any = tyro.extras.subcommand_cli_from_dict(

@@ -11,12 +11,13 @@ from typing import Any
 
 from penstock.shell import quoted
 from penstock.training.config import RunConfig
+from penstock.version import __version__
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     return {
-        "penstock": version("penstock"),
+        "penstock": __version__,
         "python": platform.python_version(),
         "torch": version("torch"),
         "transformers": version("transformers"),

@@ -9,13 +9,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from penstock.files import write_whole
 from penstock.json_files import read_rows
 from penstock.runs.run_lock import locked
+from penstock.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _stored(folder: Path, text: str, compute: Callable[[], list[Record]]) -> lis
 
 def asked(run: Path, settings: Any) -> str:
     """The text of a study's settings.json: what was asked, of which run, and of which version of this library."""
-    question = {"settings": dataclasses.asdict(settings), "run": _hash_of(run), "penstock": version("penstock")}
+    question = {"settings": dataclasses.asdict(settings), "run": _hash_of(run), "penstock": __version__}
     return json.dumps(question, indent=1) + "\n"
 
 
