@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import penstock
+from penstock.saes import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,16 +19,29 @@ def test_the_readme_stays_short_enough_to_be_read() -> None:
     assert len(README.splitlines()) <= 150
 
 
+TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
+
+
 @pytest.mark.usefixtures("one_thread")
-def test_the_python_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "gated" in printed and "resid_post.2" in printed
+@pytest.mark.parametrize("page", [ROOT / "README.md", *TUTORIALS], ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = dict(ARCHITECTURES)
+    try:
+        names: dict[str, object] = {"__name__": page.stem}
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            exec(compile(block, page.name, "exec"), names)
+    finally:
+        ARCHITECTURES.clear()
+        ARCHITECTURES.update(known)
+    assert "resid_post.2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("**/*.md"))],
 )
 def test_every_local_link_leads_somewhere(page: str) -> None:
     folder = (ROOT / page).parent
