@@ -1,11 +1,13 @@
 """Splicing and summing on a real forward pass, against loops over single tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from penstock.evaluation import Candidate, Evaluation, evaluate, record_of
 from penstock.evaluation.evaluate import LOGITS
@@ -312,3 +314,47 @@ def test_an_evaluation_holds_its_sums_on_the_cpu_in_float64(lm: LanguageModel, r
     found = evaluate(lm, rows, [replacing("damaged", damage)])["damaged"]
     assert {(value.dtype, value.device.type) for value in found.sums.values()} == {(torch.float64, "cpu")}
     assert found.firing.dtype == found.l0_histogram.dtype == torch.int64
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it lives on another device, on a machine that has only one."""
+
+    DEVICE = torch.device("cuda:7")
+
+    @property
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.DEVICE
+
+
+class OtherDevice(TorchFunctionMode):
+    """Lets tensors be moved to that device and made there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.to and Elsewhere.DEVICE in args[1:2]:
+            return args[0].to(*args[2:], **kwargs).as_subclass(Elsewhere)
+        if kwargs.get("device") == Elsewhere.DEVICE:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def test_activations_are_moved_to_where_the_sae_lives(
+    lm: LanguageModel, rows: TokenRows, random_sae: Callable[..., Any]
+) -> None:
+    sae = random_sae("relu", lm.d_in("resid_post.0"), 12, dtype=torch.float32)
+    here = Candidate.of("here", "resid_post.0", sae)
+    seen: list[torch.device] = []
+
+    def encode(x: Tensor) -> Any:
+        seen.append(x.device)
+        return here.encode(x.as_subclass(Tensor))
+
+    there = here._replace(name="there", encode=encode, decoder_norm=here.decoder_norm.as_subclass(Elsewhere))
+    expected = evaluate(lm, rows, [here])["here"]
+
+    with OtherDevice():
+        found = evaluate(lm, rows, [there])["there"]
+
+    assert set(seen) == {Elsewhere.DEVICE}
+    for name, sums in expected.sums.items():
+        assert torch.equal(found.sums[name].as_subclass(Tensor), sums), name

@@ -132,7 +132,7 @@ class _Batch:
 
             return keep
 
-        log_p = _log_probabilities(model.logits(tokens, {site: keeper(site) for site in means}))
+        log_p = self._log_probabilities(model.logits(tokens, {site: keeper(site) for site in means}))
         self.acts = captured
         self.ce_clean = self._cross_entropy(log_p)
         self.clean_p = log_p.exp()
@@ -148,10 +148,12 @@ class _Batch:
     def measure(self, candidate: Candidate) -> Evaluation:
         """One candidate's sums over this batch."""
         site = candidate.site
-        x = self.acts[site][self.mask].float()
+        # The SAE may live elsewhere than the language model, which may itself be spread over several devices.
+        device = candidate.decoder_norm.device
+        x = self.acts[site][self.mask.to(self.acts[site].device)].to(device, torch.float32)
         acts = candidate.encode(x)
         x_hat = candidate.decode(acts)
-        terms = token_terms(x, x_hat, self.means[site]) | code_terms(acts, candidate.decoder_norm)
+        terms = token_terms(x, x_hat, self.means[site].to(device)) | code_terms(acts, candidate.decoder_norm)
         sums = {name: self._by_sequence(values) for name, values in terms.items()}
 
         spliced = self._log_p_with(site, x_hat)
@@ -178,20 +180,19 @@ class _Batch:
             replaced[self.mask.to(acts.device)] = x_hat.to(acts.device, acts.dtype)
             return replaced
 
-        return _log_probabilities(self.model.logits(self.tokens, {site: edit}, after=self.prefixes[site]))
+        return self._log_probabilities(self.model.logits(self.tokens, {site: edit}, after=self.prefixes[site]))
 
     def _cross_entropy(self, log_p: LogProbabilities) -> Float[Tensor, " sequences"]:
         losses = -log_p.gather(-1, self.targets[..., None])[..., 0]
         return (losses.double() * self.predicted).sum(dim=1).cpu()
 
     def _by_sequence(self, values: Float[Tensor, " batch"]) -> Float[Tensor, " sequences"]:
-        sequence = self.mask.nonzero()[:, 0]
+        sequence = self.mask.nonzero()[:, 0].to(values.device)
         return torch.zeros(len(self.mask), dtype=torch.float64, device=values.device).index_add_(0, sequence, values)
 
-
-def _log_probabilities(logits: Logits) -> LogProbabilities:
-    """Of what follows each position but the last, which has no target."""
-    return logits[:, :-1].float().log_softmax(dim=-1)
+    def _log_probabilities(self, logits: Logits) -> LogProbabilities:
+        """Of what follows each position but the last, which has no target."""
+        return logits[:, :-1].to(self.model.device).float().log_softmax(dim=-1)
 
 
 def _site_means(
