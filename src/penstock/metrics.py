@@ -1,8 +1,8 @@
-"""What an SAE is measured by: sums over tokens that can be merged, and the metrics that follow from them.
+"""The metrics of an SAE, computed from sums over tokens that can be merged.
 
 Every metric is a ratio of sums over all evaluated tokens, kept in float64 for each sequence; nothing is a
-mean of per-batch ratios. Because the same function turns sums into metrics for all tokens and for each
-bootstrap resample, an interval is always about the number beside it.
+mean of per-batch ratios. The same function computes the metrics of all tokens and of each bootstrap resample,
+so an interval always belongs to the number next to it.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ Sums = Mapping[str, Tensor]
 """Named sums, all of one shape: [sequences], [resamples], or scalars."""
 
 MIN_CE_GAP = 1e-3
-"""Nats per token that an ablation must cost before a share of it means anything."""
+"""Smallest cost of an ablation, in nats per token, for which a recovered share is meaningful."""
 
 
 def token_terms(x: Acts, x_hat: Acts, mean: PerInput) -> dict[str, Float[Tensor, " batch"]]:
-    """What each token adds to the sums about its reconstruction, in float64.
+    """Return each token's terms in the sums about reconstruction, in float64.
 
     Args:
         x: Activations of the language model, raw units.
@@ -38,13 +38,13 @@ def token_terms(x: Acts, x_hat: Acts, mean: PerInput) -> dict[str, Float[Tensor,
         "square_deviation": (x - mean.double()).square().sum(dim=1),
         "square_x_hat": x_hat.square().sum(dim=1),
         "dot": dot,
-        # A zero vector has no direction: it counts as orthogonal to everything.
+        # A zero vector has no direction, so it counts as orthogonal to everything.
         "cosine": torch.where(norms > 0, dot / norms.clamp(min=torch.finfo(norms.dtype).tiny), 0.0),
     }
 
 
 def code_terms(acts: SparseCode, decoder_norm: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " batch"]]:
-    """What each token adds to the sums about its code: firing latents, and their norm-weighted L1."""
+    """Return each token's terms in the sums about the code: number of firing latents, and norm-weighted L1."""
     sizes = acts.values.double().abs() * decoder_norm.double()[acts.support.indices]
     return {
         "l0": acts.l0.double(),
@@ -53,16 +53,16 @@ def code_terms(acts: SparseCode, decoder_norm: Float[Tensor, " d_sae"]) -> dict[
 
 
 def metrics_of(sums: Sums) -> dict[str, Tensor]:
-    """Metrics from summed terms; NaN where a metric is undefined.
+    """Compute the metrics from summed terms; NaN where a metric is undefined.
 
-    Returns, by the names of a record (T is the number of tokens; CE and KL in nats per predicted token):
+    Returns, under the names used in a record (CE and KL in nats per predicted token):
         l0: mean number of firing latents. l1: mean of sum_j acts_j * |W_dec_j|.
-        mse: E|x - x_hat|^2, summed over d_in. fvu: that over E|x - E x|^2.
+        mse: E|x - x_hat|^2, summed over d_in. fvu: mse / E|x - E x|^2.
         cosine: mean cosine of x and x_hat.
         reconstruction_bias: gamma = E|x_hat|^2 / E[x . x_hat] (paper, equation 10); below 1 is shrinkage.
         ce_clean, ce_spliced, ce_zero, ce_mean, delta_ce, kl (clean to spliced).
         loss_recovered: 1 - delta_ce / (ce_zero - ce_clean) (paper, equation 5); loss_recovered_mean: the
-        same against mean ablation. Undefined where the ablation costs less than MIN_CE_GAP.
+        same with mean ablation. Both are undefined if the ablation costs less than MIN_CE_GAP.
     """
     tokens, predicted = sums["tokens"], sums["ce_tokens"]
     ce = {name: sums[name] / predicted for name in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")}
@@ -83,11 +83,11 @@ def metrics_of(sums: Sums) -> dict[str, Tensor]:
 
 
 def count_quantile(histogram: Int[Tensor, " values"], share: float) -> int:
-    """The smallest count that at least `share` of the entries do not exceed.
+    """Return the smallest count that at least `share` of the entries do not exceed.
 
     Args:
-        histogram: How many entries have the value 0, 1, 2, ...
-        share: Between 0 and 1.
+        histogram: Number of entries with the value 0, 1, 2, ...
+        share: Share of the entries, between 0 and 1.
     """
     cumulative = histogram.cumsum(0).double()
     return int((cumulative < share * cumulative[-1]).sum())

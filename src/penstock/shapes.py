@@ -1,11 +1,11 @@
 """Axis names and tensor aliases used in every signature of the library.
 
-batch      activations in one batch (tokens; documents are already flattened)
+batch      number of activations (tokens) in one batch, already flattened
 d_in       width of the activation read from the language model
 d_sae      number of latents, i.e. width of the dictionary
-sequences, positions   rows of tokens and the tokens in a row
+sequences, positions   number of rows of tokens, and of tokens in a row
 vocab      size of the language model's vocabulary
-*tokens    leading dimensions of any number, none included
+*tokens    any number of leading dimensions, possibly none
 """
 
 from jaxtyping import Bool, Float, Int

@@ -1,7 +1,7 @@
-"""A batch's active latents in compressed rows: which (token, latent) pairs are on the support, and values on them.
+"""Sparse codes in compressed rows: which (token, latent) pairs may be nonzero, and their values.
 
-Almost every latent of an SAE is zero. A `Support` holds one ragged set of pairs, and any number of codes that
-vanish elsewhere are just tensors of values over it.
+Almost every latent of an SAE is zero on a token. A `Support` holds one ragged set of pairs. Any number of codes can
+share it; each is one tensor of values.
 """
 
 import math
@@ -21,14 +21,14 @@ Values = Float[Tensor, " pairs"]
 
 
 class ByLatent(NamedTuple):
-    """The pairs of a support in the order of their latents, tokens ascending within each."""
+    """The pairs of a support ordered by latent, and by token within each latent."""
 
     offsets: Offsets
-    """Latent j owns the places offsets[j] to offsets[j + 1]; int64 [d_sae + 1]."""
+    """Latent j has the entries offsets[j] to offsets[j + 1]; int64 [d_sae + 1]."""
     tokens: Indices
-    """The token of each place, int32."""
+    """The token of each entry, int32."""
     pairs: Indices
-    """Where the pair stands in the support, int64."""
+    """The index of each entry's pair in the support, int64."""
 
 
 @dataclass(eq=False, repr=False)
@@ -36,13 +36,13 @@ class Support:
     """The (token, latent) pairs of a batch on which a code may differ from zero."""
 
     offsets: Offsets
-    """Token i owns the pairs offsets[i] to offsets[i + 1]; int64 [batch + 1]."""
+    """Token i has the pairs offsets[i] to offsets[i + 1]; int64 [batch + 1]."""
     indices: Indices
-    """The latent of each pair, int32; ascending within a token when it comes from an encoder."""
+    """The latent of each pair, int32; ascending within a token if an encoder made the support."""
     d_sae: int
     """Number of latents."""
     by_latent: ByLatent | None = field(default=None, repr=False)
-    """The same pairs by latent; kernels fill it in when a gradient first asks for it."""
+    """The same pairs ordered by latent; kernels fill it in when a gradient first needs it."""
 
     def __repr__(self) -> str:
         pairs = len(self.indices)
@@ -60,7 +60,7 @@ class Support:
 
     @property
     def latents(self) -> Int[Tensor, " some"]:
-        """The latents that have a pair, each once, ascending; int64."""
+        """Latents that have a pair, each once, ascending; int64."""
         return torch.bincount(self.indices, minlength=self.d_sae).nonzero().flatten()
 
     @property
@@ -72,14 +72,14 @@ class Support:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SparseCode:
-    """A code [batch, d_sae] that is zero off its support; or [..., d_sae], with leading dimensions of its own.
+    """A code [batch, d_sae], or [..., d_sae] with any leading dimensions, that is zero outside its support.
 
-    The support counts tokens in one flat list, the last leading dimension fastest.
+    The support counts tokens in one flat list; the last leading dimension varies fastest.
     """
 
     support: Support
     values: Values
-    """One for each pair of the support; some may be zero."""
+    """One value for each pair of the support; some may be zero."""
     leading_sizes: tuple[int, ...] | None = None
     """Sizes of the leading dimensions; (batch,) if None."""
 
@@ -100,7 +100,7 @@ class SparseCode:
         return (*self.leading, self.support.d_sae)
 
     def with_leading(self, sizes: Sequence[int]) -> "SparseCode":
-        """The same code with its tokens arranged in other leading dimensions.
+        """Return the same code with other leading dimensions.
 
         Raises:
             ValueError: the sizes do not multiply to the number of tokens.
@@ -111,7 +111,7 @@ class SparseCode:
 
     @classmethod
     def from_dense(cls, acts: AnyLatents) -> "SparseCode":
-        """The nonzero entries of a dense code [..., d_sae] (NaN is one of them)."""
+        """Make a code from the nonzero entries of a dense code [..., d_sae]; NaN counts as nonzero."""
         flat = acts.reshape(math.prod(acts.shape[:-1]), acts.shape[-1])
         counts = (flat != 0).sum(dim=1)
         tokens, latents = flat.nonzero(as_tuple=True)
@@ -119,30 +119,30 @@ class SparseCode:
         return cls(support, flat[tokens, latents], tuple(acts.shape[:-1]))
 
     def to_dense(self) -> AnyLatents:
-        """The code with its zeros written out, [..., d_sae]."""
+        """Return the code as a dense tensor [..., d_sae]."""
         dense = self.values.new_zeros(self.support.batch, self.support.d_sae)
         return dense.index_put((self.support.tokens, self.support.indices.long()), self.values).reshape(self.shape)
 
     def nonzero(self) -> "SparseCode":
-        """The same code on the pairs where it is not zero."""
+        """Return the same code on the pairs whose value is not zero."""
         keep = self.values != 0
         before = torch.cat([keep.new_zeros(1, dtype=torch.int64), keep.cumsum(0)])
         support = Support(before[self.support.offsets], self.support.indices[keep], self.support.d_sae)
         return SparseCode(support, self.values[keep], self.leading_sizes)
 
     def detach(self) -> "SparseCode":
-        """The same code without its history."""
+        """Return the same code, detached from the autograd graph."""
         return replace(self, values=self.values.detach())
 
     @property
     def l0(self) -> Int[Tensor, "..."]:
-        """Latents that fire on each token [...], int64."""
+        """Return the number of latents that fire on each token [...], int64."""
         fires = torch.cat([self.support.offsets.new_zeros(1), (self.values != 0).cumsum(0)])
         return fires[self.support.offsets].diff().reshape(self.leading)
 
     @property
     def firing(self) -> Int[Tensor, " d_sae"]:
-        """Tokens on which each latent fires, int64."""
+        """Return the number of tokens on which each latent fires, int64."""
         return torch.bincount(self.support.indices[self.values != 0], minlength=self.support.d_sae)
 
 

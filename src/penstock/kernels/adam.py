@@ -1,4 +1,4 @@
-"""Rows of Adam without a first moment, in plain PyTorch: the definition of what each module of kernels does."""
+"""Adam without a first moment on selected rows, in plain PyTorch: the reference for every module of kernels."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,7 +9,7 @@ from penstock.kernels.protocol import AdamStep, Dictionary
 def squared_norms(
     gradient: Dictionary, latents: Int[Tensor, " some"], unit_rows: Dictionary | None
 ) -> Float[Tensor, " some"]:
-    """Squared norms of these latents' gradient rows, without their parts along `unit_rows` if given."""
+    """Return the squared norms of these latents' gradient rows, without their part along `unit_rows` if given."""
     rows = gradient[latents]
     if unit_rows is not None:
         rows = _projected(rows, unit_rows[latents])
@@ -30,12 +30,12 @@ def adam_rows_(
 
     Args:
         W: Parameter, latent-major.
-        gradient: Of the loss; rows of other latents are not read.
-        second_moment: From each latent's last update.
+        gradient: Gradient of the loss with respect to W; rows of other latents are not read.
+        second_moment: Second moment of Adam as each latent's last update left it.
         latents: The rows to update, each once.
-        decay: What each row's second moment is multiplied by first: beta2 to the power of the steps since.
+        decay: Factor on each row's second moment: beta2 to the power of the steps since its last update.
         step: Settings of this step.
-        unit: Remove the gradient's part along the row, and bring the row back to unit norm.
+        unit: Whether to remove the gradient's part along the row and to renormalise the row to 1.
     """
     rows, moments = W[latents], second_moment[latents]
     g = gradient[latents]

@@ -1,7 +1,7 @@
-"""Large work arrays on the CPU, kept from one step for the next, and the BLAS that fills them.
+"""Large work arrays on the CPU that are reused from step to step, and the BLAS that fills them.
 
-Memory fresh from the operating system costs a page fault for every 4 KiB, which at these sizes takes as long as the
-arithmetic. An array is lent again once nothing refers to it any more, so whoever keeps a result keeps it intact.
+Fresh memory from the operating system costs a page fault for every 4 KiB. At these sizes that takes as long as the
+arithmetic. An array is reused only when nothing refers to it any more, so a result that is kept stays intact.
 """
 
 import os
@@ -20,11 +20,11 @@ from torch import Tensor
 Array = NDArray[Any]
 
 KEPT_BYTES = 2**30
-"""Bytes of arrays that are kept at least. More are kept only where more were in use at the same time."""
+"""Bytes of idle arrays that may always be kept. More are kept only if more were in use at the same time."""
 
 
 class _Arrays:
-    """Arrays by shape and dtype, those lent last at the end."""
+    """Arrays by shape and dtype, the most recently used ones last."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -51,7 +51,7 @@ class _Arrays:
             self._drop_idle(self._bytes())
 
     def _make_room(self, wanted: int) -> None:
-        """Drop idle arrays, those first that were not lent for longest, where a new one would be too much."""
+        """Drop idle arrays, least recently used first, if a new one would exceed the limit."""
         every = [(arrays, place) for arrays in self.kept.values() for place in range(len(arrays))]
         idle = sum(arrays[place].nbytes for arrays, place in every if _is_idle(arrays, place))
         in_use = self._bytes() - idle + wanted
@@ -77,7 +77,7 @@ def _is_idle(arrays: list[Array], place: int) -> bool:
 
 
 def _count_alone() -> int:
-    """What is counted for an array in a list to which nothing else refers."""
+    """Return the reference count of an array that only its list refers to."""
     arrays, place = [np.empty(0)], 0
     return sys.getrefcount(arrays[place])
 
@@ -87,12 +87,12 @@ _arrays = _Arrays()
 
 
 def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised CPU tensor, in memory that an earlier tensor of this shape and dtype has given back."""
+    """Return an uninitialised CPU tensor, reusing the memory of an earlier one of this shape and dtype if possible."""
     return _arrays.take(shape, _numpy_dtype(dtype))
 
 
 def release() -> None:
-    """Give all memory back that is not in use; the next steps allocate anew."""
+    """Free all memory that is not in use; the next steps allocate again."""
     _arrays.release()
 
 
@@ -102,11 +102,11 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 
 
 class _OneThread:
-    """Keeps numpy's BLAS to one thread while the main thread is inside; may be entered again inside itself.
+    """Limits numpy's BLAS to one thread while the main thread is inside; the context can be nested.
 
-    Once the main thread has set a limit, OpenBLAS ignores what other threads set, so there nothing is done. Whoever
-    uses SAEs in threads of its own enters in the main thread for as long (`TrainingRun.train`): otherwise OpenBLAS may
-    share a product out among threads of its own, and their number decides the last bits.
+    Once the main thread has set a limit, OpenBLAS ignores limits from other threads, so other threads set none. Code
+    that uses SAEs in its own threads enters this context in the main thread (see `TrainingRun.train`). Otherwise
+    OpenBLAS may split a product among its threads, and their number changes the last bits.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class _OneThread:
 
 
 single_threaded_blas = _OneThread()
-"""A context for callers of numpy's matrix product that share it out themselves."""
+"""A context for callers that split numpy's matrix products among threads themselves."""
 
 
 @cache
@@ -136,7 +136,7 @@ def _blas() -> ThreadpoolController:
 
 
 def _unlock_in_a_fork() -> None:
-    # Another thread of the parent may have held it, and nobody in the child would let go of it.
+    # Another thread of the parent may hold the lock; the child has no thread that would release it.
     _arrays.lock = Lock()
 
 

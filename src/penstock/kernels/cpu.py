@@ -1,10 +1,9 @@
-"""CPU kernels in numba: loops over the support, shared out among threads.
+"""CPU kernels in numba: loops over the support, split among threads.
 
-Every function has its definition in `reference.py` or `adam.py`. No result depends on the number of threads: each row
-of a result is made by one thread in a fixed order, and where work has to be cut (`select`, `sum_by_latent`), the shapes
-alone decide where. Threads then share out whole pieces.
+Every function is defined in `reference.py` or `adam.py`; the loops are in `cpu_loops.py`.
 
-The loops themselves are in `cpu_loops.py`.
+No result depends on the number of threads. One thread computes each row of a result in a fixed order. Where work has
+to be cut (`select`, `sum_by_latent`), only the shapes decide where, and each thread takes whole pieces.
 """
 
 from collections.abc import Sequence
@@ -24,22 +23,22 @@ from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import ByLatent, SparseCode, Support, Values
 
 ROWS = 1024
-"""Rows of a tile of the encoder product at most, before they are filled up to `ROW_UNIT`."""
+"""Most rows in a tile of the encoder product, before padding to `ROW_UNIT`."""
 
 ROW_UNIT = 24
-"""A tile has a multiple of so many rows. With another remainder a BLAS takes another path and gives other bits."""
+"""A tile's number of rows is a multiple of this. With a remainder, a BLAS may take another path and give other bits."""
 
 COLUMN_UNIT = 256
-"""Columns of a tile at least, unless d_sae is smaller; wider tiles have a multiple of it."""
+"""Fewest columns in a tile, unless d_sae is smaller; wider tiles are a multiple of it."""
 
 COLUMN_TILES = 16
-"""Column tiles that a wide dictionary is cut into at least: enough for many threads, and to keep a tile in a cache."""
+"""Fewest column tiles of a wide dictionary, so that many threads have work and a tile fits in a cache."""
 
 MAX_COLUMNS = 2048
-"""Columns of a tile at most."""
+"""Most columns in a tile."""
 
 SUM_PARTS, PAIRS_PER_PART = 8, 2**16
-"""Parts that `sum_by_latent` is cut into at most, and the pairs that each has at least."""
+"""Most parts that `sum_by_latent` is cut into, and the fewest pairs in a part."""
 
 Array = NDArray[Any]
 
@@ -57,7 +56,7 @@ def select(
 
     def select_some(first: int, last: int) -> None:
         block = borrow((largest,), x.dtype).numpy()
-        # Whoever gives NaN or inf sees it in the loss; numpy's warning would say no more.
+        # NaN and inf show up in the loss; numpy's warning would add nothing.
         with np.errstate(all="ignore"):
             for number in range(first, last):
                 tile = tiles[number]
@@ -84,24 +83,24 @@ def select(
 
 
 class _Tile(NamedTuple):
-    """A piece of the encoder product."""
+    """One piece of the encoder product."""
 
     place: slice
-    """Where its rows are in the batch."""
+    """The tile's rows in the batch."""
     rows: Array
-    """The rows as they are multiplied: the last ones of a batch are followed by zeros."""
+    """The rows to multiply, padded with zeros at the end of a batch."""
     number: int
-    """Of its columns, from the left."""
+    """The tile's columns, counted from the left."""
     columns: slice
     """The latents."""
 
 
 def _tiles(x: Array, d_sae: int) -> list[_Tile]:
-    """Cut the encoder product, column by column; the number of threads has no say in it.
+    """Cut the encoder product into tiles, column by column, independently of the number of threads.
 
-    A BLAS gives the same row other bits in a product of another shape. So a tile's width depends on d_sae alone, and
-    the last rows are filled up with zeros to the next multiple of `ROW_UNIT`. A single row stays as it is: its product
-    is one of a matrix and a vector, several times cheaper.
+    A BLAS gives the same row different bits in products of different shapes. So a tile's width depends only on d_sae,
+    and the last rows are padded with zeros to the next multiple of `ROW_UNIT`. A single row is not padded: it becomes
+    a matrix-vector product, which is several times cheaper.
     """
     batch, width = len(x), _width(d_sae)
     height = _filled(-(-batch // max(1, -(-batch // ROWS)))) if batch > 1 else 1
@@ -119,7 +118,7 @@ def _tiles(x: Array, d_sae: int) -> list[_Tile]:
 
 
 def _width(d_sae: int) -> int:
-    """Columns of a tile: a multiple of `COLUMN_UNIT`."""
+    """Return the number of columns in a tile: a multiple of `COLUMN_UNIT`."""
     return COLUMN_UNIT * max(1, min(MAX_COLUMNS, d_sae // COLUMN_TILES) // COLUMN_UNIT)
 
 
@@ -128,7 +127,7 @@ def _filled(rows: int) -> int:
 
 
 def _kept(products: Array, cut: Array, left: int, counts: Array) -> tuple[Array, Array]:
-    """The latents and values of a tile's pairs, row by row; fills in `counts`."""
+    """Return the latents and values of a tile's pairs, row by row, and fill in `counts`."""
     products = products[: len(counts)]
     loops.count_kept(products, cut, counts)
     pairs = counts.sum()
@@ -205,7 +204,7 @@ def _row_shares(latents: Int[Tensor, " some"], rows: Dictionary) -> list[tuple[i
 
 
 def by_latent(support: Support) -> ByLatent:
-    """The support's pairs in the order of their latents; made once for a support."""
+    """Return the support's pairs ordered by latent; computed once per support."""
     if support.by_latent is None:
         arrays = loops.transpose(support.offsets.numpy(), support.indices.numpy(), support.d_sae)
         support.by_latent = ByLatent(*(torch.from_numpy(array) for array in arrays))

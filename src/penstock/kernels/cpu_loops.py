@@ -1,6 +1,6 @@
 """The loops of the CPU kernels, compiled by numba; they run without the GIL.
 
-Four rows are taken at a time in the inner loops: what is accumulated is then loaded and stored a quarter as often.
+Inner loops take four rows at a time, so that accumulators are loaded and stored a quarter as often.
 """
 
 import inspect
@@ -20,15 +20,15 @@ Array = NDArray[Any]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call and keep the result on disk, where there is a place for it."""
-    # Unwrapped, because the tests check annotations by wrapping every function. Of "fastmath" only reordering: "nnan"
-    # and "ninf" would let a NaN pass for a number.
+    """Compile a function at its first call, and cache the result on disk if a folder is writable."""
+    # Unwrapped, because the tests wrap every function to check annotations. Of "fastmath" only reordering is allowed:
+    # "nnan" and "ninf" would let a NaN pass for a number.
     function = inspect.unwrap(function)
     compile_ = partial(njit, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
     try:
         return compile_(cache=True)(function)
     except RuntimeError as error:
-        # numba's way to say that neither the package's folder nor the user's cache can be written to.
+        # numba raises this when neither the package's folder nor the user's cache folder is writable.
         if "no locator available" not in str(error):
             raise
         _say_that_nothing_is_kept()
@@ -38,8 +38,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def _say_that_nothing_is_kept() -> None:
     logger.warning(
-        "The compiled CPU kernels cannot be kept: neither %s nor the user's cache folder can be written to. Every "
-        "process compiles them again, which takes up to a minute. Set NUMBA_CACHE_DIR to a folder you may write to.",
+        "The compiled CPU kernels cannot be kept: neither %s nor the user's cache folder is writable. Every process "
+        "compiles them again, which takes up to a minute. Set NUMBA_CACHE_DIR to a writable folder.",
         Path(__file__).parent,
     )
 

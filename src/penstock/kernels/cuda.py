@@ -1,9 +1,9 @@
 """CUDA kernels in Triton: gathers over the support, without atomics.
 
-Every function has its definition in `reference.py`; the programs that run on the device are in `cuda_programs.py`.
-Each number is made by one program in a fixed order, so the same input gives the same bits.
+Every function is defined in `reference.py`; the programs that run on the device are in `cuda_programs.py`.
+One program computes each number in a fixed order, so the same input gives the same bits.
 
-CPU tensors work, too, where TRITON_INTERPRET=1 is set before Triton is first imported: so tests need no GPU.
+CPU tensors also work if TRITON_INTERPRET=1 is set before Triton is first imported, so tests need no GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,16 @@ BLOCK = 2**27
 """Entries of a dense block [rows, d_sae]: enough rows for an efficient product, 512 MiB in float32."""
 
 COLUMNS = 2048
-"""Latents of a row that one program of `select` looks at."""
+"""Latents of a row that one program of `select` handles."""
 
 TILE = 2048
-"""Entries of a dictionary that a program holds at a time, several rows of it: 16 for each of its 128 threads."""
+"""Dictionary entries that a program holds at a time, in several rows: 16 for each of its 128 threads."""
 
 SPLIT = 4
-"""Programs that share a token's pairs in `value_gradients`, so that a batch of very uneven tokens ends together."""
+"""Programs that share a token's pairs in `value_gradients`, to balance tokens with very different numbers of pairs."""
 
 WIDTH = 128
-"""Values that a program of `sum_by_latent` adds up at a time."""
+"""Values that a program of `sum_by_latent` adds at a time."""
 
 
 def select(
@@ -62,19 +62,19 @@ def select(
 
 
 def _rounded(x: Tensor, W_enc: Tensor, factors: torch.dtype | None, result: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The factors of the product, in a precision in which `_product` multiplies them."""
+    """Return the factors of the product in a precision that `_product` can multiply."""
     if factors is None or factors == x.dtype:
         return x, W_enc
     x, W_enc = x.to(factors), W_enc.to(factors)
     half = factors in (torch.bfloat16, torch.float16) and result == torch.float32
-    # Tensor cores accumulate in float32; torch hands that out on CUDA only, and from 2.8 on.
+    # Tensor cores accumulate in float32; PyTorch exposes that only on CUDA, since 2.8.
     if half and x.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
         return x, W_enc
     return x.to(result), W_enc.to(result)
 
 
 def _product(x: Tensor, W_enc: Tensor, block: Tensor) -> Tensor:
-    """x @ W_enc in the block's first rows and its precision."""
+    """Compute x @ W_enc into the block's first rows, in the block's precision."""
     out = block[: len(x)]
     if x.dtype == block.dtype:
         return torch.mm(x, W_enc, out=out)
@@ -158,7 +158,7 @@ def adam_rows_(
 
 
 def by_latent(support: Support) -> ByLatent:
-    """The support's pairs in the order of their latents; made once for a support."""
+    """Return the support's pairs ordered by latent; computed once per support."""
     if support.by_latent is None:
         latents, pairs = support.indices.sort(stable=True)
         ends = torch.arange(support.d_sae + 1, dtype=latents.dtype, device=latents.device)
@@ -171,9 +171,9 @@ def _pairs(support: Support) -> tuple[Tensor, Tensor]:
 
 
 def _launch(kernel: Any, number: int, *arguments: Any, **constants: Any) -> None:
-    """Run so many programs on the device of the arguments, the first of which is a tensor.
+    """Run `number` programs on the device of the first argument, which is a tensor.
 
-    Tensors have to be contiguous: a program only sees where they begin.
+    Tensors must be contiguous, because a program only sees their start address.
     """
     if number > 0:
         with torch.cuda.device_of(arguments[0]):
@@ -181,22 +181,22 @@ def _launch(kernel: Any, number: int, *arguments: Any, **constants: Any) -> None
 
 
 def _twos(codes: int) -> Iterator[tuple[int, int]]:
-    """The codes in groups of two, which share what is loaded; the last one twice if their number is odd."""
+    """Yield the codes in pairs, which share their loads; an odd last code is paired with itself."""
     return ((a, min(a + 1, codes - 1)) for a in range(0, codes, 2))
 
 
 def _tile(pairs: int, rows: int, W: Tensor) -> dict[str, Any]:
-    """How many of a row's pairs are taken at a time, and how many columns: few pairs where most rows have no more."""
+    """Return how many pairs and columns of a row to take at a time: few pairs if most rows have few."""
     at_once = 4 if pairs <= 4 * rows else 8
     return {"PAIRS": at_once, "BLOCK_D": min(TILE // at_once, triton.next_power_of_2(W.shape[1])), "SUMS": _sums(W)}
 
 
 def _row(W: Tensor) -> dict[str, Any]:
-    """A whole row in one program, 16 entries for each thread."""
+    """Return the launch settings for one whole row per program, 16 entries for each thread."""
     width = triton.next_power_of_2(W.shape[1])
     return {"BLOCK_D": width, "SUMS": _sums(W), "num_warps": min(16, max(1, width // 512))}
 
 
 def _sums(tensor: Tensor) -> tl.dtype:
-    """The precision to calculate in."""
+    """Return the precision of sums over this tensor."""
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32

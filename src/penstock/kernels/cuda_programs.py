@@ -1,14 +1,14 @@
-"""The Triton programs that `cuda.py` launches: what one of them does, and what limits all of them together.
+"""The Triton programs that `cuda.py` launches. Each docstring says what one program does and what limits its speed.
 
-What is said of limits is meant for an H100 or H200. Only the encoder product needs tensor cores; everything here is
-at best as fast as memory. No two programs write to one place, so there are no atomics and sums have a fixed order.
+The stated limits are for an H100 or H200. Only the encoder product needs tensor cores; the speed of everything here is
+bounded by memory. No two programs write to one place, so there are no atomics and sums have a fixed order.
 
-Rules that both Triton's compiler and its interpreter impose: nothing may wrap a kernel, for its source is what counts
-(no_type_check keeps run-time type checkers away); annotations name members of `tl`; every load and store is masked.
-Row numbers are int64 before they are multiplied with a width, because d_sae * d_in passes 2^31.
+Triton's compiler and its interpreter impose rules. Nothing may wrap a kernel, because its source is compiled
+(no_type_check keeps run-time type checkers away). Annotations name members of `tl`. Every load and store is masked.
+Row numbers are int64 before they are multiplied by a width, because d_sae * d_in can exceed 2^31.
 """
 
-# tl.float64 is a value to Python, and to Triton what tells it that a scalar is float64.
+# tl.float64 is a value in Python, but Triton reads it as the annotation of a float64 scalar.
 # pyright: reportInvalidTypeForm=false
 
 from typing import no_type_check
@@ -20,7 +20,7 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def count_kept(products: tl.tensor, cut: tl.tensor, counts: tl.tensor, d_sae: tl.tensor, COLUMNS: tl.constexpr) -> None:
-    """How many entries of a tile [1, COLUMNS] of the block are above their cut.
+    """Count the entries of a tile [1, COLUMNS] of the block that are above their cut.
 
     Limit: reading the block once from memory.
     """
@@ -44,7 +44,7 @@ def write_kept(
     d_sae: tl.tensor,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """A tile's entries above their cut, side by side.
+    """Write a tile's entries above their cut next to each other.
 
     Limit: reading the block a second time; the prefix sum of a tile takes about as long.
     """
@@ -77,7 +77,7 @@ def add_rows(
     BLOCK_D: tl.constexpr,
     SUMS: tl.constexpr,
 ) -> None:
-    """BLOCK_D columns of a token's reconstruction: rows of W times values, and the bias.
+    """Compute BLOCK_D columns of a token's reconstruction: rows of W times values, plus the bias.
 
     Limit: reading a row of W for each pair, from memory unless it is in the L2 cache.
     """
@@ -121,9 +121,9 @@ def dot_products(
     BLOCK_D: tl.constexpr,
     SUMS: tl.constexpr,
 ) -> None:
-    """A token's row times rows of W, for one in SPLIT groups of its pairs.
+    """Compute dot products of a token's row with rows of W, for one of SPLIT groups of the token's pairs.
 
-    Limit: as of `add_rows`; the token's own row stays in the L1 cache.
+    Limit: same as `add_rows`; the token's own row stays in the L1 cache.
     """
     i = (tl.program_id(0) // SPLIT).to(tl.int64)
     first = tl.load(offsets + i)
@@ -163,11 +163,11 @@ def gather_rows(
     BLOCK_D: tl.constexpr,
     SUMS: tl.constexpr,
 ) -> None:
-    """BLOCK_D columns of a latent's gradient: tokens' rows times values.
+    """Compute BLOCK_D columns of a latent's gradient: tokens' rows times values.
 
-    Limit: with few pairs a latent, writing the gradient; else reading a token's row for each pair from L2.
+    Limit: with few pairs per latent, writing the gradient; otherwise reading a token's row for each pair from L2.
 
-    A latent that fires on most tokens keeps its programs busy long after the others.
+    The programs of a latent that fires on most tokens finish long after the others.
     """
     blocks = tl.cdiv(d_in, BLOCK_D)
     j = (tl.program_id(0) // blocks).to(tl.int64)
@@ -195,7 +195,7 @@ def gather_rows(
 def add_values(
     offsets: tl.tensor, pairs: tl.tensor, values: tl.tensor, sums: tl.tensor, WIDTH: tl.constexpr, SUMS: tl.constexpr
 ) -> None:
-    """The sum of a latent's values. Limit: starting a program for each latent; there is little to read."""
+    """Sum a latent's values. Limit: starting a program for each latent; there is little to read."""
     j = tl.program_id(0)
     first = tl.load(offsets + j)
     count = (tl.load(offsets + j + 1) - first).to(tl.int32)
@@ -220,7 +220,7 @@ def squared_norm(
     BLOCK_D: tl.constexpr,
     SUMS: tl.constexpr,
 ) -> None:
-    """The squared norm of a latent's gradient. Limit: reading the rows once from memory."""
+    """Compute the squared norm of a latent's gradient. Limit: reading the rows once from memory."""
     n = tl.program_id(0)
     j = tl.load(latents + n).to(tl.int64)
     k = tl.arange(0, BLOCK_D)
@@ -250,7 +250,7 @@ def adam_row(
     BLOCK_D: tl.constexpr,
     SUMS: tl.constexpr,
 ) -> None:
-    """A latent's update. Limit: three rows read and two written for each latent, everything between in registers."""
+    """Update a latent. Limit: reading three rows and writing two for each latent; the rest stays in registers."""
     n = tl.program_id(0)
     j = tl.load(latents + n).to(tl.int64)
     k = tl.arange(0, BLOCK_D)
@@ -260,11 +260,11 @@ def adam_row(
     v = tl.load(second_moment + j * d_in + k, mask=inside, other=0).to(SUMS)
     if UNIT:
         g -= tl.sum(g * w, axis=0) * w
-    # Only tl.full takes both the numbers that the interpreter passes and the float64 of a compiled kernel.
+    # Only tl.full accepts both the interpreter's plain numbers and the float64 of a compiled kernel.
     g *= tl.full((), scale, SUMS)
     v = tl.load(decay + n).to(SUMS) * v + tl.full((), share, SUMS) * g * g
     size = tl.sqrt(v / tl.full((), correction, SUMS)) + tl.full((), eps, SUMS)
-    # Past the row's end and without eps, 0 / 0 would become part of the row's norm.
+    # Past the row's end and without eps, 0 / 0 would enter the row's norm.
     w -= tl.full((), lr, SUMS) * g / tl.where(inside, size, 1)
     if UNIT:
         norm = tl.sqrt(tl.sum(w * w, axis=0))

@@ -1,4 +1,4 @@
-"""Which kernels work on a tensor: decided for each call, by device, precision, and density of the support."""
+"""Choice of kernels for each call, by device, precision, and density of the support."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ _forced: ContextVar[Choice | None] = ContextVar("forced", default=None)
 
 @contextmanager
 def forced(choice: Choice) -> Iterator[None]:
-    """Use these kernels whatever the tensor and the density, in this thread: for tests and benchmarks."""
+    """Use these kernels in this thread, regardless of tensor and density: for tests and benchmarks."""
     token = _forced.set(choice)
     try:
         yield
@@ -35,9 +35,9 @@ def forced(choice: Choice) -> Iterator[None]:
 
 
 def kernels_for(tensor: Tensor) -> Kernels:
-    """The kernels for a tensor's device and precision.
+    """Return the kernels for a tensor's device and precision.
 
-    Imported when first needed: numba and Triton take a while, and Triton is only there with CUDA.
+    They are imported when first needed: numba and Triton load slowly, and Triton is only installed with CUDA.
     """
     choice = _forced.get() or _fitting(tensor)
     if choice == "cpu":
@@ -52,7 +52,7 @@ def kernels_for(tensor: Tensor) -> Kernels:
 
 
 def kernels_on(support: Support, tensor: Tensor) -> Kernels:
-    """The kernels for products with a code on this support: the dense ones where it is dense."""
+    """Return the kernels for products with a code on this support: the dense ones if the support is dense."""
     if _forced.get() is None and support.density > DENSE_ABOVE.get(tensor.device.type, 0.0):
         return reference
     return kernels_for(tensor)
@@ -61,7 +61,7 @@ def kernels_on(support: Support, tensor: Tensor) -> Kernels:
 def _fitting(tensor: Tensor) -> Choice:
     if tensor.device.type == "cuda":
         return "cuda"
-    # numpy, and with it numba, has no bfloat16.
+    # numpy and numba do not support bfloat16.
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
         return "cpu"
     return "reference"

@@ -4,8 +4,8 @@ encode_to_support   activations -> which latents may fire, and their encoder pro
 per_latent          one number for each latent -> one for each pair
 decode_from_support codes that share a support -> reconstructions
 
-No [batch, d_sae] tensor outlives its block of rows, and no backward multiplies whole matrices unless the support is
-dense: every gradient lives on the support, too.
+No [batch, d_sae] tensor outlives its block of rows. No backward pass multiplies whole matrices unless the support is
+dense, because gradients are also computed on the support only.
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ from penstock.sparse import SparseCode, Support, Values
 def encode_to_support(
     x: Float[Tensor, "..."], W_enc: Float[Tensor, "d_in d_sae"], b_dec: PerInput, cut: PerLatent
 ) -> SparseCode:
-    """The encoder product `(x - b_dec) @ W_enc` where it is above a latent's cut, differentiable in all but the cut.
+    """Return the entries of `(x - b_dec) @ W_enc` above each latent's cut, differentiable in all but the cut.
 
-    Under `torch.autocast` the product is taken of rounded factors and accumulated in float32, and the comparison is
-    made with what was accumulated. A NaN is never below its cut, so it reaches the code.
+    Under `torch.autocast` the factors are rounded, the product is accumulated in float32, and the accumulated value
+    is compared with the cut. A NaN is never below its cut, so it reaches the code.
 
     Args:
-        x: Activations [batch, d_in], of W_enc's dtype.
+        x: Activations [batch, d_in], in W_enc's dtype.
         W_enc: Encoder; fastest if latent-major in memory (a transposed view).
-        b_dec: Subtracted from every activation.
-        cut: What each latent's product has to exceed, e.g. minus its bias.
+        b_dec: Decoder bias, subtracted from every activation.
+        cut: Value that each latent's product has to exceed, e.g. minus its bias.
 
     Raises:
-        ValueError: x is not a matrix [batch, d_in] of W_enc's width and dtype.
+        ValueError: x is not a matrix [batch, d_in] with W_enc's width and dtype.
     """
     if x.ndim != 2 or x.shape[1] != W_enc.shape[0]:
         raise ValueError(
@@ -51,7 +51,7 @@ def encode_to_support(
 
 
 def per_latent(parameter: PerLatent, support: Support) -> Values:
-    """A latent's parameter at each of its pairs: `parameter[support.indices]`."""
+    """Return each pair's value of a parameter per latent: `parameter[support.indices]`."""
     return _PerLatent.apply(parameter, support)
 
 
@@ -63,14 +63,14 @@ def decode_from_support(
     *,
     trained: Sequence[bool],
 ) -> list[Acts]:
-    """`code @ W_dec + b_dec` for several codes on one support, in one pass over the rows of W_dec.
+    """Return `code @ W_dec + b_dec` for several codes on one support, in one pass over the rows of W_dec.
 
     Args:
-        support: Of all codes.
-        codes: Values on the support.
+        support: Support that all codes share.
+        codes: Values of each code on the support.
         W_dec: Decoder.
-        b_dec: Added to every reconstruction.
-        trained: For each code whether W_dec and b_dec receive a gradient through it; the code always does.
+        b_dec: Decoder bias, added to every reconstruction.
+        trained: For each code, whether W_dec and b_dec receive a gradient through it; the code always does.
     """
     return list(_Decode.apply(support, tuple(trained), W_dec, b_dec, *codes))
 
@@ -161,5 +161,5 @@ class _Decode(torch.autograd.Function):
 
 
 def _as_given(tensor: Tensor) -> torch.autocast:
-    """A region in which no operation changes its factors' precision: `backward` may be called inside autocast, too."""
+    """Disable autocast in a region, because `backward` may be called inside autocast."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""What a module of kernels offers: `reference`, `cpu` and `cuda` have these functions and agree up to rounding."""
+"""The interface of a module of kernels: `reference`, `cpu` and `cuda` implement it and agree up to rounding."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from penstock.shapes import Acts, PerInput, PerLatent
 from penstock.sparse import SparseCode, Support, Values
 
 Dictionary = Float[Tensor, "d_sae d_in"]
-"""A matrix with a row for each latent."""
+"""A matrix with one row for each latent."""
 
 
 class AdamStep(NamedTuple):
@@ -20,10 +20,10 @@ class AdamStep(NamedTuple):
     lr: float
     beta2: float
     correction: float
-    """1 - beta2^t after t steps: the second moment is divided by it."""
+    """Divisor of the second moment: 1 - beta2^t after t steps."""
     eps: float
     scale: float = 1.0
-    """Factor on the gradient, below 1 where it is clipped."""
+    """Factor on the gradient, below 1 if it is clipped."""
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
-"""What every kernel computes, in plain PyTorch: the definition, and the path taken where the support is dense.
+"""What every kernel computes, in plain PyTorch: the reference, and the path taken when the support is dense.
 
-A dense block of a few rows is written out at a time and multiplied as matrices, so memory stays small at any density.
+Codes are written out as dense blocks of a few rows and multiplied as matrices, so memory stays small at any density.
 The CPU and CUDA kernels have the same functions and agree with these up to rounding.
 """
 
@@ -32,10 +32,10 @@ BLOCK = {"cpu": 2**23, "cuda": 2**27}
 def select(
     x: Acts, W_enc: Float[Tensor, "d_in d_sae"], cut: PerLatent, factors: torch.dtype | None = None
 ) -> SparseCode:
-    """The entries of `x @ W_enc` above their latent's cut. A NaN is never below: it is kept.
+    """Return the entries of `x @ W_enc` above their latent's cut. A NaN is never below the cut, so it is kept.
 
-    `factors` is the precision that x and W_enc are rounded to first (their own if left out); the product is
-    accumulated, compared and returned in theirs.
+    `factors` is the precision that x and W_enc are rounded to first (default: their own). The product is
+    accumulated, compared and returned in the precision of x and W_enc.
     """
     if factors is not None and factors != x.dtype:
         x, W_enc = x.to(factors).to(x.dtype), W_enc.to(factors).to(x.dtype)
@@ -53,7 +53,7 @@ def select(
 
 
 def decode(support: Support, codes: Sequence[Values], W: Dictionary, bias: PerInput) -> list[Acts]:
-    """`code @ W + bias` for each code."""
+    """Return `code @ W + bias` for each code."""
     decoded = [W.new_empty(support.batch, W.shape[1]) for _ in codes]
     for rows, pairs, places in _dense_blocks(support):
         for code, out in zip(codes, decoded, strict=True):
@@ -62,7 +62,7 @@ def decode(support: Support, codes: Sequence[Values], W: Dictionary, bias: PerIn
 
 
 def value_gradients(support: Support, rows_of: Sequence[Acts], W: Dictionary) -> list[Values]:
-    """For each pair (i, j) the dot product of row i and W's row j: the gradient of a code's values."""
+    """Return for each pair (i, j) the dot product of row i and W's row j: the gradient of a code's values."""
     gradients = [W.new_empty(len(support.indices)) for _ in rows_of]
     for rows, pairs, places in _dense_blocks(support):
         for x, gradient in zip(rows_of, gradients, strict=True):
@@ -71,7 +71,7 @@ def value_gradients(support: Support, rows_of: Sequence[Acts], W: Dictionary) ->
 
 
 def weight_gradient(support: Support, codes: Sequence[Values], rows_of: Sequence[Acts]) -> Dictionary:
-    """The sum over codes of `code.T @ rows`: the gradient of a dictionary's rows."""
+    """Return the sum over codes of `code.T @ rows`: the gradient of a dictionary's rows."""
     gradient = rows_of[0].new_zeros(support.d_sae, rows_of[0].shape[1])
     for rows, pairs, places in _dense_blocks(support):
         for code, x in zip(codes, rows_of, strict=True):
@@ -80,7 +80,7 @@ def weight_gradient(support: Support, codes: Sequence[Values], rows_of: Sequence
 
 
 def sum_by_latent(support: Support, values: Values) -> PerLatent:
-    """The sum of each latent's values over the batch."""
+    """Return the sum of each latent's values over the batch."""
     return values.new_zeros(support.d_sae).index_add_(0, support.indices, values)
 
 
@@ -90,7 +90,7 @@ def _blocks(batch: int, d_sae: int, device: torch.device) -> Iterator[slice]:
 
 
 def _dense_blocks(support: Support) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows of the batch, their pairs, and each pair's place in the flattened block."""
+    """Yield rows of the batch, their pairs, and each pair's position in the flattened block."""
     for rows in _blocks(support.batch, support.d_sae, support.offsets.device):
         offsets = support.offsets[rows.start : rows.stop + 1]
         pairs = slice(int(offsets[0]), int(offsets[-1]))

@@ -1,7 +1,7 @@
-"""Sharing of loops among CPU threads, as many as PyTorch was told to use.
+"""Splits loops among CPU threads, using PyTorch's thread count.
 
-numba's own threads are not used: its thread pools either must not be entered from two Python threads at once, as
-the side-by-side training of several SAEs does, or compete with PyTorch's for the same cores.
+numba's own threads are not used. Its thread pools either compete with PyTorch's for the same cores, or must not be
+entered from two Python threads at once, which the side-by-side training of several SAEs does.
 """
 
 import os
@@ -19,11 +19,11 @@ MIN_WORK = 2**16
 
 
 def shares(offsets: NDArray[np.int64], work_per_pair: int) -> list[tuple[int, int]]:
-    """Cut rows of different lengths into runs [first, last) of about equal work, one for each thread.
+    """Cut rows of different lengths into ranges [first, last) of about equal work, one for each thread.
 
     Args:
         offsets: Row i has the pairs offsets[i] to offsets[i + 1].
-        work_per_pair: Multiplications that a pair costs; decides whether sharing pays.
+        work_per_pair: Multiplications per pair; decides whether several threads pay off.
     """
     rows = len(offsets) - 1
     threads = min(torch.get_num_threads(), rows, int(offsets[-1]) * work_per_pair // MIN_WORK)
@@ -38,9 +38,9 @@ def shares(offsets: NDArray[np.int64], work_per_pair: int) -> list[tuple[int, in
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch and the CPU kernels use this many threads inside, and as many as before afterwards.
+    """Let PyTorch and the CPU kernels use this many threads inside the context, then restore the former number.
 
-    The setting belongs to the calling thread; None leaves it as it is.
+    The setting belongs to the calling thread; None changes nothing.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -51,7 +51,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def in_parallel(task: Callable[[int, int], object], parts: list[tuple[int, int]]) -> None:
-    """Call `task(first, last)` for every part, each in a thread; the task must release the GIL to gain by it."""
+    """Call `task(first, last)` for every part, each in its own thread; only tasks that release the GIL get faster."""
     others = [_pool().submit(task, *part) for part in parts[1:]]
     if parts:
         task(*parts[0])
@@ -64,6 +64,6 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="penstock")
 
 
-# A forked process has none of its parent's threads, and would wait for them for ever.
+# A forked process has none of its parent's threads and would wait for them forever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
