@@ -53,6 +53,7 @@ _KINDS: Mapping[str, Kind] = {
         )
     ),
     "warnings": or_null(list_of(TEXT)),
+    "coef_path": or_null(list_of(or_null(NUMBER))),
 }
 """What the values of a record must be, by key."""
 

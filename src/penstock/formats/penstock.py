@@ -45,6 +45,7 @@ _METADATA_KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("target_l0", "paper_lambda"), or_null(POSITIVE)),
     "context": or_null(SIZE),
     "coef_frozen_at_step": or_null(COUNT),
+    "coef_path": or_null(list_of(or_null(NUMBER))),
     "warnings": or_null(list_of(TEXT)),
 }
 """What the values of `metadata` must be, as far as penstock reads them."""
