@@ -252,7 +252,7 @@ def test_settings_out_of_range_are_errors(random_sae: Callable[..., SAE]) -> Non
         with pytest.raises(ValueError, match=f"quantile is {quantile}, .* above 0 and below 1"):
             quantile_thresholds(code, quantile)
     for l0 in (-0.01, 9.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"l0 is {l0}, but the code has 5.[0-9]+ firing latents a token"):
+        with pytest.raises(ValueError, match=f"l0 is {l0}, but the code has 5.[0-9]+ firing latents per token"):
             threshold_for_l0(code, l0)
     for price in (-1.0, float("inf")):
         with pytest.raises(ValueError, match=f"price is {price}, .* 0 or more, and finite"):

@@ -1,9 +1,9 @@
-"""Splice reconstructions into the language model and sum up what happens, exactly and per sequence.
+"""Splice reconstructions into the language model and sum the effects exactly, for each sequence.
 
-Two passes over the held-out rows: the first finds the mean activation of every site (needed for mean
-ablation and for FVU's denominator), the second runs every candidate. Positions that do not count (BOS,
-padding) keep their own activation in every spliced run, ablations included, and a prediction counts when
-both its position and its target do.
+There are two passes over the held-out rows. The first finds the mean activation of every site (needed for mean
+ablation and for FVU's denominator); the second runs every candidate. Positions that do not count (BOS, padding)
+keep their own activation in every spliced run, ablations included. A prediction counts if both its position and
+its target count.
 """
 
 import copy
@@ -28,8 +28,8 @@ from penstock.sparse import SparseCode
 LogProbabilities = Float[Tensor, "sequences predictions vocab"]
 
 LOGITS = {"cpu": 2**22, "cuda": 2**29}
-"""Logits of one forward pass at most (but at least a row's), by device type. On a CPU 16 MiB: glibc keeps blocks below
-32 MiB, and fetches larger ones anew from the operating system each time."""
+"""Most logits in one forward pass (but at least one row's), by device type. On a CPU 16 MiB: glibc keeps blocks below
+32 MiB, and requests larger ones from the operating system each time."""
 
 
 class Candidate(NamedTuple):
@@ -41,11 +41,11 @@ class Candidate(NamedTuple):
     encode: Callable[[Acts], SparseCode]
     decode: Callable[[SparseCode], Acts]
     decoder_norm: Tensor
-    """Norm of each latent's decoder row [d_sae], for the L1."""
+    """Norm of each latent's decoder row [d_sae], for L1."""
 
     @classmethod
     def of(cls, name: str, site: str, sae: SAE) -> "Candidate":
-        """An SAE on raw activations; it is evaluated in float32, whatever its dtype."""
+        """Make a candidate of an SAE on raw activations; it is evaluated in float32, whatever its dtype."""
         if sae.W_dec.dtype != torch.float32:
             sae = copy.deepcopy(sae).float()
         return cls(name, site, sae.d_in, sae.encode_sparse, sae.decode_sparse, sae.W_dec.norm(dim=1))
@@ -58,9 +58,9 @@ class Evaluation:
     sums: dict[str, Float[Tensor, " sequences"]]
     """Terms of `penstock.metrics` summed within each sequence, float64."""
     firing: Int[Tensor, " d_sae"]
-    """Tokens on which each latent fired."""
+    """Number of tokens on which each latent fired."""
     l0_histogram: Int[Tensor, " values"]
-    """Tokens by the number of latents that fired on them."""
+    """Number of tokens on which 0, 1, 2, ... latents fired."""
 
 
 @torch.no_grad()
@@ -72,20 +72,20 @@ def evaluate(
     Args:
         model: The language model whose activations are replaced.
         rows: Held-out rows with the positions that count.
-        candidates: At any of the model's sites, on raw activations.
-        batch_rows: Rows in a forward pass; as many as LOGITS allows if left out.
+        candidates: Candidates at any of the model's sites, on raw activations.
+        batch_rows: Rows in a forward pass; default: as many as LOGITS allows.
 
     Returns:
-        For each candidate's name its sums.
+        The sums of each candidate, by its name.
 
     Raises:
-        ValueError: a candidate's width is not its site's, two have the same name, or no prediction counts.
+        ValueError: a candidate's width differs from its site's, two have the same name, or no prediction counts.
     """
     sites = tuple(dict.fromkeys(candidate.site for candidate in candidates))
     twice = [name for name, count in Counter(candidate.name for candidate in candidates).items() if count > 1]
     if twice:
         raise ValueError(
-            f"Results are kept by name, but more than one candidate is called {', '.join(twice)}. Rename one."
+            f"Results are stored by name, but more than one candidate is called {', '.join(twice)}. Rename one."
         )
     for candidate in candidates:
         if candidate.d_in != model.d_in(candidate.site):
@@ -96,8 +96,8 @@ def evaluate(
             )
     if not (rows.mask[:, :-1] & rows.mask[:, 1:]).any():
         raise ValueError(
-            "There is nothing to evaluate on: the mask leaves no two neighbouring positions that count, "
-            "hence no prediction. Evaluate on documents of two tokens or more."
+            "There is nothing to evaluate on: no two neighbouring positions count, so there is no prediction. "
+            "Evaluate on documents of two tokens or more."
         )
     if batch_rows is None:
         logits = LOGITS.get(model.device.type, LOGITS["cpu"])
@@ -146,7 +146,7 @@ class _Batch:
         }
 
     def measure(self, candidate: Candidate) -> Evaluation:
-        """One candidate's sums over this batch."""
+        """Return one candidate's sums over this batch."""
         site = candidate.site
         # The SAE may live elsewhere than the language model, which may itself be spread over several devices.
         device = candidate.decoder_norm.device
@@ -157,7 +157,7 @@ class _Batch:
         sums = {name: self._by_sequence(values) for name, values in terms.items()}
 
         spliced = self._log_p_with(site, x_hat)
-        # Made of two sums over the vocabulary; kl_div would make several tensors of its size.
+        # Two sums over the vocabulary; kl_div would allocate several tensors of that size.
         kl = -torch.linalg.vecdot(self.clean_p, spliced).double() - self.clean_entropy.double()
         sums |= self.ablated[site]
         sums["ce_tokens"] = self.predicted.sum(dim=1).double()
@@ -173,7 +173,7 @@ class _Batch:
         return self._cross_entropy(self._log_p_with(site, x_hat))
 
     def _log_p_with(self, site: str, x_hat: Acts) -> LogProbabilities:
-        """Log probabilities when the positions that count get `x_hat` and the others keep their own activation."""
+        """Return log probabilities when positions that count get `x_hat` and the others keep their own activation."""
 
         def edit(acts: SequenceActs) -> SequenceActs:
             replaced = acts.clone()
@@ -191,18 +191,18 @@ class _Batch:
         return torch.zeros(len(self.mask), dtype=torch.float64, device=values.device).index_add_(0, sequence, values)
 
     def _log_probabilities(self, logits: Logits) -> LogProbabilities:
-        """Of what follows each position but the last, which has no target."""
+        """Return log probabilities of the next token at each position but the last, which has no target."""
         return logits[:, :-1].to(self.model.device).float().log_softmax(dim=-1)
 
 
 def _site_means(
     model: LanguageModel, rows: TokenRows, sites: Sequence[str], batch_rows: int
 ) -> dict[str, Float[Tensor, " d_in"]]:
-    """Mean activation of each site over the positions that count, float64."""
+    """Return the mean activation of each site over the positions that count, float64."""
     totals: dict[str, Tensor] = {}
     for tokens, mask in zip(rows.tokens.split(batch_rows), rows.mask.split(batch_rows), strict=True):
         found = model.activations(tokens, sites)
-        # Here, because this pass comes first: an SAE would be blamed later.
+        # Checked in this first pass; later, an SAE would be blamed.
         check_finite(model, TokenRows(tokens, mask), found)
         for site, acts in found.items():
             total = acts[mask.to(acts.device)].double().sum(dim=0).to(model.device)

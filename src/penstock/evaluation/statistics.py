@@ -1,4 +1,4 @@
-"""Bootstrap over sequences: tokens of a sequence depend on each other, sequences hardly do."""
+"""Bootstrap over sequences, because tokens of one sequence depend on each other and sequences hardly do."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ LEVEL = 0.95
 """Coverage of every interval."""
 
 FEW_SEQUENCES = 10
-"""Below this number of sequences, records warn that their intervals rest on little."""
+"""Below this number of sequences, records warn that their intervals are unreliable."""
 
 
 def resample_weights(num_sequences: int, resamples: int, seed: int) -> Float[Tensor, "resamples sequences"]:
-    """How often each sequence is drawn in each bootstrap resample, float64.
+    """Return how often each sequence is drawn in each bootstrap resample, float64.
 
-    The same weights must serve all candidates of an evaluation: differences between them are then paired.
+    Use the same weights for all candidates of an evaluation, so that differences between them are paired.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(num_sequences, (resamples, num_sequences), generator=generator, device="cpu")
@@ -29,9 +29,9 @@ def resample_weights(num_sequences: int, resamples: int, seed: int) -> Float[Ten
 def resampled_metrics(
     sums: Mapping[str, Float[Tensor, " sequences"]], weights: Float[Tensor, "resamples sequences"]
 ) -> dict[str, Float[Tensor, " resamples"]]:
-    """Every metric in every resample, widened about its value on all sequences by `few_groups_factor`.
+    """Return every metric in every resample, widened about its value on all sequences by `few_groups_factor`.
 
-    Without the widening, a "95%" interval from five sequences covers 82%. From 100 sequences on it changes less than
+    Without widening, a "95%" interval from five sequences covers 82%. From 100 sequences on, widening changes less than
     2%. All values are NaN for a single sequence, because its spread is unknown.
     """
     sequences = weights.shape[1]
@@ -44,13 +44,13 @@ def resampled_metrics(
 
 
 def few_groups_factor(groups: int) -> float:
-    """The factor by which the deviations of a bootstrap over few groups are widened to cover 95% (93% for two groups).
+    """Return the factor that widens a bootstrap over few groups to cover 95% (93% for two groups).
 
-    sqrt(n / (n - 1)), as the spread of n groups about their own mean is too small, and the quantile of Student's t with
-    n - 1 degrees of freedom over the normal one, as that spread is itself uncertain.
+    It is sqrt(n / (n - 1)), because the spread of n groups about their own mean is too small, times the quantile of
+    Student's t with n - 1 degrees of freedom over the normal quantile, because that spread is itself uncertain.
 
     Raises:
-        ValueError: there are fewer than two groups, so that their spread is unknown.
+        ValueError: there are fewer than two groups.
     """
     from scipy import stats
 
@@ -61,7 +61,7 @@ def few_groups_factor(groups: int) -> float:
 
 
 def interval(values: Float[Tensor, " resamples"]) -> tuple[float, float] | None:
-    """The central interval of the bootstrap distribution; None where a tenth of it is undefined."""
+    """Return the central interval of the bootstrap distribution; None if a tenth of it is undefined."""
     defined = values[~values.isnan()]
     if len(defined) < 0.9 * len(values):
         return None

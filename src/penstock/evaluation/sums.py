@@ -1,10 +1,10 @@
-"""The sums behind the records, on disk: with them, metrics of any resample, and intervals of any difference.
+"""Files with the sums behind the records, from which metrics of resamples and intervals of differences follow.
 
-RUN/sums.safetensors                of a run's SAEs and controls
-RUN/studies/NAME/sums.safetensors   of what a study measures on the same held-out tokens
+RUN/sums.safetensors                sums of a run's SAEs and controls
+RUN/studies/NAME/sums.safetensors   sums of a study's candidates on the same held-out tokens
 
-One float64 tensor [sequences] for each candidate and sum, called CANDIDATE/SUM. All sums are kept, for each metric of
-`metrics_of` needs some: for a million held-out tokens in rows of 128 that is 0.9 MB a candidate.
+There is one float64 tensor [sequences] for each candidate and sum, called CANDIDATE/SUM. All sums are kept, because
+each is needed by some metric of `metrics_of`. A million held-out tokens in rows of 128 take 0.9 MB per candidate.
 """
 
 from collections import defaultdict
@@ -27,11 +27,11 @@ SequenceSums = Mapping[str, Float[Tensor, " sequences"]]
 
 
 def write_sums(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write the sums of an evaluation, under another name first: a kill never leaves half of them.
+    """Write the sums of an evaluation atomically, so that a killed process leaves no partial file.
 
     Args:
-        path: Of the file; its folder exists.
-        evaluations: By the candidates' names, from `evaluate`.
+        path: Path of the file, in an existing folder.
+        evaluations: Results of `evaluate`, by the candidates' names.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -46,10 +46,10 @@ def write_sums(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def read_sums(path: Path) -> dict[str, SequenceSums]:
-    """The sums that `write_sums` has written, by the candidates' names.
+    """Read the sums that `write_sums` wrote, by the candidates' names.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is damaged.
     """
     if not path.is_file():
@@ -68,7 +68,7 @@ def read_sums(path: Path) -> dict[str, SequenceSums]:
         raise ValueError(f"{path} is damaged: {error}. Delete it, and evaluate the run or study again.") from error
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, values in tensors.items():
-        # Names of candidates may hold a slash, those of sums do not.
+        # Names of candidates may contain a slash, names of sums may not.
         candidate, _, name = key.rpartition("/")
         found[candidate][name] = values
     return dict(found)

@@ -1,1 +1,1 @@
-"""What looks into dictionaries: which latents two of them share, and on what tokens a latent fires."""
+"""Inspection of dictionaries: which latents two of them share, and on which tokens a latent fires."""

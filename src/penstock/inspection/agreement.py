@@ -1,6 +1,6 @@
-"""How far two SAEs of one site agree, as one set of numbers: directions, firing, magnitudes.
+"""Agreement of two SAEs of one site, as one set of numbers: directions, firing, magnitudes.
 
-Two seeds of one arm are the yardstick for two arms.
+To judge the agreement of two arms, compare it with that of two seeds of one arm.
 """
 
 import math
@@ -25,35 +25,36 @@ from penstock.shapes import Acts, PerLatent
 from penstock.sparse import SparseCode, Support
 
 MATCHED = 0.7
-"""Mutual nearest neighbours with a larger cosine are matched."""
+"""Mutual nearest neighbours with a larger cosine count as matched."""
 
 NULL_SAMPLES = 1000
-"""Random directions that the null's mean and quantile are taken over."""
+"""Number of random directions behind the null's mean and quantile."""
 
 
 @torch.no_grad()
 def agreement(sae_a: SAE, sae_b: SAE, x: Acts) -> dict[str, float | None]:
-    """Compare two SAEs of the same activations; latents that do not fire on x are left out of both first.
+    """Compare two SAEs on the same activations; latents that do not fire on x are left out of both first.
 
-    Magnitudes are in the activations' units: a code times the norm of its decoder row.
+    Magnitudes are in the activations' units: a latent's value times the norm of its decoder row.
 
     Args:
         sae_a: Any SAE.
-        sae_b: Another of the same d_in and dtype; its d_sae may differ.
+        sae_b: Another SAE with the same d_in and dtype; its d_sae may differ.
         x: Held-out activations in the units that both SAEs take.
 
     Returns:
-        For JSON; None where a number is undefined (no pair, nothing unmatched). Keys with `a` have their like with `b`.
+        Numbers for JSON, None where one is undefined (no pair, nothing unmatched). Each key with `a` also exists with
+        `b`.
         tokens, latents_a (that fire on x), dead_a (that do not).
-        mean_max_cosine_a_to_b: each latent of a with its best in b; null_mean_a_to_b, null_q99_a_to_b: the mean
-        and the 99% quantile of the same for random directions.
-        mutual_share_a: share of a's latents in a pair of mutual nearest neighbours, about half by chance alone for
-        equal sizes; mutual_jaccard: mean Jaccard of these pairs' firing on x.
+        mean_max_cosine_a_to_b: mean over a's latents of the best cosine in b; null_mean_a_to_b, null_q99_a_to_b: mean
+        and 99% quantile of that best cosine for random directions.
+        mutual_share_a: share of a's latents in a pair of mutual nearest neighbours (about half by chance for equal
+        sizes); mutual_jaccard: mean Jaccard of these pairs' firing on x.
         hungarian_cosine: mean over the pairs of the best one-to-one matching; hungarian_share: of these pairs, the
         share with a cosine above MATCHED. Both None above MAX_HUNGARIAN latents.
         matched_share_a: share of a's latents that are matched (mutual nearest, cosine above MATCHED).
         slope_a_on_b_q25, _median, _q75: over matched pairs, the slope of a's magnitudes on b's where both fire;
-        slope_pairs: how many pairs do so.
+        slope_pairs: number of matched pairs that fire together.
         density_matched_a, density_unmatched_a: mean share of the tokens that a latent fires on.
         magnitude_matched_a, magnitude_unmatched_a: mean over latents of the mean magnitude where they fire.
 
@@ -84,20 +85,20 @@ def agreement(sae_a: SAE, sae_b: SAE, x: Acts) -> dict[str, float | None]:
 
 
 class _Living(NamedTuple):
-    """The latents of an SAE that fire on some tokens, numbered anew."""
+    """The latents of an SAE that fire on some tokens, renumbered."""
 
     W_dec: Float[Tensor, "d_sae d_in"]
     code: SparseCode
-    """Of the tokens, in the activations' units."""
+    """Code of the tokens, in the activations' units."""
     density: PerLatent
     magnitude: PerLatent
-    """Mean where the latent fires."""
+    """Mean magnitude over the tokens on which the latent fires."""
     dead: int
 
 
 def _living(name: str, sae: SAE, x: Acts) -> _Living:
     acts = sae.encode_sparse(x)
-    # A latent whose decoder row is zero adds nothing and has no direction: it counts as one that never fires.
+    # A latent with a zero decoder row adds nothing and has no direction, so it counts as never firing.
     code = SparseCode(acts.support, acts.values * sae.W_dec.norm(dim=1)[acts.support.indices]).nonzero()
     firing = code.firing
     alive = firing > 0
@@ -167,6 +168,6 @@ def _side(
 
 
 def _mean(values: Tensor) -> float | None:
-    """None where there is nothing to average."""
+    """Return the mean, or None for no values."""
     mean = values.double().mean().item()
     return mean if math.isfinite(mean) else None

@@ -1,8 +1,9 @@
 """Kinds of concept that the latents of a dictionary hold, by token-level rules that anyone can check.
 
 For each kind of rule (this token, this class of token, ...) the rule that agrees best with a latent's firing is chosen
-on the even rows and scored on the odd ones: among thousands of tokens and bigrams, some rule always fits the firings
-that it was chosen on. Agreement is F1, the harmonic mean of the precision and the recall of "the latent fires".
+on the even rows and scored on the odd rows. Scoring on the same rows would be biased, because among thousands of tokens
+and bigrams some rule always fits. Agreement is the F1 score: the harmonic mean of precision and recall of "the latent
+fires".
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RULES = ("token", "class", "position", "previous token", "code state", "bigram")
-"""Kinds of rule, the simpler first: what the token is, where it stands, what came before it, both."""
+"""Kinds of rule, simplest first: about the token, its position, what came before it, or both."""
 
 CONTEXT = "context-dependent"
 """The kind of a latent that no rule describes."""
@@ -39,17 +40,17 @@ STATES = (
 """The rules on the state of Python's text; a token may be in several."""
 
 NO_RULE = -2
-"""In place of a rule's value where there is no rule."""
+"""Value that stands for "no rule"."""
 
 _TOKENS = 2**32
-"""More than any vocabulary; a bigram's value is (previous token + 1) * _TOKENS + token."""
+"""A number larger than any vocabulary; a bigram's value is (previous token + 1) * _TOKENS + token."""
 
 Numbers = Int[Tensor, " some"]
 PerJudged = Float[Tensor, " some"]
 
 
 class Rule(NamedTuple):
-    """A rule that a token meets or not."""
+    """A rule that each token either meets or does not meet."""
 
     kind: str
     """One of KINDS."""
@@ -58,19 +59,19 @@ class Rule(NamedTuple):
 
 
 class Kinds(NamedTuple):
-    """What the latents of one dictionary hold, as far as they fire often enough to be judged."""
+    """The kind of each latent of one dictionary that fires often enough to be judged."""
 
     latents: Numbers
-    """The latents judged, ascending; the other tensors follow their order."""
+    """Latents that were judged, ascending; the other tensors have the same order."""
     kind: Numbers
     """Index into KINDS."""
     f1: Float[Tensor, "some rules"]
     """F1 on the odd rows of the best rule of each kind of RULES, float64."""
     values: Int[Tensor, "some rules"]
-    """Which rule that is; NO_RULE where the latent met none of the kind on the even rows."""
+    """Value of that best rule; NO_RULE if the latent met no rule of the kind on the even rows."""
 
     def rule(self, place: int) -> Rule:
-        """The rule behind the kind of `latents[place]`; its F1 is `f1[place, kind[place]]`."""
+        """Return the rule behind the kind of `latents[place]`; its F1 is `f1[place, kind[place]]`."""
         kind = int(self.kind[place])
         return Rule(KINDS[kind], int(self.values[place, kind]) if kind < len(RULES) else NO_RULE)
 
@@ -78,18 +79,18 @@ class Kinds(NamedTuple):
 def kinds(code: SparseCode, facts: TokenFacts, *, min_firings: int = 20, threshold: float = 0.5) -> Kinds:
     """Judge every latent that fires on at least `min_firings` tokens, and in both halves of the rows.
 
-    A latent's kind is that of the rule with the largest F1, the first in RULES of equal ones, if its F1 is at least
-    `threshold` and above that of the rule "always": on a latent that fires on most tokens at random, every rule that
-    covers most tokens has a large F1, but "always" has a larger one. Otherwise it is context-dependent.
+    A latent's kind is that of the rule with the largest F1 (the first in RULES among ties), if this F1 is at least
+    `threshold` and above the F1 of the rule "always". The comparison with "always" rejects rules that merely cover most
+    tokens, for latents that fire on most tokens at random. All other latents are context-dependent.
 
     Args:
-        code: Over the positions that count, in row order (`x = acts[rows.mask]`).
-        facts: About the same positions.
-        min_firings: At least 1.
-        threshold: Above 0, at most 1.
+        code: Code of the positions that count, in row order (`x = acts[rows.mask]`).
+        facts: Facts about the same positions.
+        min_firings: Fewest firings of a latent to be judged, at least 1.
+        threshold: Smallest F1 of a rule that describes a latent, above 0 and at most 1.
 
     Raises:
-        ValueError: The code is of another number of tokens than the facts, the tokens are all in even or all in
+        ValueError: The code and the facts have different numbers of tokens, the tokens are all in even or all in
             odd rows, or a setting is out of range.
     """
     _check(code, facts, min_firings, threshold)
@@ -116,25 +117,25 @@ def kinds(code: SparseCode, facts: TokenFacts, *, min_firings: int = 20, thresho
 
 
 def kind_shares(*judged: Kinds, resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
-    """The share of each kind among the latents judged, with its 95% bootstrap interval.
+    """Return the share of each kind among the judged latents, with its 95% bootstrap interval.
 
-    The bootstrap is over latents, pooled over the dictionaries given (the seeds of an arm, say): it covers the choice
-    of latents, neither that of tokens nor the spread between seeds. A kind that no latent has gets the interval 0
+    The bootstrap draws latents, pooled over the given dictionaries (e.g. the seeds of an arm). It covers the choice of
+    latents, but not the choice of tokens or the spread between seeds. A kind that no latent has gets the interval 0
     to 0.
 
     Args:
-        judged: From `kinds`, at least one.
-        resamples: How often the latents are drawn, at least 1.
-        seed: Of the draws.
+        judged: Results of `kinds`, at least one.
+        resamples: Number of bootstrap resamples, at least 1.
+        seed: Seed of the resamples.
 
     Returns:
-        For each of KINDS its `share`, `low` and `high`, all None where no latent was judged.
+        `share`, `low` and `high` for each of KINDS, all None if no latent was judged.
 
     Raises:
         ValueError: `resamples` is less than 1, or there is no dictionary.
     """
     if not judged:
-        raise ValueError("There is nothing to share out: give the kinds of at least one dictionary.")
+        raise ValueError("There are no kinds to take shares of. Give the kinds of at least one dictionary.")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}.")
     counts = torch.stack([torch.bincount(one.kind, minlength=len(KINDS)) for one in judged]).sum(dim=0)
@@ -142,7 +143,7 @@ def kind_shares(*judged: Kinds, resamples: int, seed: int) -> dict[str, dict[str
     if total == 0:
         return {name: {"share": None, "low": None, "high": None} for name in KINDS}
     shares = counts.double() / total
-    # How many latents of each kind are in a resample is multinomial; the latents need not be drawn.
+    # The numbers of latents of each kind in a resample are multinomial, so latents need not be drawn one by one.
     drawn = np.random.default_rng(seed).multinomial(total, shares.numpy(), size=resamples) / total
     intervals = [interval(values) or (None, None) for values in torch.from_numpy(drawn).T]
     return {
@@ -152,10 +153,10 @@ def kind_shares(*judged: Kinds, resamples: int, seed: int) -> dict[str, dict[str
 
 
 def describe(rule: Rule, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The rule in words, its tokens in quotes.
+    """Return the rule in words, with its tokens in quotes.
 
     Raises:
-        ValueError: The kind is none of KINDS, or the tokenizer is of no use (`token_bytes`).
+        ValueError: The kind is not one of KINDS, or the tokenizer's bytes cannot be read (see `token_bytes`).
     """
 
     def quoted(token: int) -> str:
@@ -179,17 +180,17 @@ def describe(rule: Rule, tokenizer: "PreTrainedTokenizerBase") -> str:
         return f"{quoted(value % _TOKENS)} {after(value // _TOKENS - 1)}"
     if kind == CONTEXT:
         return "no rule on tokens"
-    raise ValueError(f"A rule is of one of the kinds {', '.join(KINDS)}; got {kind!r}.")
+    raise ValueError(f"The kind of a rule must be one of {', '.join(KINDS)}; got {kind!r}.")
 
 
 class _Half(NamedTuple):
     """The firings of the judged latents in half of the rows."""
 
     members: Bool[Tensor, " tokens"]
-    """Which tokens are in it."""
+    """Tokens in this half."""
     tokens: Int[Tensor, " pairs"]
     places: Int[Tensor, " pairs"]
-    """Of the latent among those judged."""
+    """Index of each firing's latent among the judged latents."""
     firings: PerJudged
     """Tokens of the half on which each latent fires."""
 
@@ -201,7 +202,7 @@ def _check(code: SparseCode, facts: TokenFacts, min_firings: int, threshold: flo
         raise ValueError(f"threshold must be above 0 and at most 1 (an F1), got {threshold}.")
     if code.support.batch != len(facts.token):
         raise ValueError(
-            f"The code is of {code.support.batch} tokens, but the facts are about {len(facts.token)}. Encode the "
+            f"The code has {code.support.batch} tokens, but the facts have {len(facts.token)}. Encode the "
             "activations at the positions that count: acts[rows.mask]."
         )
     if len((facts.row % 2).unique()) < 2:
@@ -212,9 +213,9 @@ def _check(code: SparseCode, facts: TokenFacts, min_firings: int, threshold: flo
 
 
 def _columns(facts: TokenFacts) -> list[list[PerToken]]:
-    """The rules of each kind of RULES, as columns: the value of the one rule in it that each token meets, or NO_RULE.
+    """Return the rules of each kind of RULES as columns: the value of the rule that each token meets, or NO_RULE.
 
-    Rules that a token can meet together stand in different columns, and no two columns of a kind share a value.
+    Rules that one token can meet at the same time are in different columns; no two columns of a kind share a value.
     """
     first_level = STATES.index("at indentation 0")
     in_region = (facts.region - 1).where(facts.region > 0, NO_RULE)
@@ -230,7 +231,7 @@ def _columns(facts: TokenFacts) -> list[list[PerToken]]:
 
 
 def _best_of_kind(columns: Sequence[PerToken], chosen: _Half, scored: _Half) -> tuple[Numbers, PerJudged]:
-    """For each latent the rule of any column with the largest F1 on `chosen`, and its F1 on `scored`."""
+    """Return for each latent the rule of any column with the largest F1 on `chosen`, and its F1 on `scored`."""
     values, fit, f1 = (
         torch.stack(each) for each in zip(*(_best_rule(column, chosen, scored) for column in columns), strict=True)
     )
@@ -239,9 +240,9 @@ def _best_of_kind(columns: Sequence[PerToken], chosen: _Half, scored: _Half) -> 
 
 
 def _best_rule(column: PerToken, chosen: _Half, scored: _Half) -> tuple[Numbers, PerJudged, PerJudged]:
-    """For each latent the value with the largest F1 on `chosen` (the least of equal ones), that F1, and `scored`'s.
+    """Return for each latent the value with the largest F1 on `chosen`, and its F1 on both halves.
 
-    Only the pairs of latent and value that occur are counted, never all of them.
+    In a tie the smallest value wins. Only pairs of latent and value that occur are counted.
     """
     values, value_of = column.unique(return_inverse=True)
     latents = len(chosen.firings)
@@ -253,7 +254,7 @@ def _best_rule(column: PerToken, chosen: _Half, scored: _Half) -> tuple[Numbers,
     covered = torch.bincount(value_of[chosen.members], minlength=len(values))
     f1 = 2 * together.double() / (chosen.firings[owner] + covered[value])
     fit = f1.new_zeros(latents).scatter_reduce(0, owner, f1, "amax")
-    # A latent without a rule gets a value one past the last, which no token has.
+    # A latent without a rule gets the value after the last one, which no token has.
     is_best = f1 == fit[owner]
     best = value.new_full((latents,), len(values)).scatter_reduce(0, owner[is_best], value[is_best], "amin")
 
@@ -265,8 +266,8 @@ def _best_rule(column: PerToken, chosen: _Half, scored: _Half) -> tuple[Numbers,
 
 
 def _occurring(keys: Int[Tensor, " pairs"], number: int) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " distinct"]]:
-    """The keys that occur, ascending, and how often each does, of keys below `number`."""
-    # Counting in a table is faster than sorting, but only a table no larger than the keys is affordable.
+    """Return the distinct keys, ascending, and their counts; all keys are below `number`."""
+    # Counting in a table is faster than sorting, but the table must not be larger than the list of keys.
     if number <= len(keys):
         counts = torch.bincount(keys, minlength=number)
         found = counts.nonzero().flatten()

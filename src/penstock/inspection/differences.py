@@ -1,7 +1,7 @@
 """Differences between arms in what their dictionaries hold, each with its 95% bootstrap interval.
 
-A difference is shown if its interval excludes 0. Of many differences that are none, one in twenty is shown by chance,
-and more where few seeds or groups are drawn.
+A difference counts as shown if its interval excludes 0. If no true difference exists, about one in twenty is shown by
+chance, and more with few seeds or groups.
 """
 
 from collections import defaultdict
@@ -18,11 +18,11 @@ from penstock.inspection.concept_rules import KINDS, Kinds
 Floats = np.ndarray
 
 DIFFERENCE = "difference"
-"""The `kind` of a record that is a difference."""
+"""Value of `kind` in a record that holds a difference."""
 
 
 class SeedPair(NamedTuple):
-    """Two dictionaries of one seed, by name."""
+    """Names of two dictionaries with the same seed."""
 
     arm: str
     baseline: str
@@ -32,20 +32,20 @@ class SeedPair(NamedTuple):
 def share_differences(
     judged: Mapping[str, Kinds], pairs: Sequence[SeedPair], *, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The difference of the share of each kind of concept, arm - baseline: the mean over pairs, seed by seed.
+    """Return the difference in the share of each kind of concept, arm - baseline: the mean over pairs, seed by seed.
 
-    Every dictionary's latents are drawn anew in each resample, once for all pairs that it is in; with two seeds or
-    more, seeds are drawn as well. Two or three seeds say little about all: the interval is then rather too narrow.
+    Each resample draws every dictionary's latents again, once for all its pairs. With two or more seeds, seeds are
+    drawn as well. With only two or three seeds the interval is too narrow.
 
     Args:
-        judged: The kinds of the latents of each dictionary.
-        pairs: Which are compared; one without a latent that was judged is left out.
-        resamples: How often latents are drawn, at least 1.
-        seed: Of the draws.
+        judged: Kinds of the latents of each dictionary.
+        pairs: Pairs to compare; a pair is left out if one side has no judged latent.
+        resamples: Number of bootstrap resamples, at least 1.
+        seed: Seed of the resamples.
 
     Returns:
         For each of KINDS its `name`, the number of `pairs`, the `difference`, `low`, `high`, whether it is `shown`, and
-        where there are two seeds or more the differences `by_seed`. Nothing if no pair is left.
+        with two or more seeds the differences `by_seed`. Empty if no pair is left.
     """
     kept = [pair for pair in pairs if min(len(judged[name].latents) for name in (pair.arm, pair.baseline)) > 0]
     if not kept:
@@ -76,10 +76,10 @@ def share_differences(
 
 
 def _shares(judged: Kinds, resamples: int, generator: np.random.Generator) -> Floats:
-    """The share of each kind among all latents judged, and in every resample of them: [1 + resamples, kinds]."""
+    """Return the share of each kind among all judged latents, then in every resample: [1 + resamples, kinds]."""
     counts = torch.bincount(judged.kind, minlength=len(KINDS)).numpy()
     total = counts.sum()
-    # How many latents of each kind are in a resample is multinomial; the latents need not be drawn.
+    # The numbers of latents of each kind in a resample are multinomial, so latents need not be drawn one by one.
     drawn = generator.multinomial(total, counts / total, size=resamples)
     return np.concatenate([counts[None], drawn]) / total
 
@@ -89,7 +89,7 @@ AGREEMENT = {
     "matched_share": ("matched_share_a", "matched_share_b"),
     "mutual_jaccard": ("mutual_jaccard",),
 }
-"""What is compared between arms and seeds: the mean of these numbers of `agreement`."""
+"""Numbers of `agreement` whose means are compared between arms and seeds."""
 
 
 def agreement_differences(
@@ -99,26 +99,26 @@ def agreement_differences(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """How much more, or less, two arms agree than the seeds that are their yardstick: the mean over pairs of arms.
+    """Return how much more two arms agree than two seeds of one arm: the mean difference over pairs of arms.
 
-    From each pair of arms the mean over those pairs of seeds that contain one of its two SAEs is taken off: they have
-    nearly its L0, on which agreement depends. A pair of arms that has none is left out.
+    Each pair of arms is compared with the mean over the pairs of seeds that contain one of its two SAEs. These have
+    nearly the same L0, on which agreement depends. A pair of arms without such seeds is left out.
 
-    The bootstrap draws groups of pairs of arms that share no SAE, neither themselves nor through their pairs of seeds:
-    as a rule a group is one L0 with all its seeds. It does not know what groups have in common, such as the initial
-    weights of a seed. A bootstrap over few groups is too narrow: its distribution is widened about the difference by
-    `few_groups_factor`, so that it covers as Student's t interval does.
+    The bootstrap draws groups of pairs of arms. Different groups share no SAE, neither directly nor through their pairs
+    of seeds; usually a group is one L0 with all its seeds. The bootstrap ignores whatever else groups share, such as
+    the initial weights of a seed. Because a bootstrap over few groups is too narrow, its distribution is widened about
+    the difference by `few_groups_factor`, to the coverage of Student's t interval.
 
     Args:
-        arms: The `agreement` of each pair of two arms, and the names of its SAEs, `a` and `b`.
-        seeds: Likewise of each pair of two seeds. Those of one arm make that arm's seeds the yardstick.
-        resamples: How often groups are drawn, at least 1.
-        seed: Of the draws.
+        arms: `agreement` of each pair of two arms, and the names of its SAEs, `a` and `b`.
+        seeds: The same for each pair of two seeds. Pass the seeds of one arm to compare with that arm only.
+        resamples: Number of bootstrap resamples, at least 1.
+        seed: Seed of the resamples.
 
     Returns:
-        For each of AGREEMENT its `name`, the number of `pairs_of_arms`, of `pairs_of_seeds` beside them and of
-        `groups`, the `difference`, `low`, `high`, and whether it is `shown`. `low` and `high` are None with less than
-        two groups. No entry where no pair is left.
+        For each of AGREEMENT its `name`, the numbers of `pairs_of_arms`, of `pairs_of_seeds` compared with them and of
+        `groups`, the `difference`, `low`, `high`, and whether it is `shown`. `low` and `high` are None with fewer than
+        two groups. A number without any pair has no entry.
     """
     generator = np.random.default_rng(seed)
     found = []
@@ -148,7 +148,7 @@ _Names = tuple[str, str]
 
 
 class _Paired(NamedTuple):
-    """A pair of arms and the pairs of seeds beside it."""
+    """A pair of arms and the pairs of seeds compared with it."""
 
     pair: _Names
     beside: list[_Names]
@@ -156,13 +156,13 @@ class _Paired(NamedTuple):
 
 
 def _means(agreements: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[_Names, float]:
-    """The mean of these numbers for each pair of SAEs in which all are defined."""
+    """Return the mean of these numbers for each pair of SAEs that defines all of them."""
     values = {(one["a"], one["b"]): [one[key] for key in keys] for one in agreements}
     return {pair: fmean(numbers) for pair, numbers in values.items() if None not in numbers}
 
 
 def _beside_seeds(arms: Mapping[_Names, float], seeds: Mapping[_Names, float]) -> list[_Paired]:
-    """Each pair of arms with the pairs of seeds that contain one of its SAEs, and the difference from their mean."""
+    """Return each pair of arms, the pairs of seeds that contain one of its SAEs, and the difference from their mean."""
     found = []
     for pair, value in arms.items():
         beside = [one for one in seeds if set(pair) & set(one)]
@@ -172,7 +172,7 @@ def _beside_seeds(arms: Mapping[_Names, float], seeds: Mapping[_Names, float]) -
 
 
 def _groups(sets: Sequence[set[str]]) -> list[int]:
-    """The number of each set's group: sets that share a name, or are linked by others that do, are in one."""
+    """Return each set's group number; sets that share a name, directly or through other sets, form one group."""
     groups: list[set[str]] = []
     for names in sets:
         linked = [group for group in groups if group & names]

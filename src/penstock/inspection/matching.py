@@ -1,6 +1,6 @@
-"""Which latents two dictionaries share: matched by direction, then compared on the tokens where both fire.
+"""Latents that two dictionaries share: matched by direction, then compared on the tokens where both fire.
 
-Cosines are signed: a code is not negative, so a latent's opposite is another latent.
+Cosines are signed: codes are never negative, so a latent with the opposite direction is a different latent.
 """
 
 from typing import NamedTuple
@@ -12,43 +12,43 @@ from torch import Tensor
 from penstock.sparse import SparseCode
 
 BLOCK = 2**23
-"""Cosines held at once, 32 MiB."""
+"""Cosines held in memory at once, 32 MiB."""
 
 MAX_HUNGARIAN = 20_000
-"""Latents of a dictionary that `hungarian` accepts; its matrix of costs takes 3 GiB there."""
+"""Most latents per dictionary that `hungarian` accepts; its cost matrix then takes 3 GiB."""
 
 Pairs = Int[Tensor, "matches 2"]
 
 
 class BestCosines(NamedTuple):
-    """For each row of one dictionary the row of another that is nearest in direction."""
+    """For each row of one dictionary, the row of another that is nearest in direction."""
 
     cosine: Float[Tensor, " d_a"]
-    """From -1 to 1, float32."""
+    """Best cosine of each row, from -1 to 1, float32."""
     index: Int[Tensor, " d_a"]
-    """The nearest row, the first of equals; int64."""
+    """Index of the nearest row, the first in a tie; int64."""
 
 
 class Matching(NamedTuple):
-    """Rows of two dictionaries put together one to one."""
+    """A one-to-one matching of rows of two dictionaries."""
 
     pairs: Pairs
-    """Row of a, row of b; ascending in a; int64."""
+    """Row of a and row of b, ascending in a; int64."""
     cosine: Float[Tensor, " matches"]
-    """Of the two, float32."""
+    """Cosine of each pair, float32."""
 
 
 class Slopes(NamedTuple):
-    """How strongly one code fires where another does, latent by latent."""
+    """How strongly one code fires compared with another, for each pair of latents."""
 
     slope: Float[Tensor, " matches"]
-    """float64; NaN where the two never fire together."""
+    """Slope of each pair, float64; NaN if the two latents never fire together."""
     tokens: Int[Tensor, " matches"]
-    """Tokens on which both fire."""
+    """Number of tokens on which both fire."""
 
 
 class MagnitudeSums(NamedTuple):
-    """Over the tokens where both latents of a pair fire, for each pair; sums in float64."""
+    """Sums for each pair over the tokens on which both latents fire, in float64."""
 
     ab: Float[Tensor, " matches"]
     """Sum of the products of their magnitudes."""
@@ -56,15 +56,15 @@ class MagnitudeSums(NamedTuple):
     """Sum of a's squares."""
     bb: Float[Tensor, " matches"]
     tokens: Int[Tensor, " matches"]
-    """How many they are."""
+    """Number of these tokens."""
 
 
 @torch.no_grad()
 def best_cosines(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> BestCosines:
-    """The best cosine of each row of a among the rows of b; their mean is the mean max cosine similarity (MMCS).
+    """Return the best cosine of each row of a among the rows of b; their mean is the mean max cosine similarity (MMCS).
 
-    It is not symmetric, and only means something beside `random_null`. Products are taken in float32; the cosine
-    of a row of zeros is 0.
+    It is not symmetric, and is meaningful only compared with `random_null`. Products are computed in float32; the
+    cosine of a row of zeros is 0.
 
     Args:
         W_a: Decoder rows.
@@ -78,9 +78,9 @@ def best_cosines(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"])
 
 
 def random_null(d_in: int, d_b: int, samples: int, seed: int) -> Float[Tensor, " samples"]:
-    """Best cosines that chance gives: of random directions among `d_b` random directions, all uniform on the sphere.
+    """Return best cosines by chance: of random directions among `d_b` random directions, all uniform on the sphere.
 
-    About sqrt(2 ln(d_b) / d_in). All samples are compared with the same dictionary.
+    Values are about sqrt(2 ln(d_b) / d_in). All samples are compared with the same dictionary.
     """
     generator = torch.Generator().manual_seed(seed)
     dictionary = torch.randn(d_b, d_in, generator=generator, device="cpu")
@@ -88,15 +88,15 @@ def random_null(d_in: int, d_b: int, samples: int, seed: int) -> Float[Tensor, "
 
 
 def mutual_nearest(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> Matching:
-    """The pairs of rows of which each is the other's nearest.
+    """Return the pairs of rows that are each other's nearest.
 
-    Chance alone pairs about d_b / (d_a + d_b) of a's rows, half of them for equal sizes: read cosines with the share.
+    Chance alone pairs about d_b / (d_a + d_b) of a's rows (half for equal sizes), so look at the cosines, too.
     """
     return mutual_of(best_cosines(W_a, W_b), best_cosines(W_b, W_a))
 
 
 def mutual_of(a_to_b: BestCosines, b_to_a: BestCosines) -> Matching:
-    """The same as `mutual_nearest`, where both directions' best cosines are at hand."""
+    """Return the same as `mutual_nearest`, from the best cosines of both directions."""
     of_a = torch.arange(len(a_to_b.index), device=a_to_b.index.device)
     mutual = b_to_a.index[a_to_b.index] == of_a
     return Matching(torch.stack([of_a[mutual], a_to_b.index[mutual]], dim=1), a_to_b.cosine[mutual])
@@ -104,9 +104,9 @@ def mutual_of(a_to_b: BestCosines, b_to_a: BestCosines) -> Matching:
 
 @torch.no_grad()
 def hungarian(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) -> Matching:
-    """The one-to-one matching with the largest sum of cosines; the smaller dictionary is matched whole.
+    """Return the one-to-one matching with the largest sum of cosines; all rows of the smaller dictionary are matched.
 
-    Time grows with the cube of the latents.
+    Time grows with the cube of the number of latents.
 
     Raises:
         ValueError: a dictionary has more than MAX_HUNGARIAN rows.
@@ -116,7 +116,7 @@ def hungarian(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) ->
     latents = max(len(W_a), len(W_b))
     if latents > MAX_HUNGARIAN:
         raise ValueError(
-            f"A Hungarian matching of {latents:,} latents takes too long, as its time grows with their cube: at most "
+            f"A Hungarian matching of {latents:,} latents takes too long, because its time is cubic: at most "
             f"{MAX_HUNGARIAN:,} are allowed. Leave out latents that never fire, or use mutual_nearest."
         )
     from scipy.optimize import linear_sum_assignment
@@ -134,17 +134,17 @@ def hungarian(W_a: Float[Tensor, "d_a d_in"], W_b: Float[Tensor, "d_b d_in"]) ->
 
 @torch.no_grad()
 def firing_jaccard(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> Float[Tensor, " matches"]:
-    """Tokens on which both latents of a pair fire, over tokens on which at least one does.
+    """Return for each pair the tokens on which both latents fire, divided by those on which at least one fires.
 
-    It does not depend on magnitudes, nor on widths: the codes may come from SAEs of different models or sites.
+    The ratio does not depend on magnitudes or widths, so the codes may come from SAEs of different models or sites.
 
     Args:
-        code_a: Of any batch of tokens.
-        code_b: Of the same tokens.
+        code_a: Code of any batch of tokens.
+        code_b: Code of the same tokens.
         pairs: Latents of a and of b. Memory grows with the firings of the a latents, counted once for each pair.
 
     Returns:
-        From 0 to 1, float64; NaN where neither latent ever fires.
+        Numbers from 0 to 1, float64; NaN where neither latent ever fires.
 
     Raises:
         ValueError: the codes do not have the same number of tokens.
@@ -156,16 +156,16 @@ def firing_jaccard(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> Floa
 
 @torch.no_grad()
 def magnitude_slopes(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> Slopes:
-    """For each pair the slope through the origin of a's magnitudes on b's, over the tokens where both fire.
+    """Return for each pair the slope through the origin of a's magnitudes on b's, over the tokens where both fire.
 
-    Minimises the sum of (a - slope * b)^2. Noise in b pulls the slope towards 0: latent a is the stronger one of
-    the two only if the slope of b on a, too, says so (their product is 1 where the magnitudes are proportional,
-    and less elsewhere). Magnitudes compare between SAEs whose decoder rows have equal norm, as saved ones have.
+    The slope minimises the sum of (a - slope * b)^2. Noise in b pulls it towards 0. So latent a is the stronger one
+    only if the slope of b on a agrees; the product of both slopes is 1 for proportional magnitudes and less otherwise.
+    Magnitudes are comparable between SAEs whose decoder rows have equal norms, as saved SAEs have.
 
     Args:
-        code_a: Of any batch of tokens.
-        code_b: Of the same tokens.
-        pairs: Latents of a and of b. Memory grows as for `firing_jaccard`.
+        code_a: Code of any batch of tokens.
+        code_b: Code of the same tokens.
+        pairs: Latents of a and of b. Memory grows as in `firing_jaccard`.
 
     Raises:
         ValueError: the codes do not have the same number of tokens.
@@ -176,9 +176,9 @@ def magnitude_slopes(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> Sl
 
 @torch.no_grad()
 def magnitude_sums(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> MagnitudeSums:
-    """For each pair the sums that every slope between its magnitudes is made of, over the tokens where both fire.
+    """Return for each pair the sums from which slopes between its magnitudes follow, over the tokens where both fire.
 
-    Args and errors as for `magnitude_slopes`.
+    Arguments and errors are the same as for `magnitude_slopes`.
     """
     both = _firing_together(code_a, code_b, pairs)
     zeros = both.a.new_zeros(len(pairs))
@@ -192,14 +192,14 @@ class _Together(NamedTuple):
     """Every token on which both latents of a pair fire."""
 
     pair: Int[Tensor, " joint"]
-    """Which of the pairs, ascending."""
+    """Index of the pair, ascending."""
     a: Float[Tensor, " joint"]
-    """The magnitude of its first latent, float64."""
+    """Magnitude of the pair's first latent, float64."""
     b: Float[Tensor, " joint"]
 
 
 class _Firings(NamedTuple):
-    """A code's nonzero entries by latent, tokens ascending within each."""
+    """A code's nonzero entries ordered by latent, and by token within each latent."""
 
     keys: Int[Tensor, " firings"]
     """latent * batch + token, ascending."""
@@ -212,18 +212,18 @@ def _firing_together(code_a: SparseCode, code_b: SparseCode, pairs: Pairs) -> _T
     batch = code_a.support.batch
     if batch != code_b.support.batch:
         raise ValueError(
-            f"The codes are of {batch} and {code_b.support.batch} tokens, but firing is compared token by token. "
+            f"The codes have {batch} and {code_b.support.batch} tokens, but firing is compared token by token. "
             "Encode the same tokens with both SAEs."
         )
     a, b = _firings(code_a), _firings(code_b)
     per_latent = code_a.firing
     per_pair = per_latent[pairs[:, 0]]
     pair = torch.arange(len(pairs), device=pairs.device).repeat_interleave(per_pair)
-    # Each pair visits all firings of its a latent, which lie side by side, and looks their tokens up among b's.
+    # Each pair visits all firings of its a latent, which are contiguous, and looks their tokens up among b's.
     shift = (per_latent.cumsum(0) - per_latent)[pairs[:, 0]] - (per_pair.cumsum(0) - per_pair)
     visited = shift[pair] + torch.arange(len(pair), device=pairs.device)
     sought = pairs[:, 1][pair] * batch + a.tokens[visited]
-    # A last key beyond all others, so that a place is found for every key.
+    # A sentinel key after all others, so that the search always finds an index.
     keys_b = torch.cat([b.keys, b.keys.new_tensor([torch.iinfo(torch.int64).max])])
     place = torch.searchsorted(keys_b, sought)
     found = keys_b[place] == sought
@@ -241,7 +241,7 @@ def _rows_at_once(d_b: int) -> int:
 
 
 def _unit(rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
-    """The same directions in float32 with norm 1; rows of zeros stay zero."""
+    """Return the rows in float32 with norm 1; rows of zeros stay zero."""
     rows = rows.float()
     norm = rows.norm(dim=1, keepdim=True)
     return rows / torch.where(norm > 0, norm, 1)

@@ -1,8 +1,8 @@
-"""What is true of each token and of the text before it: the facts that a latent's firing is compared with.
+"""Facts about each token and the text before it, to compare a latent's firing with.
 
-Tokens are turned into bytes one by one, through the tokenizer's byte-level alphabet, and never decoded together: a
-token may end in the middle of a character, and then a decoded string has no place for its end. Everything that the
-scanner looks for is ASCII, which in UTF-8 is never part of another character.
+Tokens are turned into bytes one by one, through the tokenizer's byte-level alphabet. They are not decoded together,
+because a token may end in the middle of a character. Everything that the scanner looks for is ASCII, which in UTF-8 is
+never part of another character.
 """
 
 import keyword
@@ -33,22 +33,22 @@ CLASSES = (
     "quote",
     "other",
 )
-"""Kinds of token, by the decoded string; `token_class` says how."""
+"""Classes of tokens, by the decoded string (see `token_class`)."""
 
 REGIONS = ("code", "string", "comment")
-"""What of Python's text a token lies in."""
+"""Regions of Python source that a token can lie in."""
 
 DEEPEST = 3
-"""Indentation of this many levels or more is one value."""
+"""Indentations of this many levels or more count as one value."""
 
 NO_TOKEN = -1
-"""In place of a token's id where a document, or its part in a row, begins."""
+"""Stands for a token's id at the start of a document, or of its part in a row."""
 
 _LEVEL = 4
-"""Columns of a level of indentation, and of a tab."""
+"""Columns per level of indentation, and per tab."""
 
-# A string ends with its quotes, with the text, or (quoted once) with its line. What follows a repetition can always
-# match, so the search never goes back and stays linear.
+# A string ends at its closing quotes, at the end of the text, or (if quoted once) at the end of its line. Whatever
+# follows a repetition always matches, so the search never backtracks and stays linear.
 _LEXEME = re.compile(
     rb"(?P<string>"
     rb"'''(?:[^'\\]+|\\.?|'(?!''))*(?:''')?"
@@ -72,24 +72,24 @@ class TokenFacts(NamedTuple):
 
     row: PerToken
     position: PerToken
-    """Column in the row, from 0; a BOS at the head of the row has column 0 and does not count."""
+    """Column in the row, from 0; a BOS at the start of the row has column 0 and does not count."""
     token: PerToken
     previous: PerToken
-    """The token before; NO_TOKEN after a position that does not count, and at the head of a row."""
+    """The token before; NO_TOKEN after a position that does not count, and at the start of a row."""
     before_previous: PerToken
     """The token before the previous one, or NO_TOKEN."""
     token_class: PerToken
     """Index into CLASSES."""
     region: PerToken
-    """Index into REGIONS, at the token's last byte. Quotes belong to their string, # to its comment."""
+    """Index into REGIONS at the token's last byte. Quotes belong to their string, # to its comment."""
     indentation: PerToken
-    """Levels of the line at the token's last byte, at most DEEPEST."""
+    """Indentation levels of the line at the token's last byte, at most DEEPEST."""
     in_brackets: PerToken
-    """1 if the token's last byte is in brackets or is one of a pair, else 0."""
+    """1 if the token's last byte is in brackets or is one of a pair, otherwise 0."""
 
 
 class CodeStates(NamedTuple):
-    """The state of Python's text before its first byte and after each; int64 [bytes + 1]."""
+    """The state of Python source before its first byte and after each byte; int64 [bytes + 1]."""
 
     region: PerState
     indentation: PerState
@@ -97,24 +97,24 @@ class CodeStates(NamedTuple):
 
 
 def token_facts(rows: TokenRows, tokenizer: "PreTrainedTokenizerBase") -> TokenFacts:
-    """The facts about every position of `rows` that counts.
+    """Return the facts about every position of `rows` that counts.
 
-    A segment is a run of positions that count: a document, or the part of one that lies in the row. Every segment is
-    read as Python from the state "code" at indentation 0, though it may begin in the middle of a document: where it
-    begins within a string, strings and code are taken for each other until the quotes are balanced again. Rows that
-    begin with their documents (packing "truncated") are read right; in packed rows these errors lower the F1 that a
-    latent of strings, indentation or brackets can reach.
+    A segment is a run of positions that count: a document, or the part of it in the row. Every segment is read as
+    Python from the state "code" at indentation 0, even if it begins in the middle of a document. If it begins inside a
+    string, strings and code are confused until the quotes balance again. Rows that begin with their documents (packing
+    "truncated") are read correctly. In packed rows these errors lower the F1 that a latent of strings, indentation or
+    brackets can reach.
 
     Args:
         rows: Rows of tokens with the positions that count.
-        tokenizer: The fast tokenizer that made them.
+        tokenizer: The fast tokenizer that made the rows.
 
     Raises:
         ValueError: No position counts, the tokenizer is not a fast one, or it does not know a token.
     """
     tokens, mask = rows.tokens.long().cpu(), rows.mask.cpu()
     if not mask.any():
-        raise ValueError("There are no facts to find: the mask leaves no position that counts. Give rows of text.")
+        raise ValueError("The mask leaves no position that counts, so there are no facts to find. Give rows of text.")
     row, position = mask.nonzero(as_tuple=True)
     previous = _previous(tokens, mask)
     before_previous = _previous(previous, mask)[mask]
@@ -128,19 +128,19 @@ def token_facts(rows: TokenRows, tokenizer: "PreTrainedTokenizerBase") -> TokenF
 
 
 def token_bytes(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
-    """The UTF-8 bytes that each token stands for, whole characters or not.
+    """Return the UTF-8 bytes of each token, which need not be whole characters.
 
-    Byte-level tokenizers (GPT-2, Pythia, Llama 3, the embedded model) write each byte as a character of an alphabet
-    of their own; others (Gemma, Llama 2) write a space as U+2581 and a single byte as `<0xE2>`. Tokens added to the
-    vocabulary are plain text in both.
+    Byte-level tokenizers (GPT-2, Pythia, Llama 3, the embedded model) write each byte as a character of their own
+    alphabet. Others (Gemma, Llama 2) write a space as U+2581 and a single byte as `<0xE2>`. In both, tokens added to
+    the vocabulary are plain text.
 
     Raises:
         ValueError: The tokenizer is not a fast one, or does not know an id.
     """
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer, so its bytes cannot be told. Load the tokenizer "
-            "with AutoTokenizer, which gives a fast one where there is one."
+            f"{type(tokenizer).__name__} is not a fast tokenizer, so the bytes of its tokens are unknown. Load the "
+            "tokenizer with AutoTokenizer, which returns a fast one if it exists."
         )
     fast: Any = tokenizer
     backend = fast.backend_tokenizer
@@ -167,15 +167,15 @@ def token_bytes(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> lis
 
 
 def token_class(text: str, *, goes_on: bool) -> str:
-    """The class of a token with this decoded string, one of CLASSES.
+    """Return the class of a token with this decoded string, one of CLASSES.
 
-    Blanks around it do not matter. Of a run of signs, a quote decides before a bracket, and a bracket before an
-    operator: `')` is a quote, `):` a bracket.
+    Surrounding blanks do not matter. In a run of signs, quotes take precedence over brackets, and brackets over
+    operators: `')` is a quote, `):` a bracket.
 
     Args:
         text: The token, decoded by itself.
-        goes_on: Whether the character before it is a letter, a digit or an underscore; a word without a blank
-            before it is then a continuation, and no keyword.
+        goes_on: Whether the character before the token is a letter, a digit or an underscore. A word without a leading
+            blank is then a continuation, not a keyword.
     """
     body = text.strip()
     if not body:
@@ -196,18 +196,18 @@ def token_class(text: str, *, goes_on: bool) -> str:
 
 
 def scan_python(text: bytes) -> CodeStates:
-    """Read Python's text once, without a grammar, from the state "code" at indentation 0.
+    """Read Python source once, without a grammar, from the state "code" at indentation 0.
 
-    A string begins at its quote (not at its prefix) and holds everything up to its end, replacement fields of an
-    f-string included. Indentation is that of the last line that began outside brackets and strings and is not
-    blank, in levels of 4 columns or one tab, rounded up; blanks at the head of such a line belong to it, and the
-    line break to the line that it ends. Before the first line break it is 0. Linear in the length of the text.
+    A string begins at its quote (not at its prefix) and includes everything up to its end, also the replacement fields
+    of an f-string. Indentation is that of the last non-blank line that began outside brackets and strings, in levels of
+    4 columns or one tab, rounded up. Leading blanks belong to their line, and a line break to the line that it ends.
+    Before the first line break the indentation is 0. Time is linear in the length of the text.
     """
     region, levels, brackets = [(0, 0)], [(0, 0)], [(0, 0)]
     depth = 0
     # A line break after a backslash ("joined") is matched so that it does not begin a line.
     for lexeme in _LEXEME.finditer(text):
-        # States come after their byte.
+        # Each state comes after its byte.
         start, end = lexeme.start() + 1, lexeme.end() + 1
         kind = lexeme.lastgroup
         if kind in REGIONS:
@@ -225,20 +225,20 @@ def scan_python(text: bytes) -> CodeStates:
 
 
 def _held(changes: list[tuple[int, int]], length: int) -> PerState:
-    """What holds at each place, after changes (place, new value) in the order of their places."""
+    """Return the value at each place, given changes (place, new value) in the order of their places."""
     places, values = np.array(changes, dtype=np.int64).T
     return np.repeat(values, np.diff(places, append=length))
 
 
 def _previous(tokens: Tokens, mask: Mask) -> Tokens:
-    """What stands one position before, if that counts, else NO_TOKEN."""
+    """Return the token one position before if that position counts, otherwise NO_TOKEN."""
     shifted = torch.full_like(tokens, NO_TOKEN)
     shifted[:, 1:] = tokens[:, :-1].where(mask[:, :-1], NO_TOKEN)
     return shifted
 
 
 def _token_classes(pieces: list[bytes], entry: PerToken, begins: Bool[Tensor, " tokens"]) -> PerToken:
-    """The class of each token, from the bytes of the distinct ones."""
+    """Return the class of each token, from the bytes of the distinct tokens."""
     texts = [piece.decode(errors="replace") for piece in pieces]
     classes = torch.tensor(
         [[CLASSES.index(token_class(text, goes_on=goes_on)) for goes_on in (False, True)] for text in texts],
@@ -250,7 +250,7 @@ def _token_classes(pieces: list[bytes], entry: PerToken, begins: Bool[Tensor, " 
 
 
 def _code_states(pieces: list[bytes], begins: Bool[Tensor, " tokens"]) -> list[PerToken]:
-    """Region, indentation and brackets after each token's last byte, segment by segment."""
+    """Return region, indentation and brackets after each token's last byte, segment by segment."""
     starts = begins.nonzero().flatten().tolist()
     found = []
     for start, end in zip(starts, [*starts[1:], len(pieces)], strict=True):
@@ -261,7 +261,7 @@ def _code_states(pieces: list[bytes], begins: Bool[Tensor, " tokens"]) -> list[P
 
 
 def _byte_level_alphabet() -> dict[str, bytes]:
-    """The byte behind each character: printable ones of Latin-1 are themselves, the rest follow from U+0100 on."""
+    """Return the byte of each character: printable Latin-1 stands for itself, the rest is mapped from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(0x100) if byte not in printable]
     characters = [*printable, *range(0x100, 0x100 + len(rest))]

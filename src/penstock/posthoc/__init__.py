@@ -1,1 +1,1 @@
-"""What is done to a trained SAE: gradient pursuit in place of its encoder, thresholds, refitted magnitudes."""
+"""Changes to a trained SAE: gradient pursuit in place of its encoder, thresholds, refitted magnitudes."""

@@ -1,15 +1,15 @@
-"""Inference-time optimisation: how well a trained decoder can do with a given number of latents, its encoder left out.
+"""Inference-time optimisation: how well a trained decoder can do with a given number of latents, without its encoder.
 
 Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, appendix A (figures 10 and 11): gradient pursuit
 (Blumensath & Davies 2008, "Gradient pursuits") with codes kept non-negative. From w = 0 and an empty support S, repeat
 
     r = x - b_dec - w W_dec            p = r W_dec^T, one inner product for each latent
-    S = S + {argmax p}                 unless that product is not positive
+    S = S + {argmax p}                 if that product is positive
     g = p on S, zero elsewhere         c = g W_dec, how the reconstruction moves along g
     w = max(w + <c, r> / <c, c> g, 0)
 
-The largest product may belong to a latent that is in S already: then S does not grow in that iteration. A latent whose
-weight has been cut to zero stays in S, and may come back.
+If the largest product belongs to a latent already in S, S does not grow in that iteration. A latent whose weight was
+cut to zero stays in S, and may become positive again.
 """
 
 import torch
@@ -28,17 +28,17 @@ Chosen = Int[Tensor, "batch slots"]
 Weights = Float[Tensor, "batch slots"]
 
 UNIT_WITHIN = 0.01
-"""How far a decoder row's norm may be from 1: more than rounding an SAE to bfloat16 makes of it."""
+"""Largest distance of a decoder row's norm from 1; rounding an SAE to bfloat16 stays below it."""
 
 
 def pursued(name: str, site: str, sae: SAE, num_latents: int) -> Candidate:
-    """A trained SAE's decoder with its encoder replaced by pursuit; evaluated in float32, as every SAE is.
+    """Return a candidate that replaces a trained SAE's encoder by pursuit; it is evaluated in float32, like every SAE.
 
     Args:
-        name: Of the candidate.
-        site: Where the SAE belongs.
-        sae: On raw activations, decoder rows of unit norm; its encoder is not used.
-        num_latents: Iterations of pursuit, hence latents of a token at most: 1 to d_sae.
+        name: Name of the candidate.
+        site: Site of the SAE.
+        sae: SAE on raw activations with decoder rows of unit norm; its encoder is not used.
+        num_latents: Iterations of pursuit, hence most latents per token: 1 to d_sae.
 
     Raises:
         ValueError: num_latents is out of range, or decoder rows are not of unit norm.
@@ -50,18 +50,18 @@ def pursued(name: str, site: str, sae: SAE, num_latents: int) -> Candidate:
 
 @torch.no_grad()
 def pursue(x: Acts, W_dec: Dictionary, b_dec: PerInput, num_latents: int) -> SparseCode:
-    """The non-negative code of each activation that gradient pursuit finds on the rows of W_dec.
+    """Find the non-negative code of each activation by gradient pursuit on the rows of W_dec.
 
     Args:
-        x: Activations [batch, d_in], float32 or float64 as W_dec.
-        W_dec: Decoder. Rows have unit norm, because inner products decide which latent comes next; a row of exactly
-            zero is never chosen.
-        b_dec: Subtracted from every activation.
+        x: Activations [batch, d_in], float32 or float64 like W_dec.
+        W_dec: Decoder. Its rows must have unit norm, because inner products decide which latent comes next; a row of
+            exactly zero is never chosen.
+        b_dec: Decoder bias, subtracted from every activation.
         num_latents: Iterations, 1 to d_sae.
 
     Returns:
-        Positive weights of at most `num_latents` latents a token, ascending by latent. A token gets fewer if no row
-        has a positive inner product with what is left of it, if a latent is best twice, or if a weight ends at zero.
+        Positive weights of at most `num_latents` latents per token, ascending by latent. A token gets fewer if no row
+        has a positive inner product with its residual, if a latent is best twice, or if a weight ends at zero.
         A token with a NaN gets a NaN.
 
     Raises:
@@ -74,7 +74,7 @@ def pursue(x: Acts, W_dec: Dictionary, b_dec: PerInput, num_latents: int) -> Spa
     counts, latents, values = [], [], []
     for part in x.split(max(1, rows)):
         chosen, weights = _pursue_block(part - b_dec, W_dec, num_latents, products[: len(part)])
-        # Empty slots are sorted to the end. A NaN differs from zero: it is kept.
+        # Empty slots are sorted to the end. A NaN differs from zero, so it is kept.
         sorted_latents, order = chosen.where(weights != 0, d_sae).sort(dim=1)
         filled = sorted_latents < d_sae
         counts.append(filled.sum(dim=1))
@@ -87,9 +87,9 @@ def pursue(x: Acts, W_dec: Dictionary, b_dec: PerInput, num_latents: int) -> Spa
 def _pursue_block(
     target: Acts, W_dec: Dictionary, num_latents: int, products: Float[Tensor, "batch d_sae"]
 ) -> tuple[Chosen, Weights]:
-    """A latent and its weight for each token and iteration; the weight is 0 where an iteration added no latent.
+    """Return a latent and its weight for each token and iteration; the weight is 0 if an iteration added no latent.
 
-    `products` is memory to work in: the only thing of size [batch, d_sae].
+    `products` is scratch memory, the only tensor of size [batch, d_sae].
     """
     chosen = torch.zeros(len(target), num_latents, dtype=torch.int64, device=target.device)
     added = torch.zeros_like(chosen, dtype=torch.bool)
@@ -109,30 +109,30 @@ def _pursue_block(
         support, on_support = chosen[:, : last + 1], weights[:, : last + 1]
         gradient = products.gather(1, support).where(added[:, : last + 1], 0.0)
         square = _decoded(support, gradient, W_dec).square().sum(dim=1)
-        # <c, r> = |g|^2, because c is made of g, and g of r's inner products. Where c is zero there is nowhere to go.
+        # <c, r> = |g|^2, because c = g W_dec and g holds r's inner products. If c is zero, the weights stay.
         step = (gradient.square().sum(dim=1) / square).where(square > 0, 0.0)
         on_support.addcmul_(step[:, None], gradient).clamp_(min=0)
     return chosen, weights
 
 
 def _largest(products: Float[Tensor, "batch d_sae"]) -> Int[Tensor, " batch"]:
-    """The latent with each token's largest product; one that is NaN counts as the largest."""
+    """Return the latent with each token's largest product; NaN counts as the largest."""
     if products.device.type == "cpu":
-        # PyTorch's takes ten times as long as numpy's: a fifth of all the time at d_in 128.
+        # PyTorch's argmax takes ten times as long as numpy's: a fifth of the total time at d_in 128.
         return torch.from_numpy(products.numpy().argmax(axis=1))
     return products.argmax(dim=1)
 
 
 def _decoded(latents: Chosen, weights: Weights, W_dec: Dictionary) -> Acts:
-    """Each token's weighted sum of rows of W_dec; the rows are added up as they are read, not gathered first."""
+    """Return each token's weighted sum of rows of W_dec, adding rows as they are read instead of gathering first."""
     return functional.embedding_bag(latents, W_dec, mode="sum", per_sample_weights=weights)
 
 
 def _check(W_dec: Dictionary, num_latents: int) -> None:
     if not 1 <= num_latents <= len(W_dec):
         raise ValueError(
-            f"num_latents is {num_latents}, but pursuit takes 1 to {len(W_dec)} iterations, the decoder's number of "
-            "latents. Choose a number in between."
+            f"num_latents is {num_latents}, but pursuit takes 1 to {len(W_dec)} iterations (the decoder's number of "
+            "latents). Choose a number in that range."
         )
     norms = W_dec.norm(dim=1)
     wrong = ((norms - 1).abs() > UNIT_WITHIN) & (norms > 0)

@@ -1,13 +1,13 @@
-"""Is it enough to fix shrinkage? A baseline's magnitudes, and then its decoder, fitted anew behind its own gate.
+"""Is it enough to fix shrinkage? Refits a baseline's magnitudes, and then its decoder, behind its own gate.
 
-A ReLU SAE is a Gated SAE whose gate and magnitude share one bias and one scale. Written so, its magnitudes can be
-fitted to the reconstruction alone, without the penalty that shrank them, while what fires stays what it was. The same
-fit of a Gated SAE, whose magnitudes no penalty has shrunk, is the control: what it gains comes of fitting longer.
+A ReLU SAE is a Gated SAE whose gate and magnitude share one bias and one scale. In that form its magnitudes can be
+fitted to the reconstruction alone, without the penalty that shrank them; the same latents keep firing. A Gated SAE is
+the control: no penalty has shrunk its magnitudes, so whatever it gains comes from longer fitting.
 
 Sources: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.2 and figure 9, for
-`rescale_and_shift`; `fine_tune` is after Wright & Sharkey 2024, "Addressing Feature Suppression in SAEs", who go on
-training without the penalty, but leaves alone whatever could raise L0. The paper does not state the loss of its
-stage: here both minimise the squared reconstruction error and nothing else.
+`rescale_and_shift`. `fine_tune` follows Wright & Sharkey 2024, "Addressing Feature Suppression in SAEs", who continue
+training without the penalty; here everything that could raise L0 stays frozen. The paper does not state the loss of
+this stage; both functions here minimise the squared reconstruction error only.
 """
 
 import math
@@ -26,23 +26,23 @@ from penstock.training.run import SCALE_TOKENS
 from penstock.training.trainer import DivergenceError
 
 UNIT = 0.01
-"""How far from 1 the norm of a decoder row may be for it to count as a unit row."""
+"""Largest distance from 1 at which a decoder row's norm counts as 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefitConfig:
-    """How a refit is optimised: with Adam, whose learning rate falls linearly to zero."""
+    """Settings of a refit, which uses Adam with a learning rate that falls linearly to zero."""
 
     steps: int = 500
     """Optimiser steps."""
     batch_size: int = 4096
-    """Activations in a step."""
+    """Activations per step."""
     lr: float = 0.03
-    """Learning rate at the start, for activations of about unit mean squared norm and decoder rows of unit norm."""
+    """Initial learning rate, for activations with a mean squared norm of about 1 and decoder rows of unit norm."""
     seed: int = 0
-    """Decides the order of the activations."""
+    """Seed of the order of the activations."""
     held_back: float = 0.1
-    """Share of the activations, the last ones, that is not trained on but measured on."""
+    """Share of the activations, taken from the end, that is used for measuring and not for training."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -61,35 +61,35 @@ DEFAULT = RefitConfig()
 
 
 class Refitted(NamedTuple):
-    """An SAE with new magnitudes, and what they changed on the held-back activations."""
+    """An SAE with new magnitudes, and their effect on the held-back activations."""
 
     sae: GatedSAE
-    """On raw activations, decoder rows of unit norm, no gradients; its gate is that of the SAE it was to the bit."""
+    """SAE on raw activations with unit decoder rows; no gradients, and the original's gate, bit for bit."""
     loss_before: float
-    """Squared error per token, summed over d_in, raw units, of the SAE as it was."""
+    """Squared error of the original SAE per token, summed over d_in, in raw units."""
     loss_after: float
-    """The same of `sae`."""
+    """Squared error of `sae`, in the same units."""
     l0_before: float
-    """Latents that fire per token in the SAE as it was."""
+    """Latents of the original SAE that fire per token."""
     l0_after: float
-    """The same in `sae`: at most one for each open gate, fewer where a magnitude is zero behind it."""
+    """Latents of `sae` that fire per token: one for each open gate whose magnitude is not zero."""
     steps: int
     """Optimiser steps taken."""
 
 
 @torch.no_grad()
 def as_gated(sae: SAE) -> GatedSAE:
-    """An SAE as a Gated SAE: the same function, with a gate and magnitudes that can part from each other.
+    """Return a Gated SAE that computes the same function as this SAE, with a separate gate and magnitude.
 
     Raises:
-        ValueError: its architecture cannot be written so.
+        ValueError: the SAE's architecture has no Gated form.
     """
     convert = ARCHITECTURES[sae.arch].as_gated
     if convert is None:
         allowed = ", ".join(repr(name) for name, one in ARCHITECTURES.items() if one.as_gated is not None)
         raise ValueError(
-            f"The SAE to refit has the architecture {sae.arch!r}, allowed are {allowed}: there a gate says what fires, "
-            "and magnitudes can be fitted behind it. Give a baseline, or a Gated SAE as the control."
+            f"The SAE to refit has the architecture {sae.arch!r}; allowed are {allowed}, which have magnitudes to fit "
+            "behind a frozen gate. Give a baseline, or a Gated SAE as the control."
         )
     gated = convert(sae)
     assert isinstance(gated, GatedSAE)
@@ -97,16 +97,17 @@ def as_gated(sae: SAE) -> GatedSAE:
 
 
 def rescale_and_shift(sae: SAE, activations: Acts, config: RefitConfig = DEFAULT) -> Refitted:
-    """Fit one scale and one shift for each latent's magnitude, r_mag and b_mag; all else is frozen.
+    """Fit a scale and a shift of each latent's magnitude, r_mag and b_mag; everything else is frozen.
 
     Args:
         sae: A trained ReLU or Gated SAE on raw activations with unit decoder rows; it is not changed.
-        activations: Training activations of its site, raw units, of its dtype and on its device.
-        config: How to optimise.
+        activations: Training activations of the SAE's site, in raw units and in the SAE's dtype, on its device.
+        config: Settings of the optimiser.
 
     Raises:
-        ValueError: another architecture, rows of another norm than 1, too few activations, or not finite ones.
-        DivergenceError: the squared error is NaN or infinite; says at which step.
+        ValueError: the architecture is not ReLU or Gated, decoder rows do not have norm 1, or the activations are too
+            few or not finite.
+        DivergenceError: the squared error is NaN or infinite; names the step.
     """
     return _refit(sae, activations, config, {"r_mag": config.lr, "b_mag": config.lr})
 
@@ -114,11 +115,11 @@ def rescale_and_shift(sae: SAE, activations: Acts, config: RefitConfig = DEFAULT
 def fine_tune(sae: SAE, activations: Acts, config: RefitConfig = DEFAULT) -> Refitted:
     """Fit the decoder's rows together with r_mag and b_mag; the gate is frozen: W_enc, b_gate and b_dec.
 
-    b_dec is part of the gate, which reads x - b_dec. The rows' norms are free, and moved into the magnitudes at the
-    end. Arguments and errors are those of `rescale_and_shift`. A row is d_in numbers, learnt only from activations on
-    which its latent fires: where `loss_after` is above that of `rescale_and_shift`, give more activations.
+    b_dec belongs to the gate, which reads x - b_dec. The rows' norms are free, and are moved into the magnitudes at the
+    end. Arguments and errors are the same as for `rescale_and_shift`. A row has d_in numbers and learns only from
+    activations on which its latent fires: if `loss_after` exceeds that of `rescale_and_shift`, give more activations.
     """
-    # Adam moves every coordinate by about the rate, and those of a unit row are about 1 / sqrt(d_in).
+    # Adam moves every coordinate by about the learning rate; coordinates of a unit row are about 1 / sqrt(d_in).
     of_rows = config.lr / math.sqrt(sae.d_in)
     return _refit(sae, activations, config, {"r_mag": config.lr, "b_mag": config.lr, "W_dec": of_rows})
 
@@ -136,7 +137,7 @@ def _refit(sae: SAE, activations: Acts, config: RefitConfig, rates: Mapping[str,
     trained_on, held_back = activations[:num_trained], activations[num_trained:]
     before = _measured(gated, held_back, config, "before the first step")
 
-    # A power of two, so that folding it in and out again changes no bit of what is frozen, nor of any gate.
+    # A power of two, so that folding it in and out changes no bit of the frozen parameters or the gates.
     scale = 2.0 ** round(math.log2(measure_scale([trained_on[:SCALE_TOKENS]])))
     gated.fold_input_scale_(1 / scale)
     _train_(gated, trained_on, scale, config, rates)
@@ -149,7 +150,7 @@ def _refit(sae: SAE, activations: Acts, config: RefitConfig, rates: Mapping[str,
 
 
 def _train_(sae: GatedSAE, activations: Acts, scale: float, config: RefitConfig, rates: Mapping[str, float]) -> None:
-    """Minimise the squared error on `scale` times the activations; nothing but `rates`' parameters gets a gradient."""
+    """Minimise the squared error on `scale` times the activations; only the parameters in `rates` get a gradient."""
     trained = {name: sae.get_parameter(name).requires_grad_(True) for name in rates}
     optimiser = torch.optim.Adam([{"params": [trained[name]], "lr": rate} for name, rate in rates.items()], fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / config.steps)
@@ -167,9 +168,9 @@ def _train_(sae: GatedSAE, activations: Acts, scale: float, config: RefitConfig,
 
 @torch.no_grad()
 def _fold_norm_into_magnitudes_(sae: GatedSAE) -> None:
-    """Give every decoder row unit norm without changing any reconstruction or any gate.
+    """Give every decoder row unit norm without changing any reconstruction or gate.
 
-    `fold_decoder_norm_` would do it by way of W_enc and b_gate, and its rounding could open a gate that was closed.
+    `fold_decoder_norm_` would change W_enc and b_gate, and its rounding could open a gate that was closed.
     """
     norm = sae.W_dec.norm(dim=1)
     norm = torch.where(norm > 0, norm, torch.ones_like(norm))
@@ -197,13 +198,13 @@ def _measured(sae: SAE, x: Acts, config: RefitConfig, when: str) -> _Measured:
 
 def _check_unit_rows(sae: SAE) -> None:
     norm = sae.W_dec.norm(dim=1)
-    # A row of exactly zero is what saving leaves of one that was zero.
+    # Saving keeps a zero row at exactly zero.
     wrong = (norm > 0) & ((norm - 1).abs() > UNIT)
     if wrong.any():
         example = norm[wrong][0].item()
         raise ValueError(
-            f"{int(wrong.sum())} of {sae.d_sae} decoder rows have another norm than 1, e.g. {example:.3g}; the "
-            "learning rate is made for unit rows. Call sae.fold_decoder_norm_() first."
+            f"{int(wrong.sum())} of {sae.d_sae} decoder rows have a norm other than 1, e.g. {example:.3g}; the "
+            "learning rate assumes unit rows. Call sae.fold_decoder_norm_() first."
         )
 
 

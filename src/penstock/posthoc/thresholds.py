@@ -1,13 +1,14 @@
-"""Pruning at inference: what is left of a trained SAE when its low activations are dropped.
+"""Pruning at inference: drops the low activations of a trained SAE.
 
-The Gated SAE paper (https://arxiv.org/abs/2404.16014, section 7) supposes that this closes a part of the baseline's
-gap, without trying it. A latent keeps the activations strictly above its threshold, and the reconstruction may be
-scaled about b_dec to make up for what is gone:
+The Gated SAE paper (https://arxiv.org/abs/2404.16014, section 7) suggests that this closes part of the baseline's gap,
+but does not test it. A latent keeps only activations strictly above its threshold. The reconstruction may be scaled
+about b_dec to compensate:
 
     kept = acts * 1[acts > threshold]        x_hat = b_dec + scale * kept W_dec
 
-Both are found on training activations. Thresholds are one number for all latents (`threshold_for_l0`), a quantile of
-each latent's own activations, or what minimises the error at a price for each activation kept.
+Thresholds and scale are fitted on training activations. A threshold is one number for all latents
+(`threshold_for_l0`), a quantile of each latent's own activations, or the minimiser of the squared error plus a price
+for each activation kept.
 """
 
 from typing import NamedTuple
@@ -23,69 +24,71 @@ from penstock.shapes import Acts, PerLatent
 from penstock.sparse import SparseCode, Support
 
 Thresholds = PerLatent
-"""What each latent's activation has to exceed, in units of the code; float64, on the device of the SAE. 0 keeps all."""
+"""Value that each latent's activation must exceed, in units of the code; float64, on the SAE's device. 0 keeps all."""
 
 TOKENS_AT_ONCE = 4096
-"""Activations encoded at a time where only their sums are kept."""
+"""Activations encoded at a time when only their sums are kept."""
 
 
 def pruned(name: str, site: str, sae: SAE, thresholds: Thresholds, scale: float = 1.0) -> Candidate:
-    """An SAE without its low activations; thresholds of 0 and a scale of 1 give the SAE itself, bit for bit.
+    """Return a candidate that drops an SAE's low activations.
+
+    With thresholds of 0 and a scale of 1 it equals the SAE bit for bit.
 
     Args:
-        name: Of the candidate.
-        site: Where the SAE belongs.
-        sae: On raw activations.
-        thresholds: One for each latent.
-        scale: What the reconstruction's distance from b_dec is multiplied by (`best_scale`); the code is not scaled.
+        name: Name of the candidate.
+        site: Site of the SAE.
+        sae: SAE on raw activations.
+        thresholds: One threshold for each latent.
+        scale: Factor on the reconstruction's distance from b_dec (see `best_scale`); the code is not scaled.
 
     Raises:
-        ValueError: there are not as many thresholds as latents.
+        ValueError: the number of thresholds is not the number of latents.
     """
     _check_count(thresholds, sae.d_sae)
     whole = Candidate.of(name, site, sae)
     return whole._replace(
         encode=lambda x: prune(whole.encode(x), thresholds),
-        # Scaled values, rather than x_hat scaled about b_dec: the same number, but exactly x_hat at a scale of 1.
+        # Scaling the values instead of x_hat about b_dec gives exactly x_hat at a scale of 1.
         decode=lambda acts: whole.decode(SparseCode(acts.support, scale * acts.values)),
     )
 
 
 def prune(code: SparseCode, thresholds: Thresholds) -> SparseCode:
-    """The code without the activations that are not above their latent's threshold. A NaN is kept.
+    """Return the code with only the activations above their latent's threshold. A NaN is kept.
 
     Raises:
-        ValueError: there are not as many thresholds as latents.
+        ValueError: the number of thresholds is not the number of latents.
     """
     support = code.support
     _check_count(thresholds, support.d_sae)
     limits = thresholds[support.indices]
-    # A threshold of 0 leaves stored zeros where they are: with other pairs, sums are rounded otherwise.
+    # A threshold of 0 keeps stored zeros, because sums over other pairs would round differently.
     keep = ~((code.values <= limits) & (limits > 0))
     kept_before = torch.cat([support.offsets.new_zeros(1), keep.cumsum(0)])
     return SparseCode(Support(kept_before[support.offsets], support.indices[keep], support.d_sae), code.values[keep])
 
 
 def global_threshold(sae: SAE, threshold: float) -> Thresholds:
-    """The same threshold for all latents: comparable between them where decoder rows have unit norm, as in saved SAEs.
+    """Return one threshold for all latents; it means the same for each if decoder rows have unit norm, as when saved.
 
     Raises:
         ValueError: the threshold is negative.
     """
     if not threshold >= 0:
-        raise ValueError(f"The threshold is {threshold}, but activations are not negative. Give 0 (keep all) or more.")
+        raise ValueError(f"The threshold is {threshold}, but it must be at least 0. Give 0 to keep all activations.")
     return torch.full((sae.d_sae,), threshold, dtype=torch.float64, device=sae.W_dec.device)
 
 
 def threshold_for_l0(code: SparseCode, l0: float) -> float:
-    """The threshold for all latents at which a code has a mean L0: exact up to half a firing in the whole code.
+    """Return the common threshold that gives a code this mean L0, exact to within half a firing in the whole code.
 
-    It is an activation of the code, or 0 if all are to be kept. Where several are equal to it they all go, and fewer
-    than asked for are left.
+    The threshold is an activation of the code, or 0 to keep all. Activations equal to it are all dropped, so ties leave
+    fewer than requested.
 
     Args:
-        code: Of training activations.
-        l0: Mean number of firing latents a token, from 0 to the code's own.
+        code: Code of training activations.
+        l0: Mean number of firing latents per token, from 0 to the code's own.
 
     Raises:
         ValueError: l0 is negative or above the code's own.
@@ -94,8 +97,8 @@ def threshold_for_l0(code: SparseCode, l0: float) -> float:
     tokens = code.support.batch
     if not 0 <= l0 * tokens < len(acts) + 0.5:
         raise ValueError(
-            f"l0 is {l0}, but the code has {len(acts) / max(1, tokens):.4g} firing latents a token, and pruning only "
-            "makes that fewer. Choose an l0 between 0 and that number."
+            f"l0 is {l0}, but the code has {len(acts) / max(1, tokens):.4g} firing latents per token, and pruning can "
+            "only lower that. Choose an l0 between 0 and that number."
         )
     keep = round(l0 * tokens)
     if keep == len(acts):
@@ -104,22 +107,22 @@ def threshold_for_l0(code: SparseCode, l0: float) -> float:
 
 
 def quantile_thresholds(code: SparseCode, quantile: float) -> Thresholds:
-    """For each latent the quantile of its own positive activations, linear between neighbours (numpy's default).
+    """Return a quantile of each latent's own positive activations, interpolated linearly (numpy's default).
 
     Args:
-        code: Of training activations.
-        quantile: Above 0 and below 1: about the share of firings that is dropped. A latent that fires once loses that
+        code: Code of training activations.
+        quantile: Above 0 and below 1; approximately the share of firings to drop. A latent that fires once loses that
             firing at any quantile.
 
     Returns:
-        One threshold for each latent, 0 where it never fires.
+        One threshold for each latent, 0 if it never fires.
 
     Raises:
         ValueError: the quantile is out of range.
     """
     if not 0 < quantile < 1:
         raise ValueError(
-            f"quantile is {quantile}, but it is the share of a latent's firings to drop: above 0 and below 1. To drop "
+            f"quantile is {quantile}, but the share of a latent's firings to drop must be above 0 and below 1. To drop "
             "none or all, use global_threshold with 0 or infinity."
         )
     firings = _firings_by_latent(code)
@@ -136,30 +139,30 @@ def quantile_thresholds(code: SparseCode, quantile: float) -> Thresholds:
 
 @torch.no_grad()
 def optimal_thresholds(sae: SAE, x: Acts, price: float) -> Thresholds:
-    """For each latent the threshold with the least increase in squared error plus `price` for each firing kept.
+    """Return for each latent the threshold with the smallest sum of squared error and `price` for each firing kept.
 
-    Dropping acts_j from a token's code, and nothing else, changes |x - x_hat|^2 by
+    Dropping only acts_j from a token's code changes |x - x_hat|^2 by
 
         2 acts_j <W_dec_j, x - x_hat> + acts_j^2 |W_dec_j|^2
 
-    Each latent's best threshold for the sum of these is found exactly, over all thresholds. What several latents drop
-    on the same token adds up only where their rows are orthogonal, so the sum over latents is an approximation.
+    Each latent's best threshold for the sum of these changes is found exactly. Changes by several latents on one token
+    add up only if their decoder rows are orthogonal, so the result for all latents together is an approximation.
 
     Args:
-        sae: On the same activations.
+        sae: SAE on the same activations.
         x: Training activations [batch, d_in].
-        price: In units of squared error, finite; 0 drops only what the reconstruction is better without.
+        price: Price of one firing in units of squared error, finite; 0 drops only firings that increase the error.
 
     Returns:
-        One threshold for each latent: the smallest of its best ones, which is one of its activations or 0. It is 0
-        where a latent never fires.
+        One threshold for each latent: the smallest of its best thresholds, which is one of its activations or 0. It is
+        0 if the latent never fires.
 
     Raises:
         ValueError: the price is negative or infinite.
     """
     if not 0 <= price < torch.inf:
         raise ValueError(
-            f"price is {price}, but it is the squared error that one firing is worth: 0 or more, and finite. To drop "
+            f"price is {price}, but the squared error that one firing is worth must be finite and at least 0. To drop "
             "all firings, use global_threshold with infinity."
         )
     code = sae.encode_sparse(x)
@@ -168,9 +171,9 @@ def optimal_thresholds(sae: SAE, x: Acts, price: float) -> Thresholds:
     start = firings.starts[firings.latents]
     error = torch.cat([acts.new_zeros(1), _error_increase(sae, x, code)[firings.pairs].cumsum(0)])
     dropped = torch.arange(1, len(acts) + 1, device=acts.device) - start
-    # Against keeping all, what it costs to drop a latent's firings up to and including each of them.
+    # Cost of dropping a latent's firings up to and including each of them, compared with keeping all.
     cost = error[1:] - error[start] - price * dropped
-    # Of equal activations a threshold drops all, so only the last of them ends what can be dropped.
+    # A threshold drops all equal activations, so only the last of a tie can be the last one dropped.
     same = (acts.diff() == 0) & (firings.latents.diff() == 0)
     cost[:-1].masked_fill_(same, torch.inf)
     none_dropped = cost.new_zeros(code.support.d_sae)
@@ -181,20 +184,20 @@ def optimal_thresholds(sae: SAE, x: Acts, price: float) -> Thresholds:
 
 @torch.no_grad()
 def best_scale(sae: SAE, x: Acts, thresholds: Thresholds) -> float:
-    """The scale of the pruned reconstruction about b_dec with the least squared error: <z, x - b_dec> / <z, z>.
+    """Return the scale of the pruned reconstruction about b_dec with the least squared error: <z, x - b_dec> / <z, z>.
 
     Here z = kept W_dec, and the products are summed over all tokens.
 
     Args:
-        sae: On the same activations.
+        sae: SAE on the same activations.
         x: Training activations [batch, d_in].
-        thresholds: One for each latent.
+        thresholds: One threshold for each latent.
 
     Returns:
-        The scale; 1 if nothing is left to be scaled.
+        The scale; 1 if pruning leaves nothing to scale.
 
     Raises:
-        ValueError: there are not as many thresholds as latents.
+        ValueError: the number of thresholds is not the number of latents.
     """
     b_dec = sae.b_dec.double()
     along, square = b_dec.new_zeros(()), b_dec.new_zeros(())
@@ -206,22 +209,22 @@ def best_scale(sae: SAE, x: Acts, thresholds: Thresholds) -> float:
 
 
 class _Firings(NamedTuple):
-    """A code's positive activations in the order of their latents, ascending within each."""
+    """A code's positive activations ordered by latent, ascending within each latent."""
 
     pairs: Int[Tensor, " firings"]
-    """Where each stands in the code."""
+    """Index of each activation in the code."""
     latents: Int[Tensor, " firings"]
-    """The latent of each, int64."""
+    """Latent of each activation, int64."""
     starts: Int[Tensor, " d_sae"]
-    """Where each latent's begin."""
+    """Index of each latent's first activation."""
     counts: Int[Tensor, " d_sae"]
-    """How many each latent has."""
+    """Number of activations of each latent."""
 
 
 def _firings_by_latent(code: SparseCode) -> _Firings:
     pairs = code.values.argsort()
     pairs = pairs[code.values[pairs] > 0]
-    # Stable, so that a latent's firings stay in the order of their activations.
+    # A stable sort keeps a latent's firings in the order of their activations.
     pairs = pairs[code.support.indices[pairs].argsort(stable=True)]
     latents = code.support.indices[pairs].long()
     counts = torch.bincount(latents, minlength=code.support.d_sae)
@@ -236,7 +239,7 @@ def _check_count(thresholds: Float[Tensor, " thresholds"], d_sae: int) -> None:
 
 
 def _error_increase(sae: SAE, x: Acts, code: SparseCode) -> Float[Tensor, " pairs"]:
-    """What dropping each activation, and nothing else, adds to its token's squared error; float64."""
+    """Return the increase in a token's squared error from dropping only this activation, for each one; float64."""
     residual = x - sae.decode_sparse(code)
     W_dec = sae.W_dec.detach().contiguous()
     (along,) = kernels_on(code.support, W_dec).value_gradients(code.support, [residual], W_dec)
