@@ -106,6 +106,20 @@ def test_no_tokens_and_no_sites_are_errors(gpt2: LanguageModel, tokens: Tensor) 
         gpt2.activations(tokens, [])
 
 
+def test_a_text_one_row_and_one_site_give_what_rows_and_sites_give(tiny_lm: LanguageModel) -> None:
+    row = tiny_lm.tokens("abcd")
+    bos = tiny_lm.tokenizer.bos_token_id
+    assert row.tolist() == [bos, *tiny_lm.tokenizer("abcd", add_special_tokens=False)["input_ids"]]
+    expected = tiny_lm.activations(row[None], ["resid_post.0"])["resid_post.0"][0]
+    for tokens in ("abcd", row):
+        assert torch.equal(tiny_lm.activations(tokens, "resid_post.0"), expected)
+        assert torch.equal(tiny_lm.activations(tokens, ["resid_post.0"])["resid_post.0"], expected)
+    assert torch.equal(tiny_lm.activations(row[None], "resid_post.0")[0], expected)
+    assert len(tiny_lm.tokens("a" * 1000)) == tiny_lm.context
+    with pytest.raises(ValueError, match="has no tokens"):
+        tiny_lm.tokens("")
+
+
 def test_a_model_without_a_stated_context_has_its_tokenizers(gpt2: LanguageModel) -> None:
     class NoLimit:
         pass

@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from penstock.language_models.hooks import Edit, captured, spliced
 from penstock.language_models.prefix import Prefix, blocks_before, recorded, replayed
 from penstock.language_models.pretrained import load_pretrained
 from penstock.language_models.sites import Site, example_path, find_site, named_sites
+from penstock.language_models.stdlib_corpus import Document
 from penstock.language_models.survey import Survey, survey
-from penstock.shapes import Logits, SequenceActs, Tokens
+from penstock.language_models.tokens import tokenise
+from penstock.shapes import Logits, Tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +27,12 @@ NO_LIMIT = 10**9
 """A context from here on is one that neither the config nor the tokenizer states."""
 
 logger = logging.getLogger(__name__)
+
+TextOrTokens = str | Int[Tensor, " positions"] | Tokens
+"""A text, the token ids of one row, or rows of them."""
+
+RowActs = Float[Tensor, "*rows positions d_in"]
+"""Activations of one row or of several."""
 
 # Where the configs of different families keep the number of positions a model takes.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
@@ -154,28 +164,60 @@ class LanguageModel:
                 )
         return self._widths[site]
 
-    @torch.no_grad()
-    def activations(self, tokens: Tokens, sites: Sequence[str]) -> dict[str, SequenceActs]:
-        """Activations at some sites; the forward pass stops after the deepest of them.
-
-        Args:
-            tokens: Rows of token ids, on any device.
-            sites: Names or module paths.
-
-        Returns:
-            The activations by site, in the order of `sites`, each in the dtype and on the device in which
-            the model computed it.
+    def tokens(self, text: str) -> Int[Tensor, " positions"]:
+        """The token ids of a text as training reads them: BOS (EOS where there is no BOS) first, cut at `context`.
 
         Raises:
-            ValueError: unknown site, a site without one activation per token, or tokens that the model
-                does not take.
+            ValueError: the text has no tokens, or tokens that the model does not take.
         """
-        if isinstance(sites, str) or not sites:
-            raise ValueError(f"sites must list at least one site, got {sites!r}.")
-        places = self._places(sites)
-        with captured(self.module, places, _shape(tokens)) as found:
-            self._forward(tokens)
-        return {site: found[site] for site in places}
+        rows = list(
+            tokenise(
+                [Document("text", text)],
+                self.tokenizer,
+                context=self.context,
+                packing="truncated",
+                vocab_size=self.vocab_size,
+            )
+        )
+        if not rows:
+            raise ValueError(f"{text[:40]!r} has no tokens that {self.name!r} takes. Give another text.")
+        ((row, counts),) = rows
+        return row[: int(counts.nonzero()[-1]) + 1]
+
+    @overload
+    def activations(self, tokens: TextOrTokens, sites: str) -> RowActs: ...
+
+    @overload
+    def activations(self, tokens: TextOrTokens, sites: Sequence[str]) -> dict[str, RowActs]: ...
+
+    @torch.no_grad()
+    def activations(self, tokens: TextOrTokens, sites: str | Sequence[str]) -> RowActs | dict[str, RowActs]:
+        """Activations at some sites; the forward pass stops after the deepest of them.
+
+        Position 0 of a text is its BOS, which training leaves out: use `[1:]` for what SAEs are trained on.
+
+        Args:
+            tokens: A text (see `tokens`), the token ids of one row [positions], or rows of them [sequences, positions],
+                on any device.
+            sites: A name or module path, or several of them.
+
+        Returns:
+            The activations [positions, d_in] of a text or one row, [sequences, positions, d_in] of rows; a dict by
+            site, in the order of `sites`, where several are given. Each is in the dtype and on the device in which the
+            model computed it.
+
+        Raises:
+            ValueError: unknown site, a site without one activation per token, or tokens that the model does not take.
+        """
+        if not sites:
+            raise ValueError(f"sites must name at least one site, got {sites!r}.")
+        ids = self.tokens(tokens) if isinstance(tokens, str) else tokens
+        rows = ids[None] if ids.ndim == 1 else ids
+        places = self._places([sites] if isinstance(sites, str) else sites)
+        with captured(self.module, places, _shape(rows)) as found:
+            self._forward(rows)
+        acts = {site: found[site][0] if ids.ndim == 1 else found[site] for site in places}
+        return acts[sites] if isinstance(sites, str) else acts
 
     @torch.no_grad()
     def prefix(self, tokens: Tokens, site: str) -> Prefix | None:
