@@ -62,28 +62,21 @@ class Arm:
 
 def penstock(arch: str, setting: Setting, device: str, *, autocast: bool) -> Arm:
     """penstock's trainer with its default recipe."""
-    from penstock.saes import training_of
     from penstock.training.config import SAEConfig
-    from penstock.training.recipes import RECIPES
+    from penstock.training.defaults import PlannedModel
+    from penstock.training.sae_config import resolve_sae
     from penstock.training.schedules import Schedule
     from penstock.training.trainer import SAETrainer
 
-    name = training_of(arch).default_recipe
-    defaults = RECIPES[name]
     config = SAEConfig(
         arch=arch,
         site="benchmark",
         d_sae=setting.d_sae,
-        recipe=name,
         sparsity_coef=COEF,
         lr=LR,
-        beta1=defaults.beta1,
-        optimiser="latent_adam",
-        grad_clip=defaults.grad_clip,
-        decoder_init_norm=defaults.decoder_init_norm,
     )
     trainer = SAETrainer(
-        config,
+        resolve_sae(config, PlannedModel("", 1, {}), num_steps=STEPS, warmup_share=0.0),
         Schedule(num_steps=STEPS, warmup=0, decay=0, sparsity_warmup=0),
         d_in=setting.d_in,
         beta2=0.999,

@@ -18,15 +18,15 @@ import torch
 from common import Activations, append_line, batches, load_activations, measure, scale_to
 
 from penstock.saes import trainable
-from penstock.training.config import DataConfig, OptimConfig, RunConfig, SAEConfig
-from penstock.training.defaults import resolve_sae
+from penstock.training.config import OptimConfig, SAEConfig
+from penstock.training.defaults import PlannedModel
+from penstock.training.sae_config import resolve_sae
 from penstock.training.schedules import Schedule
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 
 def make_trainer(sae: SAEConfig, optim: OptimConfig, *, steps: int, d_in: int) -> SAETrainer:
     """A trainer for `steps` batches of unit mean squared norm, what the settings leave open decided as in a run."""
-    config = RunConfig(saes=(sae,), optim=optim, data=DataConfig(tokens=steps * optim.batch_size))
     schedule = Schedule(
         num_steps=steps,
         warmup=round(optim.warmup_share * steps),
@@ -34,7 +34,7 @@ def make_trainer(sae: SAEConfig, optim: OptimConfig, *, steps: int, d_in: int) -
         sparsity_warmup=round(optim.sparsity_warmup_share * steps),
     )
     return SAETrainer(
-        resolve_sae(sae, config, d_in),
+        resolve_sae(sae, PlannedModel("", 1, {sae.site: d_in}), num_steps=steps, warmup_share=optim.warmup_share),
         schedule,
         d_in=d_in,
         beta2=optim.beta2,

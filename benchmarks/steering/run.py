@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from common import Activations, append_line, batches, load_activations, measure, scale_to
 
 from penstock.training.config import DataConfig, OptimConfig, RunConfig, SAEConfig
-from penstock.training.defaults import resolve_sae
+from penstock.training.defaults import PlannedModel
 from penstock.training.schedules import Schedule
 from penstock.training.trainer import SAETrainer
 
@@ -31,7 +31,7 @@ def make_trainer(sae: SAEConfig, *, steps: int, batch_size: int, d_in: int) -> S
     """A trainer with everything decided as in a run, resampling included."""
     optim = OptimConfig(batch_size=batch_size)
     config = RunConfig(saes=(sae,), optim=optim, data=DataConfig(tokens=steps * batch_size))
-    decided = resolve_sae(sae, config, d_in)
+    (decided,) = config.resolve(PlannedModel("", 128, {sae.site: d_in})).saes
     schedule = Schedule(
         num_steps=steps,
         warmup=round(optim.warmup_share * steps),

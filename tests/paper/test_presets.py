@@ -13,7 +13,6 @@ from penstock.paper.preset import OURS, UNSTATED, Preset, SitePreset
 from penstock.paper.presets import PRESETS
 from penstock.paper.tables import PublishedRun
 from penstock.studies import STUDIES
-from penstock.training.defaults import resolve_sae
 from penstock.training.stored_config import config_from_json, config_to_json
 
 ROOT = Path(__file__).parents[2]
@@ -299,7 +298,7 @@ def test_runs_build_resolve_and_survive_their_json(name: str, quick: bool) -> No
             }
         assert set(asked) == expected and len(asked) == len(expected)
         assert all(sae.sparsity_coef is None for sae in config.saes)
-        resolved = [resolve_sae(sae, config, site.d_in.value) for sae in config.saes]
+        resolved = config.resolve(preset.planned_model()).saes
         assert all(sae.beta1 == 0 and sae.lr_rule for sae in resolved)
         assert all(bool(sae.resample_at) == (name != "embedded") for sae in resolved)
         assert config_from_json(config_to_json(config), name) == config
@@ -357,8 +356,10 @@ def test_settings_of_a_study_come_from_the_preset() -> None:
 
 
 def test_a_run_beyond_the_memory_is_divided() -> None:
-    whole = PRESETS["gemma-7b"].plans()["resid_post.20"]
-    assert whole.divide(whole.run) == (whole.run,)
-    parts = PRESETS["gemma-7b"].plans(max_bytes=141 * 2**30)["resid_post.20"].divide(whole.run)
+    preset = PRESETS["gemma-7b"]
+    whole = preset.plans()["resid_post.20"]
+    run = whole.run.resolve(preset.planned_model())
+    assert whole.divide(run) == (run,)
+    parts = preset.plans(max_bytes=141 * 2**30)["resid_post.20"].divide(run)
     assert len(parts) > 1
     assert sorted(sae.folder for part in parts for sae in part.saes) == sorted(sae.folder for sae in whole.run.saes)

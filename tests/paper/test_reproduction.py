@@ -19,10 +19,12 @@ from penstock.studies.cost import CostConfig
 from penstock.studies.sensitivity import SensitivityConfig
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.study_records import Record
-from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
-from penstock.training.defaults import resolve_sae
+from penstock.training.config import ResamplingConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.defaults import PlannedModel
 
 MakeRun = Callable[..., RunConfig]
+
+MODEL = PlannedModel("model", context=32, widths={"resid_post.0": 16})
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ STUDIED = {
 }
 
 
-def one_by_one(whole: RunConfig) -> Sequence[RunConfig]:
+def one_by_one(whole: ResolvedRun) -> Sequence[ResolvedRun]:
     return [replace(whole, saes=(sae,)) for sae in whole.saes]
 
 
@@ -119,7 +121,7 @@ def without_coef(sae: SAEConfig) -> dict[str, Any]:
 
 def test_what_studies_train_is_foreseen_and_divided_like_the_run(small: RunConfig, tmp_path: Path) -> None:
     plan = Plan(small, STUDIED, one_by_one)
-    run, studies = foreseen(plan, {"resid_post.0": 16})
+    run, studies = foreseen(plan, MODEL)
     assert {name: len(config.saes) for name, config in studies.items()} == {"ablations": 2 * 2, "sensitivity": 2 * 3}
     reproduce(plan, tmp_path / "site")
     trained = read_config(tmp_path / "site")
@@ -127,8 +129,7 @@ def test_what_studies_train_is_foreseen_and_divided_like_the_run(small: RunConfi
     for name, config in studies.items():
         (nested,) = (tmp_path / "site" / "studies" / name).glob("run-*")
         trained = read_config(nested)
-        decided = [resolve_sae(sae, config, 16) for sae in config.saes]
-        assert list(map(without_coef, decided)) == list(map(without_coef, trained.saes))
+        assert list(map(without_coef, config.saes)) == list(map(without_coef, trained.saes))
         assert (config.data.tokens, config.resampling) == (trained.data.tokens, trained.resampling)
         parts = [read_config(part).saes for part in sorted((nested / "parts").iterdir(), key=lambda at: int(at.name))]
         assert parts == [(sae,) for sae in trained.saes]
@@ -137,11 +138,11 @@ def test_what_studies_train_is_foreseen_and_divided_like_the_run(small: RunConfi
 def test_a_study_that_does_not_fit_its_run_is_foreseen(small: RunConfig) -> None:
     plan = Plan(small, {"sensitivity": SensitivityConfig(target_l0=7.0)})
     with pytest.raises(ValueError, match=r"target_l0=7 is not .* any arm of the run: its targets are 2, 3\."):
-        foreseen(plan, {"resid_post.0": 16})
+        foreseen(plan, MODEL)
 
 
 def test_what_a_study_cannot_train_is_refused_before_the_run_is_trained(small: RunConfig, tmp_path: Path) -> None:
-    def divide(whole: RunConfig) -> Sequence[RunConfig]:
+    def divide(whole: ResolvedRun) -> Sequence[ResolvedRun]:
         if max(sae.d_sae for sae in whole.saes) > 32:
             raise ValueError("alone needs")
         return one_by_one(whole)

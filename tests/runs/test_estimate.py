@@ -11,8 +11,8 @@ from penstock.kernels.dispatch import forced
 from penstock.paper.presets import PRESETS
 from penstock.runs.estimate import Estimate, estimate, parameters, step_flops
 from penstock.saes import ARCHITECTURES, trainable
-from penstock.training.config import DataConfig, LanguageModelConfig, OptimConfig, RunConfig, SAEConfig
-from penstock.training.defaults import resolve_sae
+from penstock.training.config import DataConfig, LanguageModelConfig, OptimConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.defaults import PlannedModel
 from penstock.training.recipes import RECIPES
 from penstock.training.schedules import Schedule
 from penstock.training.trainer import SAETrainer
@@ -26,10 +26,15 @@ def sae_config(arch: str = "gated", site: str = "resid_post.0", **changes: Any) 
     return SAEConfig(arch=arch, site=site, **(settings | changes))
 
 
-def run_config(*saes: SAEConfig, data: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
-    """Ten steps of 8 tokens."""
+def decided(config: RunConfig) -> ResolvedRun:
+    return config.resolve(PlannedModel("model", context=128, widths=dict.fromkeys(config.sites, D_IN)))
+
+
+def run_config(*saes: SAEConfig, data: dict[str, Any] | None = None, **changes: Any) -> ResolvedRun:
+    """Ten steps of 8 tokens, on one thread."""
     settings: dict[str, Any] = {"tokens": 80, "buffer_tokens": 20} if data is None else data
-    return RunConfig(saes=saes, data=DataConfig(**settings), optim=OptimConfig(batch_size=8), **changes)
+    rest = {"optim": OptimConfig(batch_size=8), "threads": 1} | changes
+    return decided(RunConfig(saes=saes, data=DataConfig(**settings), **rest))
 
 
 def in_layers(*saes: SAEConfig, **arguments: Any) -> Estimate:
@@ -66,9 +71,11 @@ def test_an_accelerator_steps_one_sae_at_a_time_and_takes_more_pairs_at_once() -
     other = sae_config(d_sae=2**20, seed=1)
     on = {
         device: estimate(
-            RunConfig(
-                saes=(sae, other),
-                data=DataConfig(tokens=4096, buffer_tokens=4096),
+            run_config(
+                sae,
+                other,
+                data={"tokens": 40_960, "buffer_tokens": 4096},
+                optim=OptimConfig(),
                 language_model=LanguageModelConfig(device=device),
                 threads=2,
             ),
@@ -142,7 +149,7 @@ def test_bytes_are_those_of_a_real_trainer(arch: str, recipe: str) -> None:
     sae = sae_config(arch, recipe=recipe)
     config = run_config(sae)
     trainer = SAETrainer(
-        resolve_sae(sae, config, D_IN),
+        config.saes[0],
         Schedule(num_steps=10, warmup=1, decay=0, sparsity_warmup=0),
         d_in=D_IN,
         beta2=0.999,
@@ -210,6 +217,7 @@ def test_at_the_papers_sizes_the_number_of_latents_decides_what_a_step_costs() -
 def test_every_preset_is_estimated(name: str) -> None:
     preset = PRESETS[name]
     for config, site in zip(preset.run_configs(), preset.sites, strict=True):
+        config = config.resolve(preset.planned_model())
         found = estimate(config, {site.name: site.d_in.value}, preset.model_parameters.value, preset.num_layers.value)
         assert found.tokens == preset.steps.value * preset.optim["batch_size"].value
         assert found.bytes_parameters >= len(config.saes) * 8 * site.d_in.value * site.arms["gated"].d_sae.value

@@ -16,7 +16,8 @@ from penstock.runs.estimate import estimate
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import GIB, join, split
 from penstock.runs.sweep import evaluate_run, prepare, read_config, train
-from penstock.training.config import DataConfig, OptimConfig, RunConfig, SAEConfig
+from penstock.training.config import DataConfig, OptimConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.defaults import PlannedModel
 
 MakeRun = Callable[..., RunConfig]
 
@@ -40,8 +41,10 @@ def sae(name: str, seed: int = 0, site: str = SITE, *, arch: str = "gated", **ai
     )
 
 
-def run_of(*saes: SAEConfig) -> RunConfig:
-    return RunConfig(saes=saes, data=DataConfig(tokens=800, buffer_tokens=20), optim=OptimConfig(batch_size=8))
+def run_of(*saes: SAEConfig) -> ResolvedRun:
+    data = DataConfig(tokens=800, buffer_tokens=20)
+    run = RunConfig(saes=saes, data=data, optim=OptimConfig(batch_size=8), threads=1)
+    return run.resolve(PlannedModel("model", 128, dict.fromkeys(run.sites, D_IN)))
 
 
 def names(parts: Sequence[RunConfig]) -> list[str]:
@@ -128,20 +131,11 @@ def test_an_arm_with_fewer_saes_is_spread_over_the_parts() -> None:
     assert dealt(room_for(3), *arms) == ["g1 r5 g2", "g3 r6 g4"]
 
 
-def test_a_part_without_resampling_has_no_settings_of_it(tiny_run: MakeRun) -> None:
-    config = tiny_run()
-    assert config.resampling.inputs == 300
-    one, other = split(config, {site: 16 for site in config.sites}, 1000, 2, _room_for_one(config))
-    assert one.resampling == config.resampling
-    # The window also decides which latents are reported as dead.
-    assert (other.resampling.inputs, other.resampling.window_tokens) == (819_200, 64)
-
-
 @pytest.mark.parametrize("gib", [96, 141, 200])
 def test_gemmas_largest_site_is_split_into_parts_that_fit(gib: int) -> None:
     preset = PRESETS["gemma-7b"]
     (place,) = [place for place, site in enumerate(preset.sites) if site.name == "attn_z.20"]
-    config = preset.run_configs(device="cuda")[place]
+    config = preset.run_configs(device="cuda")[place].resolve(preset.planned_model())
     about = {"attn_z.20": 4096}, preset.model_parameters.value, preset.num_layers.value
     parts = split(config, *about, gib * GIB)
     assert sorted(names([replace(config, saes=(one,)) for part in parts for one in part.saes])) == sorted(
@@ -154,7 +148,7 @@ def test_gemmas_largest_site_is_split_into_parts_that_fit(gib: int) -> None:
     assert all(total + largest > gib * GIB for total in used[:-1])
 
 
-def _room_for_one(config: RunConfig) -> int:
+def _room_for_one(config: ResolvedRun) -> int:
     """Enough for each of the run's SAEs, not for two."""
     widths = {site: 16 for site in config.sites}
     return max(estimate(replace(config, saes=(one,)), widths, 1000, 2).bytes_total for one in config.saes)

@@ -87,7 +87,6 @@ def test_one_setting_is_off_at_a_time_unless_the_full_grid_is_asked_for() -> Non
 
 def test_only_what_is_off_differs_from_the_centre(finished: FinishedRun) -> None:
     centre = finished.config.saes[0]
-    assert centre.lr is not None and centre.warmup_share is not None
     off = _with(centre, {**ONE, "lr": 4.0}, coef=0.7)
     assert off == replace(centre, name=off.name, lr=4 * centre.lr, lr_rule=off.lr_rule)
     assert _with(centre, {**ONE, "d_sae": 0.5}, 0.7).d_sae == centre.d_sae // 2

@@ -16,9 +16,12 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.defaults import resolve_sae
+from penstock.training.defaults import PlannedModel
 from penstock.training.recipes import KNOWN_RECIPES
+from penstock.training.sae_config import resolve_sae
 from penstock.training.stored_config import config_from_json, config_to_json
+
+MODEL = PlannedModel("model", context=128, widths={"resid_post.1": 16})
 
 
 def sae(**changes: Any) -> SAEConfig:
@@ -65,6 +68,9 @@ def everything_set() -> RunConfig:
             buffer_tokens=500,
             model_batch_rows=3,
             shuffle_seed=9,
+            mask_special_tokens=True,
+            max_norm_multiple=10.0,
+            skip_nonfinite=True,
         ),
         optim=OptimConfig(
             batch_size=100,
@@ -80,6 +86,7 @@ def everything_set() -> RunConfig:
         eval=EvalConfig(eval_tokens=50, bootstrap=20, eval_seed=4),
         checkpoint_minutes=1.5,
         checkpoint_steps=7,
+        keep_checkpoints=True,
         log_steps=2,
         threads=3,
     )
@@ -128,13 +135,13 @@ def stored(change: Callable[[dict[str, Any]], Any]) -> str:
         (lambda s: s["optim"].update(beta2=3.0), "beta2=3.0 is out of range: allowed is 0 to 0.999999"),
         (lambda s: s["saes"][0].update(lr=-1.0), "lr=-1.0 is out of range"),
         (lambda s: s["saes"][0].pop("arch"), "required field missing @ $.saes[0].arch"),
-        (lambda s: s["saes"][0].update(arch=None), "None is not of type str @ $.saes[0].arch"),
-        (lambda s: s["saes"][0].update(d_sae="64"), "'64' is not of type int @ $.saes[0].d_sae"),
+        (lambda s: s["saes"][0].update(arch=None), "null is not of type str @ $.saes[0].arch"),
+        (lambda s: s["saes"][0].update(d_sae="64"), '"64" is not of type int @ $.saes[0].d_sae'),
         (lambda s: s["data"].update(tokens=1000.5), "1000.5 is not of type int @ $.data.tokens"),
         (lambda s: s["data"].update(packing="sliced"), "sliced"),
         (
             lambda s: s["language_model"].update(trust_remote_code="false"),
-            "'false' is not of type bool @ $.language_model.trust_remote_code",
+            '"false" is not of type bool @ $.language_model.trust_remote_code',
         ),
         (lambda s: s.update(data=None), "expected DataConfig @ $.data"),
         (lambda s: s.update(saes=[]), "saes is empty"),
@@ -311,7 +318,7 @@ def test_sites_come_once_each_in_the_order_of_the_saes() -> None:
 @pytest.mark.parametrize("recipe", KNOWN_RECIPES)
 def test_what_an_sae_leaves_open_is_the_recipes_and_what_it_sets_stays(recipe: str) -> None:
     open_sae = sae(recipe=recipe)
-    decided = resolve_sae(open_sae, run(), d_in=16)
+    decided = resolve_sae(open_sae, MODEL, num_steps=100, warmup_share=0.05)
     defaults = KNOWN_RECIPES[recipe]
     assert (decided.beta1, decided.grad_clip) == (defaults.beta1, defaults.grad_clip)
     assert (decided.decoder_init_norm, decided.resample_at) == (
@@ -321,15 +328,17 @@ def test_what_an_sae_leaves_open_is_the_recipes_and_what_it_sets_stays(recipe: s
     assert decided.name == open_sae.folder
     assert decided.lr is not None
     assert decided.lr_rule not in (None, "given")
-    assert resolve_sae(decided, run(), d_in=16) == decided
+    assert resolve_sae(decided, MODEL, num_steps=100, warmup_share=0.05) == decided
+    assert decided.asked() == replace(open_sae, **{name: getattr(decided, name) for name in vars(open_sae)})
+    assert resolve_sae(decided.asked(lr=None), MODEL, num_steps=100, warmup_share=0.05) == decided
 
     own = replace(open_sae, lr=0.02, beta1=0.3, grad_clip=2.0, resample_at=(0.4,))
-    chosen = resolve_sae(own, run(), d_in=16)
+    chosen = resolve_sae(own, MODEL, num_steps=100, warmup_share=0.05)
     assert (chosen.lr, chosen.lr_rule) == (0.02, "given")
     assert (chosen.beta1, chosen.grad_clip, chosen.resample_at) == (0.3, 2.0, (0.4,))
 
 
 def test_the_papers_moments_of_resampling_are_not_taken_for_steps_or_tokens() -> None:
     for unit in ("steps", "tokens"):
-        config = run(resampling=ResamplingConfig(unit=unit))
-        assert resolve_sae(sae(), config, d_in=16).resample_at == ()
+        decided = resolve_sae(sae(), MODEL, num_steps=100, warmup_share=0.05, unit=unit)
+        assert decided.resample_at == ()

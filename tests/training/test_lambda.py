@@ -83,13 +83,13 @@ def test_a_resumed_run_keeps_its_coefficient(
     """Another machine may measure another scale; what was begun goes on."""
     gated = next(sae for sae in tiny_run().saes if sae.arch == "gated")
     one = replace(gated, target_l0=None, sparsity_coef=None, paper_lambda=0.02, name="one")
-    config = replace(tiny_run(), saes=(one,))
-    run = TrainingRun(config, tmp_path, tiny_lm)
+    config = replace(tiny_run(), saes=(one,)).resolve(tiny_lm)
+    run = TrainingRun.begin(config, tmp_path / "run", tiny_lm)
     run.checkpoint()
     monkeypatch.setattr(module, "measure_scale", lambda _: 7.0)
-    resumed = TrainingRun(config, tmp_path, tiny_lm)
-    assert resumed.trainers[0].sparsity_coef != run.trainers[0].sparsity_coef
-    resumed.resume()
+    other = TrainingRun.begin(config, tmp_path / "other", tiny_lm)
+    assert other.trainers[0].sparsity_coef != run.trainers[0].sparsity_coef
+    resumed = TrainingRun.begin(config, tmp_path / "run", tiny_lm)
     assert resumed.scales == run.scales
     assert resumed.trainers[0].sparsity_coef == run.trainers[0].sparsity_coef
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_keeps_its_coefficient(
 def trained(config: RunConfig, folder: Path, model: LanguageModel) -> Path:
     """The folder of the only SAE of a run."""
     folder.mkdir()
-    run = TrainingRun(config, folder, model)
+    run = TrainingRun.begin(config.resolve(model), folder, model)
     run.train(MetricsLog(folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps))
     (saved,) = run.save_saes()
     return saved
@@ -116,7 +116,7 @@ def test_a_run_with_a_lambda_is_one_with_its_coefficient(
     folder = trained(with_aim(paper_lambda=0.02), tmp_path / "lambda", tiny_lm)
     found = load_sae(folder).metadata
     # Of activations, the scale brings the mean squared norm to 1.
-    run = TrainingRun(with_aim(paper_lambda=0.02), tmp_path, tiny_lm)
+    run = TrainingRun.begin(with_aim(paper_lambda=0.02).resolve(tiny_lm), tmp_path, tiny_lm)
     x = torch.cat([run.source.next_batch(64)[gated.site] for _ in range(8)]).double()
     assert found["scale"] == pytest.approx(x.square().sum(dim=1).mean().item() ** -0.5, rel=0.05)
     assert found["sparsity_coef"] == pytest.approx(0.02 * x.shape[1] * found["scale"], rel=1e-12)

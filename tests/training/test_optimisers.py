@@ -9,8 +9,10 @@ from torch import Tensor
 
 from penstock.saes import ARCHITECTURES, DECODER_RULES, TrainableSAE, trainable
 from penstock.training.config import SAEConfig
+from penstock.training.defaults import PlannedModel
 from penstock.training.optimisers import DenseAdam, LatentAdam, make_optimiser
 from penstock.training.recipes import RECIPES
+from penstock.training.sae_config import resolve_sae
 
 D_IN, D_SAE, BATCH, STEPS = 12, 40, 32, 200
 LR, BETA2 = 3e-3, 0.99
@@ -161,7 +163,8 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(arch: str) -> None:
 
 
 def test_the_setting_decides_which_optimiser_an_sae_gets() -> None:
-    base = SAEConfig(arch="gated", site="resid_post.0", d_sae=D_SAE, target_l0=2.0, lr=1e-3, beta1=0.0, grad_clip=0.0)
+    asked = SAEConfig(arch="gated", site="resid_post.0", d_sae=D_SAE, target_l0=2.0, lr=1e-3)
+    base = resolve_sae(asked, PlannedModel("model", 8, {}), num_steps=10, warmup_share=0.0)
     for config, kind in (
         (replace(base, optimiser="latent_adam"), LatentAdam),
         (replace(base, optimiser="adam"), DenseAdam),

@@ -17,9 +17,9 @@ from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
-from penstock.training.defaults import decide
 from penstock.training.metrics_log import MetricsLog, SAERows
 from penstock.training.run import TrainingRun, _workers
+from penstock.training.stored_config import config_from_json, config_to_json
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 MakeRun = Callable[..., RunConfig]
@@ -49,8 +49,7 @@ def train(
 ) -> TrainingRun:
     """Start or resume a run in `folder` and train it to its end; calls `then` after step `at`."""
     folder.mkdir(exist_ok=True)
-    run = TrainingRun(config, folder, model)
-    run.resume()
+    run = TrainingRun.begin(config.resolve(model), folder, model)
     log = Hooked(folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps)
     log.hook = (at, then)
     run.train(log)
@@ -173,7 +172,7 @@ def test_a_text_that_fails_loses_no_step_and_the_error_says_how_to_go_on(
     config = replace(uninterrupted[0], checkpoint_steps=None)
     folder = tmp_path / "a run"
     folder.mkdir()
-    run = TrainingRun(config, folder, tiny_lm)
+    run = TrainingRun.begin(config.resolve(tiny_lm), folder, tiny_lm)
     drop(run.source, at)
     with pytest.raises(Dropped):
         run.train(MetricsLog(folder / "metrics.jsonl", every=5, last_step=60))
@@ -364,7 +363,7 @@ def test_a_saved_sae_on_raw_activations_is_the_trained_one_on_scaled_ones(
 def test_the_scale_gives_each_site_unit_mean_squared_norm(
     tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path
 ) -> None:
-    run = TrainingRun(tiny_run(cached=True), tmp_path, tiny_lm)
+    run = TrainingRun.begin(tiny_run(cached=True).resolve(tiny_lm), tmp_path, tiny_lm)
     acts = run.source.sample(10**6, torch.Generator())
     for site in ("resid_post.0", "resid_post.1"):
         assert (acts[site] * run.scales[site]).square().sum(dim=1).mean() == pytest.approx(1.0, rel=1e-5)
@@ -393,7 +392,7 @@ def test_a_divergence_names_the_step_the_term_the_sae_and_the_last_checkpoint(
     config = tiny_run(alone, cached=True, resampling=ResamplingConfig(window_tokens=64))
     folder = tmp_path / "run"
     folder.mkdir()
-    run = TrainingRun(config, folder, tiny_lm)
+    run = TrainingRun.begin(config.resolve(tiny_lm), folder, tiny_lm)
     log = Hooked(folder / "metrics.jsonl", every=5, last_step=60)
     (trainer,) = run.trainers
     next_batch = run.source.next_batch
@@ -497,26 +496,25 @@ def test_a_site_that_the_model_lacks_lists_those_it_has(
 ) -> None:
     sae = SAEConfig(arch="relu", site="resid_pots.0", d_sae=8, recipe="paper", target_l0=2.0)
     with pytest.raises(ValueError, match=r"(?s)resid_pots\.0.*resid_post"):
-        TrainingRun(tiny_run(sae), tmp_path, tiny_lm)
+        TrainingRun.begin(tiny_run(sae).resolve(tiny_lm), tmp_path, tiny_lm)
 
 
 def test_settings_that_do_not_fit_the_model_or_each_other_are_refused(
     tiny_run: MakeRun, tiny_lm: LanguageModel
 ) -> None:
     config = tiny_run()
-    widths = dict.fromkeys(config.sites, 16)
     long = replace(config, data=replace(config.data, context=33))
     with pytest.raises(ValueError, match="context=33 is more than the 32 positions of .*Lower it"):
-        decide(long, tiny_lm, widths)
+        long.resolve(tiny_lm)
     small = replace(config, data=replace(config.data, buffer_tokens=63))
     with pytest.raises(ValueError, match="buffer_tokens=63 is less than batch_size=64.*Raise one or lower"):
-        decide(small, tiny_lm, widths)
+        small.resolve(tiny_lm)
 
 
 def test_settings_of_a_resampling_that_never_happens_are_refused(tiny_run: MakeRun, tiny_lm: LanguageModel) -> None:
     def decided(recipe: str, **settings: Any) -> RunConfig:
         sae = SAEConfig(arch="relu", site="resid_post.0", d_sae=8, recipe=recipe, target_l0=2.0)
-        return decide(tiny_run(sae, resampling=ResamplingConfig(**settings)), tiny_lm, {"resid_post.0": 16})
+        return tiny_run(sae, resampling=ResamplingConfig(**settings)).resolve(tiny_lm)
 
     decided("norm_weighted", window_tokens=100)
     decided("paper", lr_dip=0.5)
@@ -529,15 +527,19 @@ def test_settings_of_a_resampling_that_never_happens_are_refused(tiny_run: MakeR
 
 def test_what_is_left_open_is_decided_once_and_for_all(tiny_run: MakeRun, tiny_lm: LanguageModel) -> None:
     config = tiny_run(data=DataConfig(text="x.jsonl"), threads=None, resampling=ResamplingConfig())
-    decided = decide(config, tiny_lm, dict.fromkeys(config.sites, 16))
+    decided = config.resolve(tiny_lm)
     assert decided.data.context == 32
     assert decided.data.buffer_tokens == 2**18
     assert decided.threads == torch.get_num_threads()
     assert decided.optim.encoder_precision == "float32"
     on_cuda = replace(config, language_model=replace(config.language_model, device="cuda:1"))
-    assert decide(on_cuda, tiny_lm, dict.fromkeys(config.sites, 16)).optim.encoder_precision == "bfloat16"
-    assert all(sae.lr is not None and sae.name is not None for sae in decided.saes)
-    assert decide(decided, tiny_lm, dict.fromkeys(config.sites, 16)) == decided
+    assert on_cuda.resolve(tiny_lm).optim.encoder_precision == "bfloat16"
+    assert decided.resampling.window_tokens == config.data.tokens // 16
+    assert decided.resampling.lr_dip_steps == 1000
+    assert decided.data.text_field == "text"
+    again = config_from_json(config_to_json(decided), "config.json")
+    assert type(again) is RunConfig
+    assert again.resolve(tiny_lm) == decided == decided.resolve(tiny_lm)
 
 
 def test_saes_at_the_same_step_of_resampling_see_an_lr_dip(

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from penstock.training.config import SAEConfig
+from penstock.training.defaults import PlannedModel
 from penstock.training.optimisers import project_gradient_, unit_norm_rows_
+from penstock.training.sae_config import resolve_sae
 from penstock.training.schedules import Schedule
 from penstock.training.trainer import DivergenceError, SAETrainer
 
@@ -34,8 +36,9 @@ def make_trainer(arch: str = "gated", recipe: str = "paper", num_steps: int = 40
     schedule |= {key: changes.pop(key) for key in tuple(changes) if key in (*schedule, "dips")}
     encoder_precision = changes.pop("encoder_precision", "float32")
     dead_window = changes.pop("dead_window", 10**9)
+    asked = SAEConfig(arch=arch, recipe=recipe, site="resid_post.0", d_sae=D_SAE, **(settings | changes))
     return SAETrainer(
-        SAEConfig(arch=arch, recipe=recipe, site="resid_post.0", d_sae=D_SAE, **(settings | changes)),
+        resolve_sae(asked, PlannedModel("model", 8, {}), num_steps=num_steps, warmup_share=0.0),
         Schedule(**schedule),
         d_in=D_IN,
         beta2=BETA2,
@@ -90,7 +93,7 @@ def steps_by_hand(trainer: SAETrainer, batches: list[Tensor], clip: float) -> tu
     second = {name: torch.zeros_like(value) for name, value in p.items()}
     losses = []
     for step, x in enumerate(batches):
-        assert config.lr is not None and config.sparsity_coef is not None
+        assert config.sparsity_coef is not None
         lr = config.lr * min(1, (step + 1) / schedule.warmup)
         coef = config.sparsity_coef * min(1, (step + 1) / schedule.sparsity_warmup)
         loss = loss_by_hand(p, x, coef, config.arch, config.recipe)

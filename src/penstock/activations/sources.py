@@ -129,14 +129,16 @@ class ShuffleBuffer:
 
     _COUNTERS = ("served", "restarts", "harvested_first_pass", "_harvested_this_pass")
 
-    def __init__(self, stream: Stream, *, capacity: int, seed: int) -> None:
+    def __init__(self, stream: Stream, *, capacity: int, seed: int, device: str = "cpu") -> None:
         """
         Args:
             stream: Started again from the beginning whenever it ends.
             capacity: Activations held; the mixing depth.
             seed: Decides the order.
+            device: Where the stream's activations are.
         """
         self.stream = stream
+        self.device = device
         self.capacity = capacity
         self.generator = torch.Generator().manual_seed(seed)
         self.served = 0
@@ -183,12 +185,8 @@ class ShuffleBuffer:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self._set_counters(state["counters"].tolist())
         self.generator.set_state(state["generator"])
-        before, self._acts = self._acts, {}
-        for key in state:
-            if key.startswith("acts/"):
-                site = key.removeprefix("acts/")
-                # A checkpoint comes back on the CPU; what was harvested before shows where the rest will be.
-                self._acts[site] = state[key].to(before.pop(site).device) if site in before else state[key]
+        # A checkpoint comes back on the CPU. One at a time: reading a large file lazily must not hold it twice.
+        self._acts = {key.removeprefix("acts/"): state[key].to(self.device) for key in state if key.startswith("acts/")}
         held = len(next(iter(self._acts.values()))) if self._acts else 0
         # Checkpoints of before held served rows, too, and the order of the others.
         self._order = state["order"] if "order" in state else torch.arange(held, device="cpu")

@@ -17,7 +17,7 @@ from penstock.reports.pages.published import write_published
 from penstock.reports.pages.reproduction_page import write_reproduction_page
 from penstock.runs.estimate import Estimate, estimate
 from penstock.runs.splitting import GIB
-from penstock.training.config import RunConfig
+from penstock.training.config import ResolvedRun
 from penstock.training.trainer import DivergenceError
 
 SPEEDS = {
@@ -91,7 +91,7 @@ def run_preset(options: Reproduce) -> None:
 class _Cost(NamedTuple):
     """A run before it is trained."""
 
-    config: RunConfig
+    config: ResolvedRun
     whole: Estimate
     parts: Sequence[Estimate]
     """What it is divided into; itself alone if it is not, or cannot be."""
@@ -150,10 +150,10 @@ def _costs(preset: Preset, site: SitePreset, plan: Plan) -> tuple[_Cost, dict[st
     """Of a site's run, and of what each of its studies trains."""
     widths = {site.name: site.d_in.value}
 
-    def estimated(config: RunConfig) -> Estimate:
+    def estimated(config: ResolvedRun) -> Estimate:
         return estimate(config, widths, preset.model_parameters.value, preset.num_layers.value)
 
-    def cost(config: RunConfig) -> _Cost:
+    def cost(config: ResolvedRun) -> _Cost:
         whole = estimated(config)
         try:
             parts = plan.divide(config)
@@ -161,11 +161,11 @@ def _costs(preset: Preset, site: SitePreset, plan: Plan) -> tuple[_Cost, dict[st
             return _Cost(config, whole, [whole], str(error))
         return _Cost(config, whole, [estimated(part) for part in parts])
 
-    run, studies = foreseen(plan, widths)
+    run, studies = foreseen(plan, preset.planned_model())
     return cost(run), {name: cost(config) for name, config in studies.items()}
 
 
-def _saes(config: RunConfig) -> str:
+def _saes(config: ResolvedRun) -> str:
     *others, widest = (f"{d_sae:,}" for d_sae in sorted({sae.d_sae for sae in config.saes}))
     widths = f"{', '.join(others)} and {widest}" if others else widest
     return f"{len(config.saes)} SAEs of {widths} latents"

@@ -8,8 +8,8 @@ from penstock.activations.harvest import Text
 from penstock.evaluation.comparison import Point, point_of
 from penstock.evaluation.evaluate import Candidate, Evaluation, evaluate
 from penstock.evaluation.records import record_of
+from penstock.evaluation.settings import EvalConfig
 from penstock.evaluation.statistics import resample_weights
-from penstock.training.config import EvalConfig
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,11 @@ from penstock.training.config import (
     LanguageModelConfig,
     OptimConfig,
     ResamplingConfig,
+    ResolvedRun,
     RunConfig,
     SAEConfig,
 )
+from penstock.training.defaults import PlannedModel
 
 UNSTATED = "not stated in the paper; chosen: "
 """Begins the source of a setting that the paper leaves open."""
@@ -167,24 +169,29 @@ class Preset:
         """
         configs = self.run_configs(model=model, device=device)
         settings = {name: cited.value for name, cited in self.study_settings.items()}
-        widths = {site.name: site.d_in.value for site in self.sites}
+        facts = self.planned_model()
 
-        def divide(whole: RunConfig) -> Sequence[RunConfig]:
+        def divide(whole: ResolvedRun) -> Sequence[ResolvedRun]:
             if max_bytes is None:
                 return undivided(whole)
-            return split(whole, widths, self.model_parameters.value, self.num_layers.value, max_bytes)
+            return split(whole, facts.widths, self.model_parameters.value, self.num_layers.value, max_bytes)
 
         return {
             site.name: Plan(
                 run,
                 {name: settings.get(name) or STUDIES[name].settings() for name in site.studies.value},
                 divide,
-                None if max_bytes is None else max(0, max_bytes - self._reserved(run, widths[site.name])),
+                None if max_bytes is None else max(0, max_bytes - self._reserved(run.resolve(facts), site.d_in.value)),
             )
             for site, run in zip(self.sites, configs, strict=True)
         }
 
-    def _reserved(self, run: RunConfig, d_in: int) -> int:
+    def planned_model(self) -> PlannedModel:
+        """What is known of the language model before it is loaded."""
+        widths = {site.name: site.d_in.value for site in self.sites}
+        return PlannedModel(self.language_model["model"].value, self.data["context"].value, widths)
+
+    def _reserved(self, run: ResolvedRun, d_in: int) -> int:
         """Bytes that an evaluation takes besides the SAEs it holds: the language model and its logits (clean, spliced,
         and a logarithm of each), and the SAE that is read next.
         """

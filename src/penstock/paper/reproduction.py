@@ -2,23 +2,20 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from penstock.kernels.threads import cpu_threads
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.run_lock import locked
-from penstock.runs.splitting import Divide, train_divided, undivided, with_saes
+from penstock.runs.splitting import Divide, train_divided, undivided
 from penstock.runs.sweep import evaluate_run, load_model
 from penstock.studies import STUDIES
 from penstock.studies.shared.study_records import Record
 from penstock.studies.study_run import study_run
-from penstock.training.config import RunConfig
-from penstock.training.defaults import resolve_sae
+from penstock.training.config import ResolvedRun, RunConfig
+from penstock.training.defaults import ModelFacts
 from penstock.training.trainer import DivergenceError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +77,7 @@ def finish(plan: Plan, folder: Path) -> None:
             fit into memory.
     """
     model = load_model(plan.run)
-    _, studies = foreseen(plan, {site: model.d_in(site) for site in plan.run.sites})
+    _, studies = foreseen(plan, model)
     for run in studies.values():
         # Refused before anything is trained rather than when the study's turn comes.
         plan.divide(run)
@@ -90,27 +87,25 @@ def finish(plan: Plan, folder: Path) -> None:
             evaluate_run(folder, model, plan.max_bytes)
 
 
-def foreseen(plan: Plan, widths: Mapping[str, int]) -> tuple[RunConfig, dict[str, RunConfig]]:
+def foreseen(plan: Plan, model: ModelFacts) -> tuple[ResolvedRun, dict[str, ResolvedRun]]:
     """What a plan would train, from its settings alone.
 
     Args:
         plan: The plan.
-        widths: For each site of its run the d_in.
+        model: The language model of its run, or what is known of it.
 
     Returns:
-        The run, decided as far as it can be without its language model; and for each study that trains SAEs itself the
-        run that they make up. Where such an SAE takes the coefficient that one of the run ends with, which is not known
-        beforehand, it has 1.
+        The run; and for each study that trains SAEs itself the run that they make up. Where such an SAE takes the
+        coefficient that one of the run ends with, which is not known beforehand, it has 1.
 
     Raises:
         ValueError: the settings of a study do not fit the run, or an SAE has no width.
     """
-    saes = tuple(resolve_sae(sae, plan.run, widths[sae.site]) for sae in plan.run.saes)
-    run = replace(plan.run, saes=saes, threads=plan.run.threads or torch.get_num_threads())
+    run = plan.run.resolve(model)
     studies = {}
     for name, settings in plan.studies.items():
         trains = STUDIES[name].trains
         if trains is not None:
             variants = trains(run, settings, lambda _: 1.0)
-            studies[name] = with_saes(run, [variant.sae for variant in variants], widths)
+            studies[name] = run.with_saes([variant.sae for variant in variants], model)
     return run, studies

@@ -20,8 +20,8 @@ import torch
 from penstock.activations.sources import ActivationCache, measure_scale
 from penstock.saes import ARCHITECTURES, SAE, GatedSAE
 from penstock.saes.base import squared_errors
+from penstock.settings import MAX_SEED
 from penstock.shapes import Acts
-from penstock.training.config import MAX_SEED
 from penstock.training.run import SCALE_TOKENS
 from penstock.training.trainer import DivergenceError
 

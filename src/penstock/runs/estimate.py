@@ -13,8 +13,7 @@ import torch
 from penstock.kernels.reference import BLOCK
 from penstock.language_models.pretrained import DTYPES
 from penstock.saes import ARCHITECTURES, TrainableSAE, training_of
-from penstock.training.config import RunConfig, SAEConfig
-from penstock.training.defaults import DEFAULT_BUFFER_TOKENS, resolve_sae
+from penstock.training.config import ResolvedRun, ResolvedSAE, SAEConfig
 from penstock.training.trainer import PAIRS_AT_ONCE
 
 FLOAT, INT = 4, 8
@@ -58,7 +57,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    config: RunConfig,
+    config: ResolvedRun,
     widths: Mapping[str, int],
     model_parameters: int,
     num_layers: int,
@@ -71,7 +70,7 @@ def estimate(
     parameters are taken to be spread evenly over the blocks, embeddings included, which overstates the cost.
 
     Args:
-        config: Settings of the run; CPU threads left open count as one.
+        config: Settings of the run.
         widths: For each of its sites the d_in.
         model_parameters: Of the language model.
         num_layers: Blocks of the language model.
@@ -96,7 +95,7 @@ def estimate(
     memory = (
         model_parameters * DTYPES[dtype].itemsize,
         sum(FLOAT * parameters(sae, widths[sae.site]) for sae in config.saes),
-        sum(_optimiser_bytes(sae, config, widths[sae.site]) for sae in config.saes),
+        sum(_optimiser_bytes(sae, widths[sae.site]) for sae in config.saes),
         _activation_bytes(config, widths),
         _batch_bytes(config, widths),
     )
@@ -144,7 +143,7 @@ def parameters(sae: SAEConfig, d_in: int) -> int:
     return (len(made.encoder_matrices) + 1) * d_in * sae.d_sae + d_in + len(made.encoder_biases) * sae.d_sae
 
 
-def training_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
+def training_bytes(sae: ResolvedSAE, config: ResolvedRun, d_in: int) -> int:
     """Memory that training an SAE takes at most: its parameters, what its optimiser keeps, and a step.
 
     Args:
@@ -152,7 +151,7 @@ def training_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
         config: The run's settings.
         d_in: Width of the site.
     """
-    return FLOAT * parameters(sae, d_in) + _optimiser_bytes(sae, config, d_in) + _step_bytes(sae, config, d_in)
+    return FLOAT * parameters(sae, d_in) + _optimiser_bytes(sae, d_in) + _step_bytes(sae, config, d_in)
 
 
 def _class_of(sae: SAEConfig) -> type[TrainableSAE]:
@@ -173,33 +172,33 @@ def _share_of_blocks(site: str, num_layers: int) -> float:
     return blocks / num_layers
 
 
-def _optimiser_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
+def _optimiser_bytes(sae: ResolvedSAE, d_in: int) -> int:
     """Second moments, with `adam` first moments and a count of steps for each parameter; with `latent_adam` one count
     of steps, and each latent's last update; and for either each latent's tokens since it fired.
     """
     moments, latents = FLOAT * parameters(sae, d_in), INT * sae.d_sae
-    if resolve_sae(sae, config, d_in).optimiser == "latent_adam":
+    if sae.optimiser == "latent_adam":
         return moments + INT + 2 * latents
     tensors = 2 + len(_class_of(sae).encoder_matrices) + len(_class_of(sae).encoder_biases)
     return 2 * moments + FLOAT * tensors + latents
 
 
-def _activation_bytes(config: RunConfig, widths: Mapping[str, int]) -> int:
+def _activation_bytes(config: ResolvedRun, widths: Mapping[str, int]) -> int:
     """A buffer is refilled beside the old one: old, kept and fresh, and both joined. A cache is filled in parts."""
     data = config.data
-    rows = 2 * data.cache_tokens if data.cache_tokens else 3 * (data.buffer_tokens or DEFAULT_BUFFER_TOKENS)
+    rows = 2 * data.cache_tokens if data.cache_tokens else 3 * data.buffer_tokens
     return FLOAT * rows * sum(widths[site] for site in config.sites)
 
 
-def _batch_bytes(config: RunConfig, widths: Mapping[str, int]) -> int:
+def _batch_bytes(config: ResolvedRun, widths: Mapping[str, int]) -> int:
     """The batch of each site, raw and scaled, and the steps of the SAEs that are trained side by side."""
     batches = FLOAT * 2 * config.optim.batch_size * sum(widths[site] for site in config.sites)
-    side_by_side = (config.threads or 1) if _device(config) == "cpu" else 1
+    side_by_side = config.threads if _device(config) == "cpu" else 1
     steps = sorted((_step_bytes(sae, config, widths[sae.site]) for sae in config.saes), reverse=True)
     return batches + sum(steps[:side_by_side])
 
 
-def _step_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
+def _step_bytes(sae: SAEConfig, config: ResolvedRun, d_in: int) -> int:
     """Gradients; the pairs of a random dictionary, which fires on half of them, as far as they are taken at once; the
     centred batch, its reconstructions and their gradients; a dense block.
     """
@@ -210,5 +209,5 @@ def _step_bytes(sae: SAEConfig, config: RunConfig, d_in: int) -> int:
     return FLOAT * (parameters(sae, d_in) + TENSORS_OF_PAIRS * pairs + rows + block)
 
 
-def _device(config: RunConfig) -> str:
+def _device(config: ResolvedRun) -> str:
     return torch.device(config.language_model.device).type

@@ -16,7 +16,7 @@ from penstock.runs.sweep import load_model, read_config
 from penstock.runs.trained_saes import load_run
 from penstock.saes import SAE
 from penstock.shapes import Acts
-from penstock.training.config import RunConfig
+from penstock.training.config import ResolvedRun
 from penstock.training.run import training_stream, training_text
 
 MODEL_ROWS = 8
@@ -28,7 +28,7 @@ class FinishedRun:
     """The SAEs of a run with their language model and their text."""
 
     folder: Path
-    config: RunConfig
+    config: ResolvedRun
     """Its settings, without the SAEs that have diverged."""
     model: LanguageModel
     saes: Mapping[str, SAE]

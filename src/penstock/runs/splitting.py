@@ -20,17 +20,16 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs.estimate import Estimate, estimate
 from penstock.runs.run_lock import locked
 from penstock.runs.sweep import is_trained, prepare_once, read_config, train_to_end
-from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
-from penstock.training.defaults import decide, resolve_sae
+from penstock.training.config import ResolvedRun, ResolvedSAE, RunConfig, SAEConfig
 from penstock.training.outcome import outcome_of
 
 GIB = 2**30
 
-Divide = Callable[[RunConfig], Sequence[RunConfig]]
-"""The runs that a run, its settings decided, is trained in; more than one where memory does not hold it."""
+Divide = Callable[[ResolvedRun], Sequence[ResolvedRun]]
+"""The runs that a run is trained in; more than one where memory does not hold it."""
 
 
-def undivided(whole: RunConfig) -> Sequence[RunConfig]:
+def undivided(whole: ResolvedRun) -> Sequence[ResolvedRun]:
     """The run itself, however much memory it needs."""
     return (whole,)
 
@@ -49,7 +48,7 @@ def train_divided(config: RunConfig, folder: Path, model: LanguageModel, divide:
             settings do not fit the model.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
-    decided = decide(config, model, {site: model.d_in(site) for site in config.sites})
+    decided = config.resolve(model)
     parts = divide(decided)
     if len(parts) > 1 and not is_trained(decided, folder):
         prepare_once(decided, folder, model)
@@ -61,32 +60,31 @@ def train_divided(config: RunConfig, folder: Path, model: LanguageModel, divide:
 
 
 def split(
-    config: RunConfig, widths: Mapping[str, int], model_parameters: int, num_layers: int, max_bytes: int
-) -> tuple[RunConfig, ...]:
+    config: ResolvedRun, widths: Mapping[str, int], model_parameters: int, num_layers: int, max_bytes: int
+) -> tuple[ResolvedRun, ...]:
     """Deal the SAEs of a run out to runs that each fit into memory, those that are compared side by side.
 
     SAEs of one site and seed stay in one part where a part has room for them. Else neighbours stay together: SAEs at
     about the same place, from sparse to dense, in the lists of their arms.
 
     Args:
-        config: The whole run; decided, so that its threads count.
+        config: The whole run.
         widths: For each of its sites the d_in.
         model_parameters: Of the language model.
         num_layers: Blocks of the language model.
         max_bytes: The most that the `bytes_total` of a part's estimate may be.
 
     Returns:
-        The parts, which share every setting but the SAEs (and settings of a resampling that no SAE of a part does);
-        `config` alone if it fits.
+        The parts, which share every setting but the SAEs; `config` alone if it fits.
 
     Raises:
         ValueError: an SAE does not fit alone; and as for `estimate`.
     """
 
-    def cost(saes: Sequence[SAEConfig]) -> Estimate:
+    def cost(saes: Sequence[ResolvedSAE]) -> Estimate:
         return estimate(replace(config, saes=tuple(saes)), widths, model_parameters, num_layers)
 
-    def fits(saes: Sequence[SAEConfig]) -> bool:
+    def fits(saes: Sequence[ResolvedSAE]) -> bool:
         return cost(saes).bytes_total <= max_bytes
 
     if fits(config.saes):
@@ -94,7 +92,7 @@ def split(
     largest = max(config.saes, key=lambda sae: cost([sae]).bytes_total)
     if not fits([largest]):
         raise ValueError(_too_large(largest, cost([largest]), max_bytes))
-    parts: list[list[SAEConfig]] = [[]]
+    parts: list[list[ResolvedSAE]] = [[]]
     for group in _compared(config.saes):
         if parts[-1] and not fits([*parts[-1], *group]) and fits(group):
             parts.append([])
@@ -102,7 +100,7 @@ def split(
             if parts[-1] and not fits([*parts[-1], sae]):
                 parts.append([])
             parts[-1].append(sae)
-    return tuple(with_saes(config, saes, widths) for saes in parts)
+    return tuple(replace(config, saes=tuple(saes)) for saes in parts)
 
 
 def join(folder: Path, parts: Sequence[Path]) -> None:
@@ -128,7 +126,7 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
     found: dict[str, Path] = {}
     for part in parts:
         own = read_config(part)
-        if replace(own, saes=config.saes, resampling=config.resampling) != config or set(own.saes) - set(config.saes):
+        if replace(own, saes=config.saes) != config or set(own.saes) - set(config.saes):
             raise ValueError(
                 f"{part} is no part of the run in {folder}: it has other settings or other SAEs. Leave it out, or "
                 "train it again as `split` gives it."
@@ -150,13 +148,13 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
         found[name].rename(folder / "saes" / name)
 
 
-def _compared(saes: Sequence[SAEConfig]) -> list[list[SAEConfig]]:
+def _compared(saes: Sequence[ResolvedSAE]) -> list[list[ResolvedSAE]]:
     """The SAEs of each site and seed, in the order in which these first come; in each from sparse to dense.
 
     An arm lists its L0s ascending and its coefficients descending, and only the place in that list is common to both:
     the first of one arm is compared with the first of another.
     """
-    groups: dict[tuple[str, int], dict[tuple[object, ...], list[SAEConfig]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, int], dict[tuple[object, ...], list[ResolvedSAE]]] = defaultdict(lambda: defaultdict(list))
     for sae in saes:
         groups[sae.site, sae.seed][sae.arch, sae.recipe, sae.d_sae].append(sae)
     sites = list(dict.fromkeys(site for site, _ in groups))
@@ -175,13 +173,6 @@ def _compared(saes: Sequence[SAEConfig]) -> list[list[SAEConfig]]:
 def from_sparse_to_dense(sae: SAEConfig) -> tuple[float, float]:
     """Ascending from sparse to dense, for SAEs that all have a target, all a coefficient, or all a lambda."""
     return sae.target_l0 or 0.0, -(sae.sparsity_coef or sae.paper_lambda or 0.0)
-
-
-def with_saes(config: RunConfig, saes: Sequence[SAEConfig], widths: Mapping[str, int]) -> RunConfig:
-    """A run with other SAEs, without the settings of a resampling that none of them does, which would be refused."""
-    resamples = any(resolve_sae(sae, config, widths[sae.site]).resample_at for sae in saes)
-    idle = ResamplingConfig(window_tokens=config.resampling.window_tokens)
-    return replace(config, saes=tuple(saes), resampling=config.resampling if resamples else idle)
 
 
 def _too_large(sae: SAEConfig, cost: Estimate, max_bytes: int) -> str:

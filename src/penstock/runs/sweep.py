@@ -18,26 +18,23 @@ from penstock.evaluation.comparison import compare, warnings_of
 from penstock.evaluation.controls import controls
 from penstock.evaluation.evaluate import Candidate
 from penstock.evaluation.measuring import Described, measure
+from penstock.evaluation.settings import EvalConfig
 from penstock.evaluation.sums import SUMS_FILE, write_sums
 from penstock.files import write_whole
 from penstock.kernels.buffers import release
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
+from penstock.language_models.settings import LanguageModelConfig
 from penstock.runs.environment import environment_of
 from penstock.runs.run_lock import locked
 from penstock.runs.trained_saes import about_sae, load_run, read_saes
 from penstock.shell import resume_command
 from penstock.training.checkpoint import remove_checkpoints
-from penstock.training.config import (
-    EvalConfig,
-    LanguageModelConfig,
-    RunConfig,
-)
-from penstock.training.defaults import decide
+from penstock.training.config import ResolvedRun, RunConfig
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import outcome_of
 from penstock.training.run import TrainingRun, training_stream, training_text
-from penstock.training.stored_config import config_from_json, config_to_json
+from penstock.training.stored_config import config_from_json, config_to_json, resolved_from_json
 from penstock.training.trackers import Tracker
 from penstock.training.trainer import DivergenceError
 
@@ -121,7 +118,7 @@ def check_run_dir(folder: Path) -> None:
         )
 
 
-def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
+def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> ResolvedRun:
     """Make the run's directory with config.json (every setting decided) and environment.json.
 
     Raises:
@@ -131,7 +128,7 @@ def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> RunConfig:
         ValueError: the settings do not fit the model, or the text has nothing to train or evaluate on.
     """
     check_run_dir(folder)
-    decided = decide(config, model, {site: model.d_in(site) for site in config.sites})
+    decided = config.resolve(model)
     training_text(decided, model).check()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,8 +166,7 @@ def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()
     log = MetricsLog(folder / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps, trackers=trackers)
     try:
         with locked(folder), cpu_threads(config.threads):
-            run = TrainingRun(config, folder, model)
-            run.resume()
+            run = TrainingRun.begin(config, folder, model)
             try:
                 run.train(log)
             finally:
@@ -204,7 +200,7 @@ def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
     """
     if not (folder / "config.json").exists():
         prepare(config, folder, model)
-    elif read_config(folder) != decide(config, model, {site: model.d_in(site) for site in config.sites}):
+    elif read_config(folder) != config.resolve(model):
         raise ValueError(
             f"{folder} holds a run with other settings. Delete it, choose another --out, or give the settings that it "
             "was begun with."
@@ -314,28 +310,38 @@ def _common(metadata: Sequence[Mapping[str, Any]], key: str, default: Any = _NEE
     return values[0]
 
 
-def read_config(folder: Path) -> RunConfig:
+def read_config(folder: Path) -> ResolvedRun:
     """The settings of a run.
 
     Raises:
         FileNotFoundError: there is no run in `folder`.
         ValueError: config.json has unknown keys or values out of range.
     """
-    return config_from_file(folder / "config.json")
+    path = folder / "config.json"
+    return resolved_from_json(_text_of(path), str(path))
 
 
 def config_from_file(path: Path) -> RunConfig:
-    """The settings in a config.json, or in that of a run's directory; raises as `read_config`."""
+    """The settings in a config.json, or in that of a run's directory, to ask for them again.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `read_config`.
+    """
     if path.is_dir():
         path = path / "config.json"
+    return config_from_json(_text_of(path), str(path))
+
+
+def _text_of(path: Path) -> str:
     if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist, so there is no run to read. Start one with penstock train or sweep --out DIR."
         )
-    return config_from_json(path.read_text(encoding="utf-8"), str(path))
+    return path.read_text(encoding="utf-8")
 
 
-def _controls_of(config: RunConfig, model: LanguageModel) -> list[Candidate]:
+def _controls_of(config: ResolvedRun, model: LanguageModel) -> list[Candidate]:
     acts = fill_cache(training_stream(config, model), min(CONTROL_TOKENS, config.data.tokens), seed=0).acts
     targets = {round(sae.target_l0) for sae in config.saes if sae.target_l0 is not None} or {8, 32}
     found = []

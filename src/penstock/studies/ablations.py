@@ -13,20 +13,20 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.studies.shared.measured_saes import measured_records
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
-from penstock.training.config import RunConfig, SAEConfig
+from penstock.training.config import ResolvedRun, ResolvedSAE, SAEConfig
 
 
-def _with_recipe(recipe: str) -> Callable[[SAEConfig], SAEConfig]:
+def _with_recipe(recipe: str) -> Callable[[ResolvedSAE], SAEConfig]:
     """The same SAE with another recipe, and the optimiser settings that belong to that."""
     own = dict.fromkeys(("beta1", "optimiser", "grad_clip", "decoder_init_norm", "resample_at"))
-    return lambda sae: replace(sae, recipe=recipe, **own)
+    return lambda sae: sae.asked(recipe=recipe, **own)
 
 
-def _with_arch(arch: str) -> Callable[[SAEConfig], SAEConfig]:
+def _with_arch(arch: str) -> Callable[[ResolvedSAE], SAEConfig]:
     return lambda sae: replace(sae, arch=arch)
 
 
-ABLATIONS: dict[str, Callable[[SAEConfig], SAEConfig]] = {
+ABLATIONS: dict[str, Callable[[ResolvedSAE], SAEConfig]] = {
     # All else as it was, so that nothing but the stopped gradient differs.
     "auxiliary_unfrozen": lambda sae: replace(sae, recipe="auxiliary_unfrozen"),
     "no_r_mag": _with_arch("gated_no_r_mag"),
@@ -68,7 +68,7 @@ def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
     return measured_records(run, "ablations", described)
 
 
-def ablation_variants(run: RunConfig, config: AblationsConfig, coef_of: CoefOf) -> list[Variant]:
+def ablation_variants(run: ResolvedRun, config: AblationsConfig, coef_of: CoefOf) -> list[Variant]:
     """What the study trains, each with its ablation as the change.
 
     Without the auxiliary task nothing holds the gate open, and a steered coefficient would only follow it down: that

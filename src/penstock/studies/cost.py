@@ -19,7 +19,7 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.saes import SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
 from penstock.studies.shared.study_records import Record
-from penstock.training.config import SAEConfig
+from penstock.training.config import ResolvedSAE
 from penstock.training.optimisers import make_optimiser
 
 
@@ -64,7 +64,7 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
     return list(rows.values())
 
 
-def _counted(run: FinishedRun, settings: SAEConfig, x: Acts) -> Record:
+def _counted(run: FinishedRun, settings: ResolvedSAE, x: Acts) -> Record:
     """What needs no clock."""
     name = settings.folder
     sae = run.saes[name]
@@ -91,7 +91,7 @@ def _groups(rows: Sequence[Record], max_bytes: int | None) -> list[list[str]]:
     return groups
 
 
-def _training_step(run: FinishedRun, sae: SAE, settings: SAEConfig, x: Acts) -> Callable[[], None]:
+def _training_step(run: FinishedRun, sae: SAE, settings: ResolvedSAE, x: Acts) -> Callable[[], None]:
     """A whole step (loss, gradients, optimiser) at learning rate 0, so that every repetition does the same work."""
     trained = copy.deepcopy(sae).float().requires_grad_(True)
     assert isinstance(trained, TrainableSAE), f"{settings.folder} is no architecture that is trained"
@@ -129,7 +129,7 @@ def _quartiles(
     return {key: np.quantile(values[1:], [0.25, 0.5, 0.75]).tolist() for key, values in seconds.items()}
 
 
-def _counts(sae: SAE, settings: SAEConfig, batch: int, l0: float) -> dict[str, float]:
+def _counts(sae: SAE, settings: ResolvedSAE, batch: int, l0: float) -> dict[str, float]:
     """Operations of a training step, on the support and if every product were dense, and bytes of parameters.
 
     Dense, a ReLU step has the encoder's and the decoder's product, the gradients of the code, of W_dec and of W_enc,

@@ -21,7 +21,7 @@ from penstock.runs.splitting import from_sparse_to_dense
 from penstock.studies.shared.ratios_to_run import own_points
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
-from penstock.training.config import RunConfig, SAEConfig
+from penstock.training.config import ResolvedRun, ResolvedSAE, SAEConfig
 
 logger = logging.getLogger(__name__)
 
@@ -108,17 +108,13 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     return found
 
 
-def sensitivity_variants(run: RunConfig, config: SensitivityConfig, coef_of: CoefOf) -> list[Variant]:
+def sensitivity_variants(run: ResolvedRun, config: SensitivityConfig, coef_of: CoefOf) -> list[Variant]:
     """What the study trains, each with its factors as the change; centres are not trained again.
 
     Raises:
         ValueError: as `sensitivity`.
     """
-    # A run of before SAEs had a warm-up of their own.
-    centres = [
-        replace(sae, warmup_share=run.optim.warmup_share) if sae.warmup_share is None else sae
-        for sae in _centres(run, config)
-    ]
+    centres = _centres(run, config)
     _check_warmup(run, centres, config)
     found: dict[str, Variant] = {}
     for centre in centres:
@@ -128,11 +124,11 @@ def sensitivity_variants(run: RunConfig, config: SensitivityConfig, coef_of: Coe
     return list(found.values())
 
 
-def _check_warmup(run: RunConfig, centres: Sequence[SAEConfig], config: SensitivityConfig) -> None:
+def _check_warmup(run: ResolvedRun, centres: Sequence[ResolvedSAE], config: SensitivityConfig) -> None:
     decay = run.optim.decay_share
     for sae in centres:
         for factor in config.warmup_share:
-            share = factor * (sae.warmup_share or 0.0)
+            share = factor * sae.warmup_share
             if not 0 < share <= min(0.9, 1 - decay):
                 raise ValueError(
                     f"warmup_share={factor:g} gives {sae.folder} a warm-up of {share:g} of its steps: allowed is "
@@ -141,7 +137,7 @@ def _check_warmup(run: RunConfig, centres: Sequence[SAEConfig], config: Sensitiv
                 )
 
 
-def _arm(run: RunConfig, centre: SAEConfig) -> list[SAEConfig]:
+def _arm(run: ResolvedRun, centre: ResolvedSAE) -> list[ResolvedSAE]:
     """The SAEs of the run that differ from the centre in L0 and seed alone."""
     return [sae for sae in run.saes if _key(sae) == _key(centre)]
 
@@ -150,9 +146,9 @@ def _key(sae: SAEConfig) -> tuple[Any, ...]:
     return sae.site, sae.arch, sae.recipe, sae.d_sae, sae.lr
 
 
-def _centres(run: RunConfig, config: SensitivityConfig) -> list[SAEConfig]:
+def _centres(run: ResolvedRun, config: SensitivityConfig) -> list[ResolvedSAE]:
     """For each site and architecture the SAE whose L0 is asked for, of the first width, recipe, rate and seed."""
-    firsts: dict[tuple[str, str], list[SAEConfig]] = {}
+    firsts: dict[tuple[str, str], list[ResolvedSAE]] = {}
     for sae in run.saes:
         group = firsts.setdefault((sae.site, sae.arch), [])
         if not group or (_key(sae), sae.seed) == (_key(group[0]), group[0].seed):
@@ -188,9 +184,8 @@ def _grid(config: SensitivityConfig) -> Iterator[Factors]:
             yield dict(zip(SETTINGS, factors, strict=True))
 
 
-def _with(centre: SAEConfig, factors: Factors, coef: float) -> SAEConfig:
+def _with(centre: ResolvedSAE, factors: Factors, coef: float) -> ResolvedSAE:
     """The centre with its settings off; steered to its L0 unless the coefficient is off, too."""
-    assert centre.lr is not None and centre.warmup_share is not None
     off = "-".join(f"{name}_x{factor:g}" for name, factor in factors.items() if factor != 1)
     changed: dict[str, Any] = {
         "name": f"{centre.folder}-{off}",

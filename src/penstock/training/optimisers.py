@@ -12,7 +12,7 @@ from torch import Tensor
 from penstock.kernels.dispatch import kernels_for
 from penstock.kernels.protocol import AdamStep
 from penstock.saes import TrainableSAE
-from penstock.training.config import SAEConfig
+from penstock.training.sae_config import ResolvedSAE
 
 EPS = 1e-8
 """Added to the root of the second moment, as in PyTorch."""
@@ -128,9 +128,8 @@ class LatentAdam(torch.optim.Optimizer):
         ]
 
 
-def make_optimiser(config: SAEConfig, sae: TrainableSAE, *, beta2: float, unit_rows: bool) -> DenseAdam | LatentAdam:
-    """The optimiser of an SAE whose settings are decided."""
-    assert config.lr is not None and config.beta1 is not None and config.grad_clip is not None
+def make_optimiser(config: ResolvedSAE, sae: TrainableSAE, *, beta2: float, unit_rows: bool) -> DenseAdam | LatentAdam:
+    """The optimiser that an SAE's settings ask for."""
     if config.optimiser == "latent_adam":
         return LatentAdam(sae, lr=config.lr, beta2=beta2, max_norm=config.grad_clip, unit_rows=unit_rows)
     return DenseAdam(sae, lr=config.lr, beta1=config.beta1, beta2=beta2, max_norm=config.grad_clip, unit_rows=unit_rows)

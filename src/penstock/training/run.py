@@ -34,8 +34,7 @@ from penstock.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from penstock.training.config import RunConfig, SAEConfig
-from penstock.training.defaults import decide
+from penstock.training.config import ResolvedRun, ResolvedSAE
 from penstock.training.interrupts import Interrupts
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import DIVERGED_FILE
@@ -51,56 +50,77 @@ SCALE_TOKENS = 2**16
 class TrainingRun:
     """The state of a run between two steps."""
 
-    def __init__(self, config: RunConfig, folder: Path, model: LanguageModel) -> None:
-        """Prepare step 0.
+    def __init__(
+        self,
+        config: ResolvedRun,
+        folder: Path,
+        model: LanguageModel,
+        source: ActivationSource,
+        scales: Mapping[str, float],
+        outliers: Mapping[str, str | None],
+    ) -> None:
+        """A run at step 0; `begin` makes one from its settings and goes on from a checkpoint.
 
         Args:
-            config: What to train; open settings are decided here.
+            config: What to train.
             folder: The run's directory; made by the caller.
             model: The language model of `config.language_model`, loaded.
+            source: Where the batches come from.
+            scales: For each site what brings its activations to unit mean squared norm.
+            outliers: For each site a warning if a few tokens hold most of its squared norm, else None.
         """
-        widths = {site: model.d_in(site) for site in config.sites}
-        self.config = decide(config, model, widths)
+        self.config = config
         self.folder = folder
         self.model = model
         self.step = 0
         self.saved_step: int | None = None
         self.between_steps = True
-        self.source = self._source()
-        sample = self.source.sample(SCALE_TOKENS, _generator(self.config.data.shuffle_seed, 0))
-        self.scales = {site: measure_scale([sample[site]]) for site in self.config.sites}
-        self.outliers = {site: outlier_warning(sample[site], site) for site in self.config.sites}
+        self.source = source
+        self.scales = dict(scales)
+        self.outliers = dict(outliers)
         # Before the training, because a checkpoint must not fail at it.
         self.text_fingerprint = training_text(self.config, model).fingerprint
-        self.trainers = [self._trainer(sae, widths[sae.site]) for sae in self.config.saes]
+        self.trainers = [self._trainer(sae) for sae in self.config.saes]
         self.diverged: dict[str, str] = {}
         self.seconds = {trainer.config.folder: 0.0 for trainer in self.trainers}
-        self.workers = _workers(len(self.trainers), self.config.threads or 1, self.config.language_model.device)
+        self.workers = _workers(len(self.trainers), self.config.threads, self.config.language_model.device)
 
-    def resume(self) -> None:
-        """Go back to the last checkpoint, if there is one.
+    @classmethod
+    def begin(cls, config: ResolvedRun, folder: Path, model: LanguageModel) -> "TrainingRun":
+        """A run at its last checkpoint, or at step 0 if it has none; harvests what it needs for that.
+
+        Args:
+            config: What to train.
+            folder: The run's directory; made by the caller.
+            model: The language model of `config.language_model`, loaded.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: the checkpoint is damaged.
+            ValueError: the model has no such site, or the text or the activations cannot be trained on.
         """
-        path = latest_checkpoint(self.folder / "checkpoints")
+        source = activation_source(config, model)
+        path = latest_checkpoint(folder / "checkpoints")
         if path is None:
-            return
+            sample = source.sample(SCALE_TOKENS, _generator(config.data.shuffle_seed, 0))
+            scales = {site: measure_scale([sample[site]]) for site in config.sites}
+            outliers = {site: outlier_warning(sample[site], site) for site in config.sites}
+            return cls(config, folder, model, source, scales, outliers)
         checkpoint = load_checkpoint(path)
         try:
-            self._go_on_from(checkpoint)
+            numbers = checkpoint.numbers
+            run = cls(config, folder, model, source, numbers["scales"], numbers["outliers"])
+            run._go_on_from(checkpoint)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"The checkpoint {path} does not fit the run's settings or this version of penstock: {error!r} is not "
                 "as expected. Restore config.json, or remove the checkpoints to train from the start."
             ) from error
+        return run
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         self._check_text(checkpoint.numbers["text_fingerprint"])
         self.step = self.saved_step = checkpoint.step
         self.source.load_state(checkpoint.tensors.under("source/"))
-        self.scales = checkpoint.numbers["scales"]
-        self.outliers = checkpoint.numbers["outliers"]
         self.seconds = checkpoint.numbers["seconds"]
         # Checkpoints of before runs went on without their diverged SAEs do not have it.
         self._leave_out(checkpoint.numbers.get("diverged", {}))
@@ -277,18 +297,8 @@ class TrainingRun:
             return self.step % self.config.checkpoint_steps == 0
         return time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
 
-    def _source(self) -> ActivationSource:
-        data = self.config.data
-        stream = training_stream(self.config, self.model)
-        if data.cache_tokens is not None:
-            logger.info("Harvesting %s activations at %s", f"{data.cache_tokens:,}", ", ".join(self.config.sites))
-            return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
-        assert data.buffer_tokens is not None
-        return ShuffleBuffer(stream, capacity=data.buffer_tokens, seed=data.shuffle_seed)
-
-    def _trainer(self, sae: SAEConfig, d_in: int) -> SAETrainer:
+    def _trainer(self, sae: ResolvedSAE) -> SAETrainer:
         optim, resampling, steps = self.config.optim, self.config.resampling, self.config.num_steps
-        assert sae.warmup_share is not None
         schedule = Schedule(
             num_steps=steps,
             warmup=round(sae.warmup_share * steps),
@@ -296,15 +306,15 @@ class TrainingRun:
             sparsity_warmup=round(optim.sparsity_warmup_share * steps),
             dips=self.config.resampling_steps(sae),
             dip=resampling.lr_dip,
-            dip_length=resampling.lr_dip_steps or min(1000, max(1, steps // 16)),
+            dip_length=resampling.lr_dip_steps,
         )
         return SAETrainer(
             sae,
             schedule,
-            d_in=d_in,
+            d_in=self.model.d_in(sae.site),
             beta2=optim.beta2,
-            encoder_precision=optim.encoder_precision or "float32",
-            dead_window=resampling.window_tokens or max(1, self.config.data.tokens // 16),
+            encoder_precision=optim.encoder_precision,
+            dead_window=resampling.window_tokens,
             encoder_scale=resampling.encoder_scale,
             device=self.config.language_model.device,
             scale=self.scales[sae.site],
@@ -348,10 +358,20 @@ class TrainingRun:
         }
 
 
-def training_text(config: RunConfig, model: LanguageModel) -> Text:
-    """The text of a run whose settings are decided, as its model reads it."""
+def activation_source(config: ResolvedRun, model: LanguageModel) -> ActivationSource:
+    """Where a run's batches come from; a cache is harvested now, a shuffle buffer when it is first asked."""
     data = config.data
-    assert data.context is not None
+    stream = training_stream(config, model)
+    if data.cache_tokens is not None:
+        logger.info("Harvesting %s activations at %s", f"{data.cache_tokens:,}", ", ".join(config.sites))
+        return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
+    device = config.language_model.device
+    return ShuffleBuffer(stream, capacity=data.buffer_tokens, seed=data.shuffle_seed, device=device)
+
+
+def training_text(config: ResolvedRun, model: LanguageModel) -> Text:
+    """The text of a run, as its model reads it."""
+    data = config.data
     return Text(
         model=model,
         source=data.text,
@@ -365,8 +385,8 @@ def training_text(config: RunConfig, model: LanguageModel) -> Text:
     )
 
 
-def training_stream(config: RunConfig, model: LanguageModel) -> TrainingStream:
-    """The activations that a run whose settings are decided trains on, in the order of its text."""
+def training_stream(config: ResolvedRun, model: LanguageModel) -> TrainingStream:
+    """The activations that a run trains on, in the order of its text."""
     return TrainingStream(
         text=training_text(config, model),
         sites=config.sites,

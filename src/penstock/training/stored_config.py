@@ -7,7 +7,8 @@ from typing import Any
 from penstock.json_files import FileError, parse_object, shown
 from penstock.saes.architecture import OwnSettings
 from penstock.strict import strict_converter, structured
-from penstock.training.config import RunConfig
+from penstock.training.config import ResolvedRun, RunConfig, decide
+from penstock.training.defaults import PlannedModel
 
 
 def config_to_json(config: RunConfig) -> str:
@@ -38,3 +39,20 @@ def _own_settings(value: Any) -> Any:
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{shown(value)} is not an object")
     return value
+
+
+def resolved_from_json(text: str, source: str) -> ResolvedRun:
+    """The settings of a run that was begun; what older versions left open is decided as they did.
+
+    Raises:
+        ValueError: see `config_from_json`; or a setting is open that needs the language model.
+    """
+    config = config_from_json(text, source)
+    undecided = ["data.context"] if config.data.context is None else []
+    undecided += [f"saes[{number}].lr" for number, sae in enumerate(config.saes) if sae.lr is None]
+    if undecided:
+        raise ValueError(
+            f"{source} leaves {', '.join(undecided)} open, so no run was begun with it. Begin one with --from {source}."
+        )
+    # Nothing that depends on the language model is open, so it is not asked.
+    return decide(config, PlannedModel(source, 0, {}))

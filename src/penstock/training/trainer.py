@@ -10,11 +10,11 @@ from torch import Tensor
 
 from penstock.saes import ARCHITECTURES, training_of
 from penstock.shapes import Acts
-from penstock.training.config import SAEConfig
 from penstock.training.convergence import LossTrend
 from penstock.training.defaults import coefficient
 from penstock.training.optimisers import make_optimiser
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
+from penstock.training.sae_config import ResolvedSAE
 from penstock.training.schedules import Schedule
 from penstock.training.steering import STEER_FROM, L0Controller
 
@@ -39,7 +39,7 @@ class SAETrainer:
 
     def __init__(
         self,
-        config: SAEConfig,
+        config: ResolvedSAE,
         schedule: Schedule,
         *,
         d_in: int,
@@ -52,7 +52,7 @@ class SAETrainer:
     ) -> None:
         """
         Args:
-            config: With every open setting decided.
+            config: Its settings.
             schedule: Of this SAE, its resampling steps included.
             d_in: Width of the site.
             beta2: Adam's second-moment decay.
@@ -62,7 +62,6 @@ class SAETrainer:
             device: Where the SAE lives.
             scale: Scaled activations over raw ones; decides what a `paper_lambda` comes to.
         """
-        assert config.lr is not None and config.beta1 is not None and config.decoder_init_norm is not None
         self.config = config
         self.schedule = schedule
         self.lr = config.lr

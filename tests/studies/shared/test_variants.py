@@ -10,7 +10,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.ablations import AblationsConfig, ablations
-from penstock.training.config import RunConfig
+from penstock.training.config import ResolvedRun
 
 CHANGED = AblationsConfig(ablations=("untied", "norm_weighted"))
 
@@ -21,7 +21,7 @@ def trained(folder: Path) -> dict[str, bytes]:
     return {file.parent.name: file.read_bytes() for file in files}
 
 
-def in_two(whole: RunConfig) -> Sequence[RunConfig]:
+def in_two(whole: ResolvedRun) -> Sequence[ResolvedRun]:
     return [replace(whole, saes=whole.saes[::2]), replace(whole, saes=whole.saes[1::2])]
 
 

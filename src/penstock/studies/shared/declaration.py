@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant
-from penstock.training.config import RunConfig
+from penstock.training.config import ResolvedRun
 
 
 class Study(NamedTuple):
@@ -18,5 +18,5 @@ class Study(NamedTuple):
     """Makes its records."""
     of_saes: bool
     """Whether each record is an SAE's, measured as those of the run; else rows of their own kind."""
-    trains: Callable[[RunConfig, Any, CoefOf], Sequence[Variant]] | None = None
+    trains: Callable[[ResolvedRun, Any, CoefOf], Sequence[Variant]] | None = None
     """The SAEs that it trains itself, from the decided settings of a run and its own; None if it trains none."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from penstock.runs.finished_run import FinishedRun
-from penstock.runs.splitting import train_divided, with_saes
+from penstock.runs.splitting import train_divided
 from penstock.runs.trained_saes import FoundSAEs, load_run
 from penstock.studies.shared.study_records import study_folder
 from penstock.training.config import SAEConfig
@@ -38,8 +38,7 @@ def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> F
         DivergenceError: all of them diverged.
         InterruptedError: a signal asked to stop; what was done is kept.
     """
-    widths = {site: run.model.d_in(site) for site in run.config.sites}
-    config = with_saes(run.config, saes, widths)
+    config = run.config.with_saes(saes, run.model)
     digest = hashlib.sha256(config_to_json(config).encode()).hexdigest()[:8]
     folder = study_folder(run.folder, study) / f"run-{digest}"
     try:

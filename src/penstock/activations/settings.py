@@ -1,0 +1,92 @@
+"""Settings that say which activations are harvested, and how many."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from penstock.settings import MAX_SEED, at_least, between, values_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    text: str = "embedded"
+    """`embedded` (the standard library's source); a .txt, .jsonl or .parquet file (.txt and .jsonl also compressed), or
+    a folder of them; or datasets:NAME, datasets:NAME:CONFIG, datasets:NAME:CONFIG:SPLIT."""
+    text_field: str | None = None
+    """Column of the text in .jsonl, .parquet and datasets; `text` if left open."""
+    packing: Literal["packed", "truncated"] = "packed"
+    """Documents joined with a BOS (or EOS) between them, or one row per document cut at `context`."""
+    context: int | None = None
+    """Tokens in a row, BOS included; the model's maximum up to 1,024 if left open."""
+    tokens: int = 20_000_000
+    """Activations to train each SAE on, all passes together."""
+    cache_tokens: int | None = None
+    """Harvest this many activations once, keep them in memory and pass over them as often as `tokens` asks.
+    Otherwise activations are streamed: each one is new until the texts end."""
+    buffer_tokens: int | None = None
+    """Activations in the shuffle buffer when streaming (2^18 if left open); mixed token by token."""
+    model_batch_rows: int = 32
+    """Rows in one forward pass of the language model."""
+    shuffle_seed: int = 0
+    """Decides the order of the activations."""
+    mask_special_tokens: bool = False
+    """Leave special tokens inside the texts (such as those of chat templates) out of training and evaluation."""
+    max_norm_multiple: float | None = None
+    """Leave out tokens whose activation is more than so many times as long as the median at one of the sites."""
+    skip_nonfinite: bool = False
+    """Leave out and count tokens whose activations are NaN or infinite, which end the run otherwise."""
+
+    def __post_init__(self) -> None:
+        at_least("tokens", self.tokens, 1)
+        at_least("model_batch_rows", self.model_batch_rows, 1)
+        at_least("context", self.context, 2)
+        at_least("cache_tokens", self.cache_tokens, 1)
+        at_least("buffer_tokens", self.buffer_tokens, 2)
+        between("shuffle_seed", self.shuffle_seed, 0, MAX_SEED)
+        between("max_norm_multiple", self.max_norm_multiple, 1.5, 1e6)
+        if self.cache_tokens is not None:
+            if self.buffer_tokens not in (None, self.cache_tokens):
+                raise ValueError(
+                    f"buffer_tokens={self.buffer_tokens} has no effect with cache_tokens="
+                    f"{self.cache_tokens}: a cache is shuffled as a whole. Leave one of them out."
+                )
+            if self.cache_tokens > self.tokens:
+                raise ValueError(
+                    f"cache_tokens={self.cache_tokens} is more than tokens={self.tokens}, so part of "
+                    "the cache would never be used. Lower cache_tokens or raise tokens."
+                )
+        if self.text_field is not None and not self.has_columns:
+            raise ValueError(
+                f"text_field={self.text_field!r} has no effect with text={self.text!r}, which has no "
+                "columns. Leave it out, or name a text that has some (.jsonl, .parquet, datasets:NAME)."
+            )
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether a column of the text can be named."""
+        return self.text != "embedded" and re.search(r"\.txt(\.\w+)?$", self.text.lower()) is None
+
+    def resolve(self, context: Callable[[], int], *, buffer_tokens: int) -> "ResolvedData":
+        """Decide what is open.
+
+        Args:
+            context: Returns the tokens in a row; called only if that is open.
+            buffer_tokens: Activations in the shuffle buffer, if that is open and the run streams.
+        """
+        decided = values_of(
+            self,
+            text_field=self.text_field or ("text" if self.has_columns else None),
+            context=self.context or context(),
+            buffer_tokens=self.cache_tokens or self.buffer_tokens or buffer_tokens,
+        )
+        return ResolvedData(**decided)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedData(DataConfig):
+    """The same, decided. `text_field` is None where the text has no columns, `cache_tokens` where the run streams."""
+
+    context: int = field()
+    buffer_tokens: int = field()
+    """Activations that are mixed: those in the shuffle buffer, or all of the cache."""
