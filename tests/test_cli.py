@@ -25,7 +25,7 @@ from penstock.studies import STUDIES
 from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
 
 PACKAGE = Path(penstock.__file__).parent
-COMMANDS = ("sweep", "train", "eval", "report", "info", *STUDIES, "reproduce", "convert-gelu-1l")
+COMMANDS = ("sweep", "train", "eval", "report", "info", "study", "reproduce", "convert-gelu-1l")
 
 Told = Callable[..., tuple[int, str, str]]
 
@@ -455,15 +455,15 @@ SECTIONS = {"LanguageModelConfig", "DataConfig", "OptimConfig", "ResamplingConfi
         ("eval", {"Eval", "EvalConfig"}),
         ("report", {"Report"}),
         ("info", {"Info"}),
-        ("pursuit", {"_OfRun", "PursuitConfig"}),
-        ("pruning", {"_OfRun", "PruningConfig"}),
-        ("refit", {"_OfRun", "RefitStudyConfig", "RefitConfig"}),
-        ("dictionaries", {"_OfRun", "DictionariesConfig"}),
-        ("concepts", {"_OfRun", "ConceptsConfig"}),
-        ("cost", {"_OfRun", "CostConfig"}),
-        ("shrinkage", {"_OfRun", "ShrinkageConfig"}),
-        ("ablations", {"_OfRun", "AblationsConfig"}),
-        ("sensitivity", {"_OfRun", "SensitivityConfig"}),
+        ("study pursuit", {"PursuitConfig"}),
+        ("study pruning", {"PruningConfig"}),
+        ("study refit", {"RefitStudyConfig", "RefitConfig"}),
+        ("study dictionaries", {"DictionariesConfig"}),
+        ("study concepts", {"ConceptsConfig"}),
+        ("study cost", {"CostConfig"}),
+        ("study shrinkage", {"ShrinkageConfig"}),
+        ("study ablations", {"AblationsConfig"}),
+        ("study sensitivity", {"SensitivityConfig"}),
         ("reproduce", {"Reproduce"}),
     ],
 )
@@ -471,10 +471,11 @@ def test_help_tells_what_every_setting_is(
     told: Told, monkeypatch: pytest.MonkeyPatch, command: str, classes: set[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    code, out, _ = told(command, "--help-all")
+    code, out, _ = told(*command.split(), "--help-all")
     assert code == 0
     words = " ".join(out.split())
     files = (*PACKAGE.glob("cli/*.py"), PACKAGE / "training" / "config.py", *PACKAGE.glob("studies/*.py"))
+    files = (*files, PACKAGE / "posthoc" / "refitting.py")
     sources = {name: texts for file in files for name, texts in documented_fields(file, classes).items()}
     checked = 0
     for name in classes:
@@ -538,17 +539,22 @@ def studied(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.TempPat
 def test_a_study_prints_its_numbers_and_leaves_its_files(
     told: Told, studied: Path, name: str, settings: list[str], shown: str
 ) -> None:
-    code, out, err = told(name, str(studied), *settings)
+    code, out, err = told("study", name, str(studied), *settings)
     assert code == 0, err
     assert shown in out
-    measured = {"sums.safetensors", "comparison.json"} if STUDIES[name].of_saes else set()
+    measured = {"sums.safetensors", "comparison.json"} if STUDIES[name].measures_saes else set()
     files = {path.name for path in (studied / "studies" / name).iterdir() if path.is_file()}
     assert files == {".lock", "settings.json", "records.jsonl", "table.csv", "figure.png", "figure.svg", *measured}
 
 
+def test_a_study_may_be_called_without_the_command_before_it(told: Told, studied: Path) -> None:
+    _, before, _ = told("study", "pursuit", str(studied), "--num-latents", "2")
+    assert told("pursuit", str(studied), "--num-latents", "2")[:2] == (0, before)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_of_a_folder_without_a_run_is_an_error_that_says_so(told: Told, tmp_path: Path, name: str) -> None:
-    code, _, err = told(name, str(tmp_path / "nowhere"))
+    code, _, err = told("study", name, str(tmp_path / "nowhere"))
     assert code == 1
     assert "there is no run to read" in err
 
@@ -579,10 +585,9 @@ def test_what_was_stopped_says_how_to_go_on(told: Told, studied: Path, monkeypat
     def stopped(_: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("pursuit", "sweep"):
-        options_of, _ = cli._COMMANDS[name]
-        monkeypatch.setitem(cli._COMMANDS, name, (options_of, stopped))
-    _, _, err = told("pursuit", str(studied))
+    monkeypatch.setitem(cli._COMMANDS, "sweep", (cli.Sweep, stopped))
+    monkeypatch.setattr("penstock.cli.studies.make_study", stopped)
+    _, _, err = told("study", "pursuit", str(studied))
     assert err == "error: stopped by Ctrl-C. What is saved is kept: to go on, give the same command again.\n"
     _, _, err = told("sweep", "--out", str(studied))
     assert err.endswith(f"to go on, give penstock train --resume {studied}\n")

@@ -17,7 +17,6 @@ from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
 from penstock.studies.sensitivity import SensitivityConfig
-from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.study_records import Record
 from penstock.training.config import ResamplingConfig, ResolvedRun, RunConfig, SAEConfig
 from penstock.training.defaults import PlannedModel

@@ -35,7 +35,7 @@ DARK_COLORS = ("#62b5f5", "#f4894a", "#3fc99f", "#e58fd0", "#e0b040", "#a5a9ff",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class ArmLook:
     """SAEs that share architecture, recipe, width and, where it was asked for, learning rate."""
 
     arch: str
@@ -66,7 +66,7 @@ def arch_and_width(arch: str, d_sae: int) -> str:
     return f"{arch_name(arch)}, {d_sae:,} latents"
 
 
-def find_arms(records: Sequence[dict[str, Any]]) -> list[Arm]:
+def find_arms(records: Sequence[dict[str, Any]]) -> list[ArmLook]:
     """The arms among `records`, in the order known architectures are listed here, then as they come."""
     saes = [record for record in records if not is_control(record)]
     known = list(ARCH_NAMES)
@@ -85,11 +85,11 @@ def find_arms(records: Sequence[dict[str, Any]]) -> list[Arm]:
             details += [f"lr {lr:g}"] if len(rates) > 1 and lr is not None else []
             label = arch_name(arch) + (f" ({', '.join(details)})" if details else "")
             slot = _slot(arch, archs)
-            arms.append(Arm(arch=arch, recipe=recipe, d_sae=d_sae, lr=lr, label=label, slot=slot, variant=variant))
+            arms.append(ArmLook(arch=arch, recipe=recipe, d_sae=d_sae, lr=lr, label=label, slot=slot, variant=variant))
     return arms
 
 
-def arm_index(record: dict[str, Any], arms: Sequence[Arm]) -> int | None:
+def arm_index(record: dict[str, Any], arms: Sequence[ArmLook]) -> int | None:
     """Position of the record's arm in `arms`; None for a control."""
     if is_control(record):
         return None

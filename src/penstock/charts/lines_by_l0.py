@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penstock.charts.arm_looks import COLORS, SHAPES, Arm, arm_index, find_arms
+from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arm_index, find_arms
 from penstock.charts.drawing import MARKERS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SAME_LEVEL = 1.25
 """SAEs of a series whose L0s lie within this factor are averaged: the seeds of one target."""
 
 INK, GREY = "#24292e", "#6b7178"
-LEVEL = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 3)), "zorder": 1}
+REFERENCE_LINE = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 3)), "zorder": 1}
 """Look of a line that marks a level, such as 1."""
 
 _DASHES = ("-", ":", "-.", (0, (1, 1)))
@@ -84,7 +84,7 @@ def _side(record: Record, side: str) -> dict[str, Any]:
     return {key: record.get(f"{key}_{side}") for key in ("arch", "recipe", "d_sae")}
 
 
-def _look(arm: Arm, label: str, records: Records) -> Series:
+def _look(arm: ArmLook, label: str, records: Records) -> Series:
     dashes, marker = _DASHES[arm.variant % len(_DASHES)], MARKERS[SHAPES[arm.slot % len(SHAPES)]]
     return Series(label, COLORS[arm.slot % len(COLORS)], marker, dashes, arm.variant % 2 == 0, records)
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -15,25 +15,17 @@ from penstock.cli.output import Usage
 from penstock.cli.reproduction import Reproduce, run_preset
 from penstock.cli.runs import Sweep, Train, train
 from penstock.cli.saved import Eval, Info, Report, evaluate, info, report
-from penstock.cli.studies import (
-    Ablations,
-    Concepts,
-    Cost,
-    Dictionaries,
-    Pruning,
-    Pursuit,
-    Refit,
-    Sensitivity,
-    Shrinkage,
-    study,
-)
+from penstock.cli.studies import StudyCommand, make_study, study_commands
 from penstock.runs.run_lock import RunInUseError
 from penstock.shell import resume_command
+from penstock.studies import STUDIES
 from penstock.training.checkpoint import CheckpointError
 from penstock.training.trainer import DivergenceError
 from penstock.version import __version__
 
 _PROGRAM = "Train, evaluate and compare sparse autoencoders on the activations of language models."
+
+Commands = Mapping[str, tuple[type, Callable[[Any], None]]]
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "sweep": (Sweep, train),
@@ -41,15 +33,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval": (Eval, evaluate),
     "report": (Report, report),
     "info": (Info, info),
-    "shrinkage": (Shrinkage, study),
-    "ablations": (Ablations, study),
-    "refit": (Refit, study),
-    "pursuit": (Pursuit, study),
-    "pruning": (Pruning, study),
-    "cost": (Cost, study),
-    "sensitivity": (Sensitivity, study),
-    "dictionaries": (Dictionaries, study),
-    "concepts": (Concepts, study),
+    "study": (StudyCommand, make_study),
     "reproduce": (Reproduce, run_preset),
     "convert-gelu-1l": (ConvertGelu1L, convert),
 }
@@ -60,7 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    told = _help(arguments)
+    if arguments and arguments[0] in STUDIES:
+        # As studies were called before they had a command of their own.
+        arguments = ["study", *arguments]
+    program, about, commands = "penstock", _PROGRAM, _COMMANDS
+    if arguments[:1] == ["study"]:
+        program, about, commands = "penstock study", summary_of(StudyCommand), study_commands()
+        arguments = arguments[1:]
+    told = _help(arguments, program, about, commands)
     if told is not None:
         print(told, end="")
         return 0
@@ -69,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         parsed: Any = tyro.extras.subcommand_cli_from_dict(
-            {name: options for name, (options, _) in _COMMANDS.items()},
-            prog="penstock",
-            description=_PROGRAM,
-            args=_spelled(arguments),
+            {name: options for name, (options, _) in commands.items()},
+            prog=program,
+            description=about,
+            args=_spelled(arguments, commands),
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
     except ValueError as error:
@@ -80,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        actions = dict(_COMMANDS.values())
+        actions = dict(commands.values())
         actions[type(parsed)](parsed)
         sys.stdout.flush()
     except Usage as error:
@@ -98,23 +89,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _help(arguments: Sequence[str]) -> str | None:
+def _help(arguments: Sequence[str], program: str, about: str, commands: Commands) -> str | None:
     """The help that the arguments ask for; None if they ask for none, or name no command that there is."""
     wanted = {"-h", "--help", "--help-all"}.intersection(arguments)
     if not wanted:
         return None
     if arguments[0].startswith("-"):
-        return help_of_commands("penstock", {name: summary_of(one) for name, (one, _) in _COMMANDS.items()}, _PROGRAM)
-    if arguments[0] not in _COMMANDS:
+        return help_of_commands(program, {name: summary_of(one) for name, (one, _) in commands.items()}, about)
+    if arguments[0] not in commands:
         return None
-    return help_of(arguments[0], _COMMANDS[arguments[0]][0], everything="--help-all" in wanted)
+    name = f"{program} {arguments[0]}".removeprefix("penstock ")
+    return help_of(name, commands[arguments[0]][0], everything="--help-all" in wanted)
 
 
-def _spelled(arguments: Sequence[str]) -> list[str]:
+def _spelled(arguments: Sequence[str], commands: Commands) -> list[str]:
     """The arguments with each flag as its command spells it: singular and plural are both understood."""
     known: set[str] = set()
-    if arguments and arguments[0] in _COMMANDS:
-        known = {option.flag for option in options_of(_COMMANDS[arguments[0]][0])}
+    if arguments and arguments[0] in commands:
+        known = {option.flag for option in options_of(commands[arguments[0]][0])}
     return [_one_spelled(argument, known) for argument in arguments]
 
 

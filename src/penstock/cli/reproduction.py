@@ -17,6 +17,7 @@ from penstock.reports.pages.published import write_published
 from penstock.reports.pages.reproduction_page import write_reproduction_page
 from penstock.runs.estimate import Estimate, estimate
 from penstock.runs.splitting import GIB
+from penstock.studies import STUDIES
 from penstock.training.config import ResolvedRun
 from penstock.training.trainer import DivergenceError
 
@@ -81,7 +82,7 @@ def run_preset(options: Reproduce) -> None:
         write_published(out / name, sites[name])
         write_figures(out / name)
         for study, records in made.items():
-            for line in write_study(out / name, study, records):
+            for line in write_study(out / name, STUDIES[study], records):
                 print(line)
     title = f"Gated sparse autoencoders: the paper's experiments, {preset.name}"
     page = write_reproduction_page(out, studies, title, sites)

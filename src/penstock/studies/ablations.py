@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.runs.finished_run import FinishedRun
+from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import measured_records
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
@@ -101,3 +102,19 @@ def _about(own: Mapping[str, Any], base: str, ablation: str) -> dict[str, Any]:
 
 def _with_target(config: AblationsConfig) -> str:
     return f" and target L0 {' or '.join(f'{target:g}' for target in config.target_l0s)}" if config.target_l0s else ""
+
+
+STUDY = Study(
+    name="ablations",
+    title="Ablations",
+    question="Which parts of the method matter? Trains the run's Gated SAEs once more, one part changed.",
+    source="section 5.1, figure 8",
+    reading="The Gated SAEs trained once more with one part of the method changed (paper, figure 8). The inconsistent "
+    "mixture (penalty weighted by norms that pass a gradient, decoder frozen in the auxiliary task) is what the "
+    "paper's authors warn against. Without the auxiliary task the coefficient is the one that the Gated SAE ended "
+    "with; all others are steered to its L0.",
+    settings=AblationsConfig,
+    records=ablations,
+    measures_saes=True,
+    trains=ablation_variants,
+)

@@ -8,19 +8,24 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from penstock.activations.sources import measure_scale
+from penstock.charts.lines_by_l0 import Value, arm_series, at_site, draw_lines, grid, legend, line_of, sites_of
 from penstock.runs.estimate import step_flops, training_bytes
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import SAE, GatedSAE, TrainableSAE
 from penstock.shapes import Acts
+from penstock.studies.shared.declaration import Records, Study, columns
 from penstock.studies.shared.study_records import Record
 from penstock.training.config import ResolvedSAE
 from penstock.training.optimisers import make_optimiser
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,3 +166,47 @@ def _ratios(row: Record, rows: list[Record]) -> dict[str, Any]:
         | {f"{key}_ratio": row[key] / baseline[key] for key in keys}
         | {"encode_seconds_as_jumprelu_ratio": row["encode_seconds_as_jumprelu"] / baseline["encode_seconds"]}
     )
+
+
+def draw_cost(records: Records) -> "Figure":
+    figure, axes = grid(len(sites_of(records)), 2, width=8.4)
+    for (step, encode), site in zip(axes, sites_of(records), strict=True):
+        series = arm_series(at_site(records, site))
+        exported = [
+            one._replace(label=f"{one.label}, exported to JumpReLU", dashes="--", filled=False)
+            for one in series
+            if any(record.get("encode_seconds_as_jumprelu") is not None for record in one.records)
+        ]
+        step.set_title(f"Training step, {site}")
+        draw_lines(step, [line_of(one, _milliseconds("step_seconds")) for one in series])
+        encode.set_title(f"Encoding, {site}")
+        lines = [line_of(one, _milliseconds("encode_seconds")) for one in series]
+        draw_lines(encode, lines + [line_of(one, _milliseconds("encode_seconds_as_jumprelu")) for one in exported])
+        for ax in (step, encode):
+            ax.set_ylabel("milliseconds per batch")
+            ax.set_ylim(bottom=0)
+    legend(figure, axes.flat)
+    return figure
+
+
+def _milliseconds(key: str) -> Value:
+    return lambda record: None if record.get(key) is None else 1000 * record[key]
+
+
+STUDY = Study(
+    name="cost",
+    title="Cost",
+    question="What does a Gated step cost, and encoding, also exported to JumpReLU?",
+    source="section 3.2.1, appendix D",
+    reading="Median seconds of a training step and of encoding one batch on this machine; ratios are to the baseline "
+    "of the same width that is nearest in L0. `step_flops_dense` counts operations as if every product were dense, "
+    "`training_bytes` the SAE, its optimiser and a step at its largest.",
+    settings=CostConfig,
+    records=cost,
+    table=columns(
+        *("name", "l0", "step_seconds", "encode_seconds", "encode_seconds_as_jumprelu", "step_seconds_ratio"),
+        *("encode_seconds_ratio", "encode_seconds_as_jumprelu_ratio", "step_flops_dense_ratio"),
+        *("parameter_bytes_ratio", "training_bytes_ratio"),
+    ),
+    figure=draw_cost,
+)

@@ -8,16 +8,33 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
+from penstock.charts.lines_by_l0 import (
+    GREY,
+    Series,
+    at_site,
+    draw_lines,
+    grid,
+    legend,
+    line_of,
+    mean_of,
+    pair_series,
+    sites_of,
+)
 from penstock.evaluation.comparison import names_of
 from penstock.inspection.agreement import agreement
 from penstock.inspection.differences import agreement_differences
 from penstock.inspection.matching import MAX_HUNGARIAN, hungarian
 from penstock.runs.finished_run import FinishedRun
+from penstock.studies.shared.declaration import Records, Study, columns
 from penstock.studies.shared.pairs import Sides, arm_in, bootstrap_settings, check_factor, independent_pairs, sides_of
 from penstock.studies.shared.study_records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +104,38 @@ def _differences_of_agreement(run: FinishedRun, found: Sequence[Record]) -> list
             named = sides.names() | names_of("yardstick", yardstick)
             differences += [named | row for row in agreement_differences(of_arms, of_seeds, **bootstrap_settings(run))]
     return differences
+
+
+def draw_dictionaries(records: Records) -> "Figure":
+    figure, axes = grid(len(sites_of(records)), 2, width=8.4)
+    for (cosine, matched), site in zip(axes, sites_of(records), strict=True):
+        mine = at_site(records, site)
+        series = pair_series(mine, "kind")
+        chance = Series("cosine of random directions", GREY, "", "-", True, mine)
+        cosine.set_title(f"Mean max cosine, {site}")
+        both = [line_of(one, mean_of("mean_max_cosine_a_to_b", "mean_max_cosine_b_to_a")) for one in series]
+        draw_lines(cosine, [*both, line_of(chance, mean_of("null_mean_a_to_b", "null_mean_b_to_a"))])
+        matched.set_title(f"Share of latents matched, {site}")
+        draw_lines(matched, [line_of(one, mean_of("matched_share_a", "matched_share_b")) for one in series])
+        for ax in (cosine, matched):
+            ax.set_ylim(0, 1)
+    legend(figure, axes.flat)
+    return figure
+
+
+STUDY = Study(
+    name="dictionaries",
+    title="What two dictionaries share",
+    question="What do two arms share, measured by what two seeds share?",
+    source="",
+    reading="Arms are compared at nearly equal L0; two seeds of one arm are the yardstick. A difference is how much "
+    "more two arms agree than two seeds of one of them at the same L0: less says that they differ in more than a "
+    "seed. Latents match if they are mutual nearest neighbours with a cosine above 0.7.",
+    settings=DictionariesConfig,
+    records=dictionaries,
+    table=columns(
+        *("kind", "a", "b", "l0_a", "l0_b", "mean_max_cosine_a_to_b", "mean_max_cosine_b_to_a", "null_mean_a_to_b"),
+        *("mutual_share_a", "matched_share_a", "hungarian_cosine", "mutual_jaccard", "slope_a_on_b_median"),
+    ),
+    figure=draw_dictionaries,
+)

@@ -15,6 +15,7 @@ from penstock.posthoc.thresholds import (
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import SAE, trainable
 from penstock.shapes import Acts, PerLatent
+from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
 from penstock.studies.shared.study_records import Record
 
@@ -101,3 +102,16 @@ def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str,
     error = (sae.decode_sparse(code) - x).double().square().sum().item() / len(x)
     for price in config.prices:
         yield "optimal", price, optimal_thresholds(sae, x, price * error / max(l0, 1e-12))
+
+
+STUDY = Study(
+    name="pruning",
+    title="Pruning low activations",
+    question="Does dropping the baseline's low activations close its gap?",
+    source="section 7, left open there",
+    reading="Activations below a threshold are dropped at inference, by three rules, fitted on training activations. "
+    "The paper leaves open (section 7) whether this closes the baseline's gap. Gated SAEs are pruned alike.",
+    settings=PruningConfig,
+    records=pruning,
+    measures_saes=True,
+)

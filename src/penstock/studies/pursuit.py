@@ -7,6 +7,7 @@ from typing import Any
 from penstock.evaluation.measuring import Described
 from penstock.posthoc.gradient_pursuit import pursued
 from penstock.runs.finished_run import FinishedRun
+from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, measured_records
 from penstock.studies.shared.study_records import Record
 
@@ -44,3 +45,17 @@ def _aim(about: Mapping[str, Any]) -> str:
     if about.get("paper_lambda") is not None:
         return f"trained with lambda {about['paper_lambda']:g}"
     return f"trained at coefficient {about['sparsity_coef']:.3g}"
+
+
+STUDY = Study(
+    name="pursuit",
+    title="Inference-time optimisation",
+    question="How good is each decoder with its encoder replaced by non-negative gradient pursuit?",
+    source="appendix A, figures 10 and 11",
+    reading="The encoder is left out: each decoder is given to non-negative gradient pursuit, with a number of "
+    "latents for every token. The gap to the solid line of the same arm is what its encoder costs (paper, appendix "
+    "A).",
+    settings=PursuitConfig,
+    records=pursuit,
+    measures_saes=True,
+)

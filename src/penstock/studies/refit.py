@@ -13,6 +13,7 @@ from penstock.evaluation.measuring import Described
 from penstock.formats import load_sae, read_facts, save_sae
 from penstock.posthoc.refitting import RefitConfig, fine_tune, rescale_and_shift
 from penstock.runs.finished_run import FinishedRun
+from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
 from penstock.studies.shared.study_records import Record, asked, study_folder
 
@@ -97,3 +98,18 @@ def _to_refit(run: FinishedRun, archs: Sequence[str]) -> list[str]:
 def _is_saved(folder: Path, digest: str) -> bool:
     """Whether a study with the same settings has saved this SAE."""
     return (folder / "cfg.json").is_file() and read_facts(folder).metadata.get("asked") == digest
+
+
+STUDY = Study(
+    name="refit",
+    title="Is it enough to fix shrinkage?",
+    question="Is it enough to fix shrinkage? Magnitudes rescaled and shifted behind a frozen gate, or fine-tuned with "
+    "the decoder.",
+    source="section 5.2, figure 9; Wright & Sharkey 2024",
+    reading="The gate of the width-matched baseline is frozen and its magnitudes are fitted to the reconstruction "
+    "alone: rescaled and shifted (section 5.2), or fine-tuned together with the decoder (after Wright & Sharkey "
+    "2024). Gated SAEs are the control: what the same fit gains them is no mended shrinkage.",
+    settings=RefitStudyConfig,
+    records=refit,
+    measures_saes=True,
+)

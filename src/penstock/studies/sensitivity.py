@@ -10,18 +10,35 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from penstock.evaluation.comparison import Floats, Point
-from penstock.evaluation.statistics import LEVEL
+from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, find_arms
+from penstock.charts.drawing import MARKERS
+from penstock.charts.lines_by_l0 import REFERENCE_LINE, not_measured
+from penstock.evaluation.comparison import Point
+from penstock.evaluation.frontier import Frontier, frontier_of, log_lost, ratio_with_interval
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import from_sparse_to_dense
+from penstock.studies.shared.declaration import Records, Study, Table, columns
 from penstock.studies.shared.ratios_to_run import own_points
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
 from penstock.training.config import ResolvedRun, ResolvedSAE, SAEConfig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LABELS = {
+    "lr": "learning rate",
+    "sparsity_coef": "sparsity coefficient",
+    "d_sae": "width, d_sae",
+    "warmup_share": "warm-up",
+}
+
+SHOWN_METRICS = {"lost_ratio": "loss not recovered,\nat equal L0", "l0_ratio": "L0"}
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +75,6 @@ class SensitivityConfig:
                 )
 
 
-class _Frontier(NamedTuple):
-    """An arm's own SAEs as a straight line of log(1 - loss recovered) over log L0."""
-
-    slope: float
-    low: float
-    """Smallest L0 of the arm."""
-    high: float
-
-
 def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     """The centre of each architecture with its settings off.
 
@@ -90,7 +98,7 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     found: list[Record] = []
     for centre in _centres(run.config, config):
         reference = own[centre.folder]
-        frontier = _frontier([own[sae.folder] for sae in _arm(run.config, centre) if sae.seed == centre.seed])
+        frontier = frontier_of([own[sae.folder] for sae in _arm(run.config, centre) if sae.seed == centre.seed])
         rows = [_row(run.about[centre.folder], reference, reference, frontier, dict.fromkeys(SETTINGS, 1.0))]
         rows += [
             _row(*points[sae.folder], reference, frontier, factors)
@@ -202,12 +210,12 @@ def _with(centre: ResolvedSAE, factors: Factors, coef: float) -> ResolvedSAE:
 _ABOUT = ("name", "arch", "recipe", "site", "d_sae", "seed", "lr", "sparsity_coef")
 
 
-def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: _Frontier, factors: Factors) -> Record:
+def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: Frontier, factors: Factors) -> Record:
     # An SAE without a firing latent has no place on a frontier.
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_ratio = _log_lost(point) - _log_lost(centre) - frontier.slope * (np.log(point.l0) - np.log(centre.l0))
+        log_ratio = log_lost(point) - log_lost(centre) - frontier.slope * (np.log(point.l0) - np.log(centre.l0))
     within = frontier.low / REACH <= point.l0[0] <= frontier.high * REACH
-    ratio, low, high = _with_interval(log_ratio) if within else (None, None, None)
+    ratio, low, high = ratio_with_interval(log_ratio) if within else (None, None, None)
     return {
         **{key: about[key] for key in _ABOUT},
         **_off(factors),
@@ -236,29 +244,96 @@ def _off(factors: Factors) -> dict[str, Any]:
     return {"factors": dict(factors), "setting": alone, "factor": None if alone is None else factors[alone]}
 
 
-def _log_lost(point: Point) -> Floats:
-    """log(1 - loss recovered); NaN where nothing is lost."""
-    lost = 1 - point.loss_recovered
-    return np.log(np.where(lost > 0, lost, np.nan))
+def draw_sensitivity(records: Records) -> "Figure":
+    """The loss not recovered and L0 against the factor of each setting; drawn are the centres and what has one off."""
+    from matplotlib.figure import Figure
+
+    sites = list(dict.fromkeys(str(record["site"]) for record in records))
+    arms = find_arms([{"arch": record["arch"]} for record in records])
+    figure = Figure(figsize=(11, 2.4 * len(SHOWN_METRICS) * len(sites) + 0.8), layout="constrained")
+    axes = figure.subplots(len(SHOWN_METRICS) * len(sites), len(LABELS), squeeze=False, sharey="row")
+    rows = [(site, metric) for site in sites for metric in SHOWN_METRICS]
+    for panels, (site, metric) in zip(axes, rows, strict=True):
+        panels[0].set_ylabel(f"{SHOWN_METRICS[metric]}\n(centre = 1), {site}", fontsize=7.5, parse_math=False)
+        for ax, (setting, title) in zip(panels, LABELS.items(), strict=True):
+            ax.set_title(title)
+            ax.set_xlabel("factor")
+            measured = [r for r in records if r["site"] == site and (r[metric] or 0) > 0]
+            if not measured:
+                not_measured(ax)
+                continue
+            for arm in arms:
+                _draw_line(ax, [r for r in measured if r["arch"] == arm.arch], arm, setting, metric)
+            ax.axhline(1, **REFERENCE_LINE)
+            _powers_of_two(ax)
+    handles, labels = axes[-1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(arms))
+    return figure
 
 
-def _frontier(arm: Sequence[Point]) -> _Frontier:
-    """By least squares; level where one SAE is all there is."""
-    points = [point for point in arm if point.l0[0] > 0 and point.loss_recovered[0] < 1]
-    l0s = [float(point.l0[0]) for point in points]
-    if len(set(l0s)) < 2:
-        return _Frontier(0.0, min(l0s, default=math.inf), max(l0s, default=0.0))
-    slope = np.polyfit(np.log(l0s), [_log_lost(point)[0] for point in points], 1)[0]
-    return _Frontier(float(slope), min(l0s), max(l0s))
+def _draw_line(ax: "Axes", mine: Records, arm: ArmLook, setting: str, metric: str) -> None:
+    factors = [{**dict.fromkeys(LABELS, 1.0), **record["factors"]} for record in mine]
+    shown = [
+        (off[setting], record)
+        for off, record in zip(factors, mine, strict=True)
+        if all(off[name] == 1 for name in LABELS if name != setting)
+    ]
+    shown.sort(key=lambda one: one[0])
+    y = [record[metric] for _, record in shown]
+    with_bars = metric == "lost_ratio"
+    below = [value - (record["low"] or value) for value, (_, record) in zip(y, shown, strict=True)]
+    above = [(record["high"] or value) - value for value, (_, record) in zip(y, shown, strict=True)]
+    ax.errorbar(
+        [factor for factor, _ in shown],
+        y,
+        yerr=[[max(0.0, value) for value in below], [max(0.0, value) for value in above]] if with_bars else None,
+        color=COLORS[arm.slot % len(COLORS)],
+        marker=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
+        linewidth=1.3,
+        elinewidth=0.9,
+        markersize=4.5,
+        label=arm.label,
+    )
 
 
-def _with_interval(log_ratio: Floats) -> tuple[float | None, float | None, float | None]:
-    """The ratio on all tokens and the ends of its interval over resamples; None where they are undefined."""
-    if not np.isfinite(log_ratio[0]):
-        return None, None, None
-    ratio = float(np.exp(log_ratio[0]))
-    if not np.isfinite(log_ratio).all():
-        return ratio, None, None
-    tail = (1 - LEVEL) / 2
-    low, high = np.exp(np.quantile(log_ratio[1:], [tail, 1 - tail]))
-    return ratio, float(low), float(high)
+def _powers_of_two(ax: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(base=2))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+
+
+_COLUMNS = columns(
+    *("arch", "site", "off", "l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"),
+    "of_best",
+)
+
+
+def _table(records: Records) -> Table:
+    """What is off in words, such as "lr x2", before the numbers, and whether it diverged."""
+    found = []
+    for record in records:
+        off = ", ".join(f"{name} ×{factor:g}" for name, factor in record["factors"].items() if factor != 1)
+        # Studies of before SAEs that diverge were passed over do not have the key.
+        found.append({**record, "off": f"{off or 'nothing'}{' (diverged)' if record.get('diverged') else ''}"})
+    return _COLUMNS(found)
+
+
+STUDY = Study(
+    name="sensitivity",
+    title="Sensitivity to settings",
+    question="What does it cost to have learning rate, coefficient, width or warm-up wrong by 2x or 4x?",
+    source="",
+    reading="One SAE of each architecture trained once more with a setting off by a factor. `lost_ratio` is 1 - loss "
+    "recovered over that of the centre, at equal L0; `of_best` is the same over the arm's best. Where the coefficient "
+    "is off, L0 is what moves; everywhere else it is steered to the centre's.",
+    settings=SensitivityConfig,
+    records=sensitivity,
+    trains=sensitivity_variants,
+    table=_table,
+    figure=draw_sensitivity,
+)

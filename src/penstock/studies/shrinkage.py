@@ -4,25 +4,42 @@ An L1 penalty is paid on every magnitude, so a ReLU SAE reports less of a featur
 figure 2). A Gated SAE pays on its gate alone. Where both have the same latent, the baseline's is the weaker one.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from penstock.evaluation.statistics import interval
-from penstock.inspection.agreement import MATCHED
-from penstock.inspection.matching import MagnitudeSums, Pairs, magnitude_sums, mutual_nearest
+from penstock.charts.arm_looks import COLORS, SHAPES, find_arms
+from penstock.charts.drawing import MARKERS
+from penstock.charts.lines_by_l0 import (
+    REFERENCE_LINE,
+    Series,
+    at_site,
+    draw_lines,
+    grid,
+    legend,
+    line_of,
+    not_measured,
+    pair_series,
+    set_ticks,
+    sites_of,
+)
+from penstock.inspection.magnitude_ratios import matched_magnitudes, ratio_summary
 from penstock.metrics import token_terms
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE
 from penstock.shapes import Acts
-from penstock.sparse import SparseCode
+from penstock.studies.shared.declaration import Records, Study, Table, columns
 from penstock.studies.shared.pairs import pairs
 from penstock.studies.shared.study_records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RATIO_TICKS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 5.0, 10.0)
 
 ARCHS = ("relu", "gated")
 """The baseline, and what it is compared with."""
@@ -158,78 +175,96 @@ def _compared(run: FinishedRun, l0: dict[str, float], most_apart: float) -> list
     return sorted(found(), key=lambda pair: (pair.kind, widths_differ(pair)))
 
 
-@torch.no_grad()
-def matched_magnitudes(sae_a: SAE, sae_b: SAE, x: Acts) -> MagnitudeSums:
-    """Sums over the tokens where both fire, for the latents that two SAEs share.
-
-    Latents are matched as in `agreement`: among those that fire on x, mutual nearest with a cosine above MATCHED.
-    Magnitudes are in the activations' units, a code times the norm of its decoder row.
-
-    Args:
-        sae_a: Any SAE.
-        sae_b: Another of the same d_in and dtype.
-        x: Held-out activations in the units that both SAEs take.
-    """
-    code_a, code_b = _in_units(sae_a, x), _in_units(sae_b, x)
-    living_a, living_b = (code.firing.nonzero().flatten() for code in (code_a, code_b))
-    if not len(living_a) or not len(living_b):
-        return magnitude_sums(code_a, code_b, living_a.new_zeros(0, 2))
-    mutual = mutual_nearest(sae_a.W_dec[living_a], sae_b.W_dec[living_b])
-    of_a, of_b = mutual.pairs[mutual.cosine > MATCHED].T
-    matched: Pairs = torch.stack([living_a[of_a], living_b[of_b]], dim=1)
-    return magnitude_sums(code_a, code_b, matched)
-
-
-def ratio_summary(sums: MagnitudeSums, min_together: int, resamples: int, seed: int) -> dict[str, Any]:
-    """How much weaker b's latents are than a's, over the pairs that fire together on at least `min_together` tokens.
-
-    The bootstrap is over latents: its interval covers neither the choice of tokens nor the spread between seeds.
-
-    Returns:
-        The keys of `shrinkage` from `latents` on.
-    """
-    enough = sums.tokens >= min_together
-    ab, aa, bb = (values[enough] for values in (sums.ab, sums.aa, sums.bb))
-    ratios = (bb / aa).sqrt()
-    low, high = _median_interval(ratios, resamples, seed)
-    return {
-        "latents": len(ratios),
-        "ratios": [round(ratio, 4) for ratio in ratios.tolist()],
-        "median": _quantile(ratios, 0.5),
-        "low": low,
-        "high": high,
-        "q25": _quantile(ratios, 0.25),
-        "q75": _quantile(ratios, 0.75),
-        "share_below_1": (ratios < 1).double().mean().item() if len(ratios) else None,
-        "slope_b_on_a_median": _quantile(ab / aa, 0.5),
-        "slope_a_on_b_median": _quantile(ab / bb, 0.5),
-    }
-
-
-def _median_interval(
-    values: Float[Tensor, " latents"], resamples: int, seed: int
-) -> tuple[float, float] | tuple[None, None]:
-    if not len(values):
-        return None, None
-    generator = np.random.default_rng(seed)
-    # One resample at a time: all of them at once would not fit for a large dictionary.
-    numbers = values.cpu().numpy()
-    medians = [np.median(generator.choice(numbers, len(numbers))) for _ in range(resamples)]
-    return interval(torch.tensor(medians, dtype=torch.float64, device="cpu")) or (None, None)
-
-
-def _quantile(values: Float[Tensor, " latents"], share: float) -> float | None:
-    return values.quantile(share).item() if len(values) else None
-
-
-def _in_units(sae: SAE, x: Acts) -> SparseCode:
-    acts = sae.encode_sparse(x)
-    return SparseCode(acts.support, acts.values * sae.W_dec.norm(dim=1)[acts.support.indices]).nonzero()
-
-
 def _gamma(sae: SAE, x: Acts) -> float | None:
     """The reconstruction bias on these activations (paper, equation 10)."""
     mean = x.double().mean(dim=0)
     parts = [token_terms(rows, sae(rows), mean) for rows in x.split(ROWS)]
     square_x_hat, dot = (sum(part[name].sum().item() for part in parts) for name in ("square_x_hat", "dot"))
     return square_x_hat / dot if dot > 0 else None
+
+
+def draw_shrinkage(records: Records) -> "Figure":
+    pairs = [record for record in records if record["kind"] == "pair"]
+    figure, axes = grid(max(1, len(sites_of(pairs))), 3, width=11.5)
+    _draw_toy(axes[0][0], [record for record in records if record["kind"] == "toy"])
+    for ax in axes[1:, 0]:
+        ax.set_axis_off()
+    for (_, ratios, medians), site in zip(axes, sites_of(pairs) or ["no pair of SAEs"], strict=True):
+        series = pair_series(at_site(pairs, site), "compared")
+        ratios.set_title(f"Magnitudes of shared latents, {site}")
+        _draw_ratios(ratios, series)
+        medians.set_title(f"Median ratio, {site}")
+        medians.set_ylabel("magnitude ratio b / a")
+        median, low, high = (lambda record, key=key: record.get(key) for key in ("median", "low", "high"))
+        lines = [line_of(one, median, low, high) for one in series]
+        draw_lines(medians, lines)
+        if any(line.points for line in lines):
+            medians.axhline(1, **REFERENCE_LINE)
+    legend(figure, axes[0][1:])
+    return figure
+
+
+def _draw_toy(ax: "Axes", toy: Records) -> None:
+    ax.set_title("Toy: one latent, x = 1")
+    ax.set_xlabel("sparsity coefficient λ")
+    ax.set_ylabel("magnitude")
+    if not toy:
+        not_measured(ax)
+        return
+    for arm in find_arms([{"arch": record["arch"]} for record in toy]):
+        mine = sorted((r for r in toy if r["arch"] == arm.arch), key=lambda r: r["sparsity_coef"])
+        coefs, color = [record["sparsity_coef"] for record in mine], COLORS[arm.slot % len(COLORS)]
+        ax.plot(coefs, [record["exact"] for record in mine], color=color, linewidth=1.4, label=f"{arm.label}, exact")
+        marker = MARKERS[SHAPES[arm.slot % len(SHAPES)]]
+        trained = [record["magnitude"] for record in mine]
+        ax.plot(coefs, trained, color=color, linestyle="", marker=marker, label=f"{arm.label}, trained")
+    ax.set_ylim(0, 1.12)
+    ax.legend(loc="lower left", fontsize=7.5)
+
+
+def _draw_ratios(ax: "Axes", series: Sequence[Series]) -> None:
+    """For each series the share of latents up to each ratio, on a logarithmic axis that 98 of 100 latents lie on."""
+    ax.set_xlabel("magnitude ratio b / a")
+    ax.set_ylabel("share of latents below")
+    pooled = [sorted(ratio for record in one.records for ratio in record.get("ratios") or []) for one in series]
+    far = sorted(abs(math.log(ratio)) for ratios in pooled for ratio in ratios if ratio > 0)
+    if not far:
+        not_measured(ax)
+        return
+    for one, ratios in zip(series, pooled, strict=True):
+        shares = [(place + 1) / len(ratios) for place in range(len(ratios))]
+        ax.step(ratios, shares, where="post", color=one.color, linestyle=one.dashes, linewidth=1.4)
+    reach = max(0.5, far[math.ceil(0.98 * len(far)) - 1])
+    ax.set_xscale("log")
+    ax.set_xlim(math.exp(-reach), math.exp(reach))
+    ax.set_ylim(0, 1)
+    set_ticks(ax.xaxis, [tick for tick in RATIO_TICKS if abs(math.log(tick)) <= reach])
+    ax.axvline(1, **REFERENCE_LINE)
+
+
+_COLUMNS = columns(
+    *("compared", "a", "b", "l0_a", "l0_b", "gamma_a", "gamma_b", "latents", "median", "low", "high", "q25", "q75"),
+    "share_below_1",
+)
+
+
+def _table(records: Records) -> Table:
+    """The pairs; the toy is in the figure."""
+    return _COLUMNS([record for record in records if record.get("kind") != "toy"])
+
+
+STUDY = Study(
+    name="shrinkage",
+    title="Shrinkage",
+    question="How much weaker are the baseline's latents than the Gated SAE's, on the same tokens? With the one- "
+    "latent toy.",
+    source="section 3.1, figures 2 and 6",
+    reading="A penalty on magnitudes shrinks them: with one latent and one feature by half of the coefficient (paper, "
+    "figure 2). In trained SAEs, latents that two of them share are compared on the same tokens: a ratio below 1 says "
+    "that the second SAE's latent is the weaker one. Two seeds of one arm are the yardstick. γ against L0 is in the "
+    "figures of the frontier above.",
+    settings=ShrinkageConfig,
+    records=shrinkage,
+    table=_table,
+    figure=draw_shrinkage,
+)

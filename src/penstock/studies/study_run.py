@@ -22,6 +22,6 @@ def study_run(
     """
     read_config(folder)
     records = stored(folder, name, settings, lambda: STUDIES[name].records(load(folder), settings))
-    if STUDIES[name].of_saes:
+    if STUDIES[name].measures_saes:
         compare_study(folder, name)
     return records

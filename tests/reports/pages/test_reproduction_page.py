@@ -15,7 +15,9 @@ from penstock.cli import reproduction
 from penstock.paper.preset import Cited
 from penstock.paper.presets import PRESETS
 from penstock.reports import write_pareto_figure
-from penstock.reports.pages.reproduction_page import SECTIONS, difference_table, write_reproduction_page
+from penstock.reports.pages.reproduction_page import write_reproduction_page
+from penstock.reports.pages.study_tables import difference_table
+from penstock.studies import STUDIES
 from penstock.training.trainer import DivergenceError
 
 KINDS = {"token": {"share": 0.25, "low": 0.2, "high": 0.3}, "bigram": {"share": None, "low": None, "high": None}}
@@ -52,7 +54,7 @@ def write_studied_run(run: Path) -> None:
         "concepts": [{"name": "gated-8", "l0": 7.5, "kinds": KINDS}],
     }
     measured = [{**records[0], "of": "gated-8", "series": "harsh"}]
-    for study in SECTIONS:
+    for study in STUDIES:
         folder = run / "studies" / study
         folder.mkdir(parents=True)
         write_lines(folder / "records.jsonl", rows.get(study, measured))
@@ -71,21 +73,21 @@ def page(tmp_path: Path) -> str:
     names = ("resid_post.2", "mlp_out.1")
     for name in names:
         write_studied_run(tmp_path / name)
-    studies = {"resid_post.2": tuple(SECTIONS), "mlp_out.1": ("shrinkage", "cost")}
+    studies = {"resid_post.2": tuple(STUDIES), "mlp_out.1": ("shrinkage", "cost")}
     return write_reproduction_page(tmp_path, studies, "All of it", dict.fromkeys(names, SITE)).read_text()
 
 
 def test_every_section_and_run_is_on_the_page(page: str) -> None:
-    for title, _ in SECTIONS.values():
-        assert f"<h2>{title}</h2>" in page
-    assert page.count("<h3>resid_post.2</h3>") == len(SECTIONS)
+    for study in STUDIES.values():
+        assert f"<h2>{study.title}</h2>" in page
+    assert page.count("<h3>resid_post.2</h3>") == len(STUDIES)
     assert page.count("<h3>mlp_out.1</h3>") == 2
 
 
 def test_a_section_that_no_run_has_is_left_out(tmp_path: Path) -> None:
     write_studied_run(tmp_path / "a")
     page = write_reproduction_page(tmp_path, {"a": ("cost",)}, "One", {"a": SITE}).read_text()
-    assert [title for title, _ in SECTIONS.values() if f"<h2>{title}</h2>" in page] == ["Cost"]
+    assert [study.title for study in STUDIES.values() if f"<h2>{study.title}</h2>" in page] == ["Cost"]
 
 
 def test_differences_are_read_by_their_intervals(page: str) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,13 @@ def write_records_csv(run_dir: Path) -> Path:
 def _inert(value: Any) -> Any:
     """The value, or a text with an apostrophe in front where a spreadsheet would take it for a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def write_study_table(study_dir: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes `table.csv`, a row for each record of a study, into the study's folder and returns its path."""
+    path = study_dir / "table.csv"
+    write_whole(path, records_csv([dict(record) for record in records]))
+    return path
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

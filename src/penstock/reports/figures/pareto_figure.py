@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penstock.charts.arm_looks import COLORS, CONTROLS, SHAPES, Arm, arch_and_width, arm_index, find_arms, is_control
+from penstock.charts.arm_looks import (
+    COLORS,
+    CONTROLS,
+    SHAPES,
+    ArmLook,
+    arch_and_width,
+    arm_index,
+    find_arms,
+    is_control,
+)
 from penstock.charts.drawing import MARKERS, drawn, set_scales
 from penstock.reports.data.records_csv import write_records_csv
 from penstock.reports.data.run_data import RunData, read_published, read_run
@@ -88,7 +97,7 @@ def _draw(run: RunData, published: Records) -> "Figure":
     return figure
 
 
-def _draw_panel(ax: "Axes", records: Records, published: Records, arms: Sequence[Arm], metric: str) -> None:
+def _draw_panel(ax: "Axes", records: Records, published: Records, arms: Sequence[ArmLook], metric: str) -> None:
     saes = [
         record
         for record in records
@@ -147,7 +156,7 @@ def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
     ax.set_ylim(low, high)
 
 
-def _lines(saes: Records, arms: Sequence[Arm]) -> list[list[dict[str, Any]]]:
+def _lines(saes: Records, arms: Sequence[ArmLook]) -> list[list[dict[str, Any]]]:
     """Records of one arm and seed together, in the order of L0; arms in their own order."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for record in sorted(saes, key=lambda record: record["l0"]):
@@ -185,7 +194,7 @@ def _title(run: RunData, sites: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _arm_handle(arm: Arm) -> "Line2D":
+def _arm_handle(arm: ArmLook) -> "Line2D":
     from matplotlib.lines import Line2D
 
     color = COLORS[arm.slot % len(COLORS)]
@@ -202,7 +211,7 @@ def _arm_handle(arm: Arm) -> "Line2D":
     )
 
 
-def _published_looks(published: Records, arms: Sequence[Arm]) -> list[tuple[Records, dict[str, Any]]]:
+def _published_looks(published: Records, arms: Sequence[ArmLook]) -> list[tuple[Records, dict[str, Any]]]:
     """The paper's runs by arm, and their look: hollow, larger than ours, no line; grey where we have no such arm."""
     looks = []
     theirs = find_arms(published)

@@ -1,195 +1,39 @@
-"""Figure and table of a study that changes the SAEs of a run: its points beside the run's own frontier."""
+"""The figure of a study, as its declaration says."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from penstock.charts.arm_looks import COLORS, SHAPES, Arm, arch_name, arm_index, find_arms, is_control
-from penstock.charts.drawing import MARKERS, drawn, set_scales
-from penstock.evaluation.comparison import given_lr
-from penstock.files import write_whole
-from penstock.reports.data.records_csv import records_csv
+from penstock.charts.arm_looks import is_control
+from penstock.charts.drawing import drawn
 from penstock.reports.data.run_data import read_records
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruction bias γ"}
-
-OFF_AXIS = 0.02
-"""Share of the run's smallest L0 below which nothing is drawn."""
-
-LONG_LABEL = 45
-"""Characters from which a label leaves room for two in a row of the legend."""
-
-MOST_SERIES = 8
-"""Arms times series that one panel may show."""
-
-Records = Sequence[Mapping[str, Any]]
+from penstock.reports.figures.frontier_figure import draw_frontier
+from penstock.studies.shared.declaration import Study
+from penstock.studies.shared.study_records import study_folder
 
 
-def write_study_table(folder: Path, records: Records) -> Path:
-    """Writes `table.csv`, a row for each record of a study, and returns its path."""
-    path = folder / "table.csv"
-    write_whole(path, records_csv([dict(record) for record in records]))
-    return path
-
-
-def write_study_figure(run_dir: Path, folder: Path, records: Records) -> Path:
+def write_study_figure(run_dir: Path, study: Study, records: Sequence[Mapping[str, Any]]) -> Path | None:
     """Writes `figure.png` and `figure.svg` into a study's folder and returns the first.
 
     Args:
-        run_dir: The run; the frontier of its SAEs is drawn as a line for each arm.
-        folder: The study's folder.
-        records: Of the study, with `series`, which tells what looks alike, `curve`, which tells what is joined, and
-            `of`, the SAE it was made from.
+        run_dir: The run's directory.
+        study: Says how its records are drawn.
+        records: Of the study; those of the kind `difference` belong in a table.
+
+    Returns:
+        None, and nothing is written, for a study without a figure and where there is nothing to show.
 
     Raises:
         PlotsNotInstalled: matplotlib is missing; names the extra to install.
     """
+    path = study_folder(run_dir, study.name) / "figure"
+    shown = [record for record in records if record.get("kind") != "difference"]
+    draw = study.figure
+    if not shown:
+        return None
+    if draw is not None:
+        return drawn(lambda: draw(shown), path)
+    if not study.measures_saes:
+        return None
     run_records = [record for record in read_records(run_dir) if not is_control(record)]
-    return drawn(lambda: _draw(run_records, records), folder / "figure")
-
-
-def _draw(run_records: Records, records: Records) -> "Figure":
-    from matplotlib.figure import Figure
-
-    arms = find_arms([dict(record) for record in run_records])
-    by_arm = _is_crowded(records)
-    looks = _looks(run_records, records, arms, by_arm)
-    rows = _rows(run_records, records, arms, by_arm)
-    figure = Figure(figsize=(8.4, 3.2 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots(len(rows), len(PANELS), squeeze=False)
-    for row, (title, at_site, shown) in zip(axes, rows, strict=True):
-        for ax, (metric, name) in zip(row, PANELS.items(), strict=True):
-            # The name of a site and an arm is long: the first of the row has it for all.
-            ax.set_title(f"{name}, {title}" if ax is row[0] else name)
-            _draw_panel(ax, at_site, shown, metric, arms, looks)
-    legend = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    in_a_row = 3 if max(map(len, legend)) < LONG_LABEL else 2
-    figure.legend(
-        legend.values(), legend.keys(), loc="outside lower center", ncols=in_a_row, fontsize=7.5, handlelength=3.2
-    )
-    return figure
-
-
-def _is_crowded(records: Records) -> bool:
-    """Whether the same is done to several arms, and to more of them than one panel holds."""
-    arms = {(record["arch"], record["recipe"], record["d_sae"]) for record in records}
-    names = {record["series"] for record in records}
-    return bool(_shared(records)) and len(arms) * len(names) > MOST_SERIES
-
-
-def _shared(records: Records) -> set[str]:
-    """The names of series that SAEs of more than one architecture have."""
-    archs: dict[str, set[str]] = {}
-    for record in records:
-        archs.setdefault(str(record["series"]), set()).add(str(record["arch"]))
-    return {name for name, found in archs.items() if len(found) > 1}
-
-
-def _rows(
-    run_records: Records, records: Records, arms: Sequence[Arm], by_arm: bool
-) -> list[tuple[str, Records, Records]]:
-    """Title of each row of panels, the run's SAEs at its site, and the study's records that it shows."""
-    arm_of = {str(record["name"]): arms[arm_index(dict(record), arms) or 0].label for record in run_records}
-    found: list[tuple[str, Records, Records]] = []
-    for site in dict.fromkeys(str(record["site"]) for record in records):
-        at_site, shown = _at(run_records, site), _at(records, site)
-        if not by_arm:
-            found.append((site, at_site, shown))
-            continue
-        by_label: dict[str, list[Mapping[str, Any]]] = {}
-        for record in shown:
-            by_label.setdefault(arm_of[str(record["of"])], []).append(record)
-        found += [(f"{site}, {label}", at_site, mine) for label, mine in by_label.items()]
-    return found
-
-
-def _looks(
-    run_records: Records, records: Records, arms: Sequence[Arm], by_arm: bool
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """How the series of each architecture is drawn, the same in every panel.
-
-    By colour, either series are told apart or, where several architectures share a panel, these.
-    """
-    slots = {arm.arch: arm.slot for arm in arms}
-    free = [color for slot, color in enumerate(COLORS) if slot not in slots.values()]
-    series = list(dict.fromkeys((str(record["arch"]), str(record["series"])) for record in records))
-    names = list(dict.fromkeys(name for _, name in series))
-    left = _left_end(run_records)
-    off_axis = {str(record["series"]) for record in records if (record.get("l0") or 0) < left}
-    shared = set() if by_arm else _shared(records)
-    looks = {}
-    for place, (arch, name) in enumerate(series):
-        number = names.index(name) if by_arm else place
-        label = f"{arch_name(arch)}: {name}" if name in shared else name
-        label += f" (some with L0 below {left:.2g}, off the axis)" if name in off_axis else ""
-        looks[arch, name] = {
-            "color": COLORS[slots.get(arch, len(arms)) % len(COLORS)] if shared else free[number % len(free)],
-            "marker": MARKERS[SHAPES[(number + 2) % len(SHAPES)]],
-            "linestyle": ("--", ":", "-.")[number % 3],
-            "label": label,
-        }
-    return looks
-
-
-def _left_end(run_records: Records) -> float:
-    """The L0 below which nothing is drawn: what has collapsed would squeeze everything else to one side."""
-    return OFF_AXIS * min((r["l0"] for r in run_records if (r.get("l0") or 0) > 0), default=0.0)
-
-
-def _draw_panel(
-    ax: "Axes",
-    run_records: Records,
-    records: Records,
-    metric: str,
-    arms: Sequence[Arm],
-    looks: Mapping[tuple[str, str], dict[str, Any]],
-) -> None:
-    ax.set_xlabel("L0, firing latents per token")
-    for place, arm in enumerate(arms):
-        mine = [r for r in run_records if arm_index(dict(r), arms) == place]
-        for number, seed in enumerate(dict.fromkeys(r["seed"] for r in mine)):
-            ax.plot(
-                *zip(*_drawable([r for r in mine if r["seed"] == seed], metric), strict=True),
-                color=COLORS[arm.slot % len(COLORS)],
-                marker=MARKERS[SHAPES[arm.slot % len(SHAPES)]],
-                linestyle=("-", "--", ":", "-.")[arm.variant % 4],
-                linewidth=1.6,
-                label=None if number else f"{arm.label}, as trained",
-            )
-    left = _left_end(run_records)
-    records = [{**record, "l0": None} if (record.get("l0") or 0) < left else record for record in records]
-    for (arch, name), look in looks.items():
-        mine = [record for record in records if (record["arch"], record["series"]) == (arch, name)]
-        for number, line in enumerate(_curves(mine)):
-            points = zip(*_drawable(line, metric), strict=True)
-            named: dict[str, Any] = {**look, "label": None if number else look["label"]}
-            ax.plot(*points, **named, markerfacecolor="white", linewidth=0.9, markersize=4.5)
-    both = (*run_records, *records)
-    shown = [dict(record) for record in both if record.get(metric) is not None and record.get("l0") is not None]
-    if shown:
-        set_scales(ax, shown, metric)
-    if metric == "reconstruction_bias":
-        ax.axhline(1.0, color="#5c636b", linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
-
-
-def _curves(series: Records) -> list[list[Mapping[str, Any]]]:
-    """What was made in the same way of the SAEs of an arm and seed."""
-    lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for record in series:
-        key = (record["recipe"], record["d_sae"], given_lr(record), record["curve"], record["seed"])
-        lines.setdefault(key, []).append(record)
-    return list(lines.values())
-
-
-def _at(records: Records, site: str) -> list[Mapping[str, Any]]:
-    return [record for record in records if record["site"] == site]
-
-
-def _drawable(records: Records, metric: str) -> list[tuple[float, float]]:
-    """L0 and metric of the records that have both, in the order of L0; never empty."""
-    points = sorted((r["l0"], r[metric]) for r in records if r.get(metric) is not None and (r.get("l0") or 0) > 0)
-    return points or [(float("nan"), float("nan"))]
+    return drawn(lambda: draw_frontier(run_records, shown), path)

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from penstock.charts.arm_looks import COLORS, CONTROLS, DARK_COLORS, SHAPES, Arm, arm_index, find_arms
+from penstock.charts.arm_looks import COLORS, CONTROLS, DARK_COLORS, SHAPES, ArmLook, arm_index, find_arms
 from penstock.files import write_whole
 from penstock.reports.data.records_csv import records_csv
 from penstock.reports.data.run_data import RunData, read_run
@@ -99,7 +99,7 @@ def embedded_json(value: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _page_data(run: RunData, arms: Sequence[Arm], sites: Sequence[str]) -> dict[str, Any]:
+def _page_data(run: RunData, arms: Sequence[ArmLook], sites: Sequence[str]) -> dict[str, Any]:
     return {
         "run": run.name,
         "sites": sites,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from penstock.charts.arm_looks import Arm, arch_name, arm_index, is_control
+from penstock.charts.arm_looks import ArmLook, arch_name, arm_index, is_control
 from penstock.reports.data.run_data import RunData
 from penstock.reports.wording.definitions import LABELS
 
@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.3g} s"
 
 
-def comparisons(run: RunData, arms: Sequence[Arm]) -> list[Comparison]:
+def comparisons(run: RunData, arms: Sequence[ArmLook]) -> list[Comparison]:
     """Every comparison of comparison.json in words, in its order."""
     items = (run.comparison or {}).get("comparisons", [])
     return [
@@ -166,7 +166,7 @@ def metric_words(metric: str) -> str:
     return _METRIC_WORDS.get(metric) or LABELS.get(metric) or metric
 
 
-def bias_ranges(records: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[Range]:
+def bias_ranges(records: Sequence[dict[str, Any]], arms: Sequence[ArmLook]) -> list[Range]:
     """Smallest and largest recorded gamma of each arm; arms without one are left out."""
     ranges = []
     for index, arm in enumerate(arms):
@@ -249,7 +249,7 @@ def _sentence_case(text: str) -> str:
     return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
 
 
-def _arm_label(item: dict[str, Any], side: str, arms: Sequence[Arm]) -> str:
+def _arm_label(item: dict[str, Any], side: str, arms: Sequence[ArmLook]) -> str:
     """The label of the arm a comparison means; its architecture's name if the records hold no such arm."""
     key = (item[side], *(item.get(f"{side}_{name}") for name in ("recipe", "d_sae", "lr")))
     labels = [arm.label for arm in arms if (arm.arch, arm.recipe, arm.d_sae, arm.lr) == key]

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from penstock.reports.figures.row_figures import write_row_figure
-from penstock.reports.figures.sensitivity_figure import SETTINGS, draw_sensitivity
+from penstock.charts.drawing import drawn
+from penstock.studies.sensitivity import SETTINGS, draw_sensitivity
 
 
 def row(arch: str, lost: float | None, **off: float) -> dict[str, Any]:
@@ -25,10 +25,10 @@ ROWS = [
 
 
 def test_the_figure_is_written_the_same_each_time(tmp_path: Path) -> None:
-    path = write_row_figure("sensitivity", tmp_path, ROWS)
-    assert path is not None and (tmp_path / "figure.svg").is_file()
+    path = drawn(lambda: draw_sensitivity(ROWS), tmp_path / "figure")
+    assert (tmp_path / "figure.svg").is_file()
     first = path.read_bytes()
-    write_row_figure("sensitivity", tmp_path, ROWS)
+    drawn(lambda: draw_sensitivity(ROWS), tmp_path / "figure")
     assert first.startswith(b"\x89PNG") and path.read_bytes() == first
 
 
