@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.evaluation.comparison import GRID, Point, compare, given_lr, point_of, warnings_of
+from penstock.evaluation.arms import Arm, given_lr
+from penstock.evaluation.comparison import GRID, Point, compare, point_of, warnings_of
 
 RESAMPLES = 200
 
@@ -22,8 +23,9 @@ def loss_recovered(l0: np.ndarray, *, factor: float = 1.0) -> np.ndarray:
 def point(arch: str, l0: float, quality: float, *, spread: np.ndarray | float = 1.0, **about: Any) -> Point:
     """An SAE whose L0 varies over resamples by the factors in `spread`."""
     factors = np.concatenate([[1.0], np.broadcast_to(spread, RESAMPLES)])
-    defaults = {"recipe": "paper", "site": "resid_post.2", "d_sae": 1024, "seed": 0}
-    return Point(arch=arch, l0=l0 * factors, loss_recovered=np.full(RESAMPLES + 1, quality), **(defaults | about))
+    about = {"recipe": "paper", "site": "resid_post.2", "d_sae": 1024, "seed": 0, "lr": None} | about
+    arm = Arm(arch, about["recipe"], about["d_sae"], about["lr"])
+    return Point(arm, about["site"], about["seed"], l0 * factors, np.full(RESAMPLES + 1, quality))
 
 
 def arm(arch: str, l0s: list[float], *, factor: float = 1.0, **about: Any) -> list[Point]:

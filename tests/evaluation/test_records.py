@@ -187,7 +187,7 @@ def test_an_sae_that_is_worse_than_nothing_is_named_and_a_control_is_not(fake_ev
     found = record(ruined, about)["warnings"]
     assert any(w.startswith("worse than nothing: FVU is 2, ") for w in found)
     assert "No latent fires on any held-out token." in found
-    assert not record(ruined, {**ABOUT, "recipe": None})["warnings"]
+    assert not record(ruined, {**ABOUT, "arch": "mean"})["warnings"]
 
 
 def test_one_sequence_has_no_interval_and_few_draw_a_warning(fake_evaluation: MakeEvaluation) -> None:

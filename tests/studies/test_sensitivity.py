@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penstock.evaluation.arms import Arm
 from penstock.evaluation.comparison import Point
+from penstock.evaluation.frontier import Frontier, frontier_of
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.sweep import read_config
 from penstock.studies.sensitivity import (
     SensitivityConfig,
-    _Frontier,
-    _frontier,
     _grid,
     _row,
     _with,
@@ -32,20 +32,20 @@ ABOUT = {
     "lr": 1,
     "sparsity_coef": 1,
 }
-FRONTIER = _Frontier(-1.0, 1.0, 8.0)
+FRONTIER = Frontier(-1.0, 1.0, 8.0)
 FEW = SensitivityConfig(lr=(4.0,), sparsity_coef=(2.0,), d_sae=(0.5,), warmup_share=(0.25,), target_l0=3.0)
 
 
 def point(l0: float, lost: float, *, spread: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Point:
     factors = np.array([1.0, *spread])
-    return Point("gated", "paper", "s", 8, 0, np.full(len(factors), l0), 1 - lost * factors)
+    return Point(Arm("gated", "paper", 8), "s", 0, np.full(len(factors), l0), 1 - lost * factors)
 
 
 def test_an_sae_on_its_arms_own_frontier_has_lost_nothing() -> None:
     """1 - loss recovered falls as 1 / L0 along the arm: twice the L0 with half the loss is no difference."""
     arm = [point(l0, 0.4 / l0) for l0 in (1.0, 2.0, 4.0)]
-    frontier = _frontier(arm)
-    assert frontier == pytest.approx(_Frontier(-1, 1.0, 4.0))
+    frontier = frontier_of(arm)
+    assert frontier == pytest.approx(Frontier(-1, 1.0, 4.0))
     off = {**ONE, "sparsity_coef": 0.5}
     row = _row(ABOUT, point(4.0, 0.1), arm[1], frontier, off)
     assert (row["l0_ratio"], row["lost_ratio"]) == (2.0, pytest.approx(1.0))
@@ -66,7 +66,7 @@ def test_the_interval_is_that_of_the_paired_ratio() -> None:
 def test_a_ratio_is_undefined_where_nothing_is_lost() -> None:
     row = _row(ABOUT, point(2.0, -0.1), point(2.0, 0.2), FRONTIER, {**ONE, "lr": 2.0})
     assert row["lost_ratio"] is None and row["low"] is None and not row["shown"]
-    assert _frontier([point(2.0, 0.2)]) == _Frontier(0.0, 2.0, 2.0)
+    assert frontier_of([point(2.0, 0.2)]) == Frontier(0.0, 2.0, 2.0)
 
 
 def test_no_frontier_is_drawn_far_beyond_its_ends() -> None:

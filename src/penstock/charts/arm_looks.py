@@ -5,16 +5,13 @@ shape both tell the architecture, so that neither is needed alone; fill and dash
 apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from penstock.evaluation.comparison import given_lr
+from penstock.evaluation.arms import CONTROLS, Arm, is_control
 
 Shape = Literal["circle", "square", "triangle", "diamond", "down", "hexagon", "star"]
-
-CONTROLS = {"identity": "Identity", "zero": "Zero ablation", "mean": "Mean ablation", "pca": "PCA"}
-"""Controls and their names: rows of the records that are no SAE."""
 
 ARCH_NAMES = {
     "gated": "Gated",
@@ -36,13 +33,9 @@ DARK_COLORS = ("#62b5f5", "#f4894a", "#3fc99f", "#e58fd0", "#e0b040", "#a5a9ff",
 
 @dataclass(frozen=True, kw_only=True)
 class ArmLook:
-    """SAEs that share architecture, recipe, width and, where it was asked for, learning rate."""
+    """How an arm is called and drawn."""
 
-    arch: str
-    recipe: str | None
-    d_sae: int | None
-    lr: float | None
-    """None if a rule chose it."""
+    key: Arm
     label: str
     """Name for legends: the architecture, and what sets this arm apart from others of its architecture."""
     slot: int
@@ -50,10 +43,9 @@ class ArmLook:
     variant: int
     """0 for the first arm of its architecture (filled marks, solid line), 1, 2, ... for the others."""
 
-
-def is_control(record: dict[str, Any]) -> bool:
-    """Whether a record is a control and not an SAE."""
-    return record.get("arch") in CONTROLS
+    @property
+    def arch(self) -> str:
+        return self.key.arch
 
 
 def arch_name(arch: str | None) -> str:
@@ -66,38 +58,40 @@ def arch_and_width(arch: str, d_sae: int) -> str:
     return f"{arch_name(arch)}, {d_sae:,} latents"
 
 
-def find_arms(records: Sequence[dict[str, Any]]) -> list[ArmLook]:
-    """The arms among `records`, in the order known architectures are listed here, then as they come."""
-    saes = [record for record in records if not is_control(record)]
+def find_arms(records: Sequence[Mapping[str, Any]]) -> list[ArmLook]:
+    """The arms of the SAEs among `records`, in the order known architectures are listed here, then as they come."""
+    return looks_of([Arm.of(record) for record in records if not is_control(record)])
+
+
+def looks_of(keys: Sequence[Arm]) -> list[ArmLook]:
+    """How each of some arms is called and drawn, so that all of them can be told apart."""
     known = list(ARCH_NAMES)
     archs = sorted(
-        dict.fromkeys(str(record.get("arch")) for record in saes),
+        dict.fromkeys(key.arch for key in keys),
         key=lambda arch: known.index(arch) if arch in known else len(known),
     )
-    arms = []
+    looks = []
     for arch in archs:
-        mine = [record for record in saes if str(record.get("arch")) == arch]
-        keys = sorted({_key(record) for record in mine}, key=lambda key: (str(key[1]), key[2] or 0, key[3] or 0))
-        recipes, widths, rates = ({key[place] for key in keys} for place in (1, 2, 3))
-        for variant, (_, recipe, d_sae, lr) in enumerate(keys):
-            details = [str(recipe)] if len(recipes) > 1 else []
-            details += [f"d_sae {d_sae:,}"] if len(widths) > 1 and d_sae is not None else []
-            details += [f"lr {lr:g}"] if len(rates) > 1 and lr is not None else []
+        mine = {key for key in keys if key.arch == arch}
+        recipes, widths, rates = ({getattr(key, name) for key in mine} for name in ("recipe", "d_sae", "lr"))
+        ordered = sorted(mine, key=lambda key: (str(key.recipe), key.d_sae or 0, key.lr or 0))
+        for variant, key in enumerate(ordered):
+            details = [str(key.recipe)] if len(recipes) > 1 else []
+            details += [f"d_sae {key.d_sae:,}"] if len(widths) > 1 and key.d_sae is not None else []
+            details += [f"lr {key.lr:g}"] if len(rates) > 1 and key.lr is not None else []
             label = arch_name(arch) + (f" ({', '.join(details)})" if details else "")
-            slot = _slot(arch, archs)
-            arms.append(ArmLook(arch=arch, recipe=recipe, d_sae=d_sae, lr=lr, label=label, slot=slot, variant=variant))
-    return arms
+            looks.append(ArmLook(key=key, label=label, slot=_slot(arch, archs), variant=variant))
+    return looks
 
 
-def arm_index(record: dict[str, Any], arms: Sequence[ArmLook]) -> int | None:
-    """Position of the record's arm in `arms`; None for a control."""
-    if is_control(record):
-        return None
-    return next(index for index, arm in enumerate(arms) if (arm.arch, arm.recipe, arm.d_sae, arm.lr) == _key(record))
+def arm_index(record: Mapping[str, Any], looks: Sequence[ArmLook]) -> int | None:
+    """Position of the record's arm in `looks`; None for a control."""
+    return None if is_control(record) else place_of(Arm.of(record), looks)
 
 
-def _key(record: dict[str, Any]) -> tuple[str, str | None, int | None, float | None]:
-    return str(record.get("arch")), record.get("recipe"), record.get("d_sae"), given_lr(record)
+def place_of(key: Arm, looks: Sequence[ArmLook]) -> int:
+    """Position of an arm in `looks`, which holds it."""
+    return next(place for place, look in enumerate(looks) if look.key == key)
 
 
 def _slot(arch: str, archs: Sequence[str]) -> int:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arm_index, find_arms
+from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arm_index, find_arms, looks_of, place_of
 from penstock.charts.drawing import MARKERS
+from penstock.evaluation.arms import Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,11 +62,11 @@ def pair_series(records: Records, compared: str) -> list[Series]:
         records: About pairs a and b.
         compared: The key that says `arms` or `seeds`.
     """
-    sides = {side: [_side(record, side) for record in records] for side in "ab"}
-    arms = find_arms(sides["a"] + sides["b"])
+    sides = [(Arm.at_side(record, "a"), Arm.at_side(record, "b")) for record in records]
+    arms = looks_of([arm for side in sides for arm in side])
     groups: dict[tuple[str, int, int], list[Record]] = {}
-    for record, a, b in zip(records, sides["a"], sides["b"], strict=True):
-        key = (record[compared], arm_index(a, arms) or 0, arm_index(b, arms) or 0)
+    for record, (a, b) in zip(records, sides, strict=True):
+        key = (record[compared], place_of(a, arms), place_of(b, arms))
         groups.setdefault(key, []).append(record)
     found = []
     for (kind, a, b), mine in sorted(groups.items(), key=lambda group: group[0]):
@@ -77,11 +78,6 @@ def pair_series(records: Records, compared: str) -> list[Series]:
             marker = MARKERS[SHAPES[(place + 2) % len(SHAPES)]]
             found.append(Series(label, INK, marker, _DASHES[place % len(_DASHES)], place % 2 == 0, mine))
     return found
-
-
-def _side(record: Record, side: str) -> dict[str, Any]:
-    """What a record says of one of its two SAEs, as a record of its own."""
-    return {key: record.get(f"{key}_{side}") for key in ("arch", "recipe", "d_sae")}
 
 
 def _look(arm: ArmLook, label: str, records: Records) -> Series:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penstock.evaluation.arms import Arm
 from penstock.evaluation.statistics import LEVEL, few_groups_factor, resampled_metrics
 from penstock.metrics import metrics_of
 
@@ -26,30 +27,11 @@ Floats = np.ndarray
 class Point(NamedTuple):
     """One SAE: its metrics on all tokens (first entry) and on every bootstrap resample (the others)."""
 
-    arch: str
-    recipe: str
+    arm: Arm
     site: str
-    d_sae: int
     seed: int
     l0: Floats
     loss_recovered: Floats
-    lr: float | None = None
-    """As of `Arm`."""
-
-
-class Arm(NamedTuple):
-    """SAEs that share architecture, recipe, width and, where it was asked for, learning rate."""
-
-    arch: str
-    recipe: str
-    d_sae: int
-    lr: float | None = None
-    """None if a rule chose it (`given_lr`)."""
-
-
-def given_lr(about: Mapping[str, Any]) -> float | None:
-    """The learning rate that was asked for; None if a rule chose it, by which it differs between sites as it should."""
-    return about.get("lr") if about.get("lr_rule") == "given" else None
 
 
 def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Tensor) -> Point:
@@ -63,20 +45,7 @@ def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Ten
     on_all = metrics_of({name: value.sum() for name, value in sums.items()})
     resampled = resampled_metrics(sums, weights)
     metrics = {name: torch.cat([on_all[name].view(1), resampled[name]]).numpy() for name in ("l0", "loss_recovered")}
-    return Point(
-        record["arch"],
-        record["recipe"],
-        record["site"],
-        record["d_sae"],
-        record["seed"],
-        **metrics,
-        lr=given_lr(record),
-    )
-
-
-def arm_of(point: Point) -> Arm:
-    """Which arm an SAE belongs to."""
-    return Arm(point.arch, point.recipe, point.d_sae, point.lr)
+    return Point(Arm.of(record), record["site"], record["seed"], **metrics)
 
 
 def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "relu") -> list[dict[str, Any]]:
@@ -90,12 +59,12 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
     """
     by_site: dict[str, dict[Arm, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
-        by_site[point.site][arm_of(point)].append(point)
+        by_site[point.site][point.arm].append(point)
     return [
         {
             "site": site,
-            **names_of("arm", one),
-            **names_of("baseline", other),
+            **one.role_keys("arm"),
+            **other.role_keys("baseline"),
             **l0_ratio(arms[one], arms[other]),
         }
         for site, arms in by_site.items()
@@ -103,12 +72,6 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
         for other in arms
         if one.arch == arm and other.arch == baseline
     ]
-
-
-def names_of(role: str, arm: Arm) -> dict[str, Any]:
-    """An arm in the words of comparison.json; its role there is `arm` or `baseline`."""
-    names = {role: arm.arch, f"{role}_recipe": arm.recipe, f"{role}_d_sae": arm.d_sae}
-    return names if arm.lr is None else {**names, f"{role}_lr": arm.lr}
 
 
 def l0_ratio(arm: Sequence[Point], baseline: Sequence[Point]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from penstock.activations.harvest import Text
+from penstock.evaluation.arms import is_control
 from penstock.evaluation.comparison import Point, point_of
 from penstock.evaluation.evaluate import Candidate, Evaluation, evaluate
 from penstock.evaluation.records import record_of
@@ -55,7 +56,7 @@ def measure(text: Text, settings: EvalConfig, described: Iterable[Described], ma
         for candidate, about in group:
             record = record_of(evaluations[candidate.name], weights, about, text.model.vocab_size)
             measured.records.append(record)
-            if record["recipe"] is not None:
+            if not is_control(record):
                 measured.points.append(point_of(record, evaluations[candidate.name].sums, weights))
         # Before the next group is read.
         del group, candidate

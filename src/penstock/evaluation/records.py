@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penstock.evaluation.arms import is_control
 from penstock.evaluation.evaluate import Evaluation
 from penstock.evaluation.statistics import FEW_SEQUENCES, interval, resampled_metrics
 from penstock.json_files import COUNT, NUMBER, TEXT, Kind, check_keys, list_of, object_of, or_null
@@ -83,8 +84,8 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any],
             warnings.append(
                 f"{metric} is undefined: {ablation} ablation at this site does not cost the model anything."
             )
-    # Controls have no recipe, and are as bad as they are meant to be.
-    if about.get("recipe") is not None:
+    # Controls are as bad as they are meant to be.
+    if not is_control(about):
         if metrics["fvu"] is not None and metrics["fvu"] > 1:
             warnings.append(
                 f"worse than nothing: FVU is {metrics['fvu']:.3g}, and the mean activation alone has 1. Its training "

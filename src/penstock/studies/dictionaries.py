@@ -24,7 +24,6 @@ from penstock.charts.lines_by_l0 import (
     pair_series,
     sites_of,
 )
-from penstock.evaluation.comparison import names_of
 from penstock.inspection.agreement import agreement
 from penstock.inspection.differences import agreement_differences
 from penstock.inspection.matching import MAX_HUNGARIAN, hungarian
@@ -63,11 +62,7 @@ def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
         site = run.about[pair.a]["site"]
         shared = agreement(run.saes[pair.a], run.saes[pair.b], x[site])
         smaller, larger = sorted(int(shared[key] or 0) for key in ("latents_a", "latents_b"))
-        sides = {
-            f"{key}_{side}": run.about[name][key]
-            for side, name in (("a", pair.a), ("b", pair.b))
-            for key in ("arch", "recipe", "d_sae")
-        }
+        sides = arm_in(run, pair.a).side_keys("a") | arm_in(run, pair.b).side_keys("b")
         found.append(
             {
                 **pair._asdict(),
@@ -101,7 +96,7 @@ def _differences_of_agreement(run: FinishedRun, found: Sequence[Record]) -> list
     for sides, of_arms in arms.items():
         for yardstick in (sides.arm, sides.baseline):
             of_seeds = [one for one in found if one["kind"] == "seeds" and arm_in(run, one["a"]) == yardstick]
-            named = sides.names() | names_of("yardstick", yardstick)
+            named = sides.names() | yardstick.role_keys("yardstick")
             differences += [named | row for row in agreement_differences(of_arms, of_seeds, **bootstrap_settings(run))]
     return differences
 

@@ -17,6 +17,7 @@ import numpy as np
 from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, find_arms
 from penstock.charts.drawing import MARKERS
 from penstock.charts.lines_by_l0 import REFERENCE_LINE, not_measured
+from penstock.evaluation.arms import Arm
 from penstock.evaluation.comparison import Point
 from penstock.evaluation.frontier import Frontier, frontier_of, log_lost, ratio_with_interval
 from penstock.runs.finished_run import FinishedRun
@@ -150,8 +151,8 @@ def _arm(run: ResolvedRun, centre: ResolvedSAE) -> list[ResolvedSAE]:
     return [sae for sae in run.saes if _key(sae) == _key(centre)]
 
 
-def _key(sae: SAEConfig) -> tuple[Any, ...]:
-    return sae.site, sae.arch, sae.recipe, sae.d_sae, sae.lr
+def _key(sae: SAEConfig) -> tuple[str, Arm]:
+    return sae.site, Arm.of(vars(sae))
 
 
 def _centres(run: ResolvedRun, config: SensitivityConfig) -> list[ResolvedSAE]:

@@ -32,7 +32,7 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE
 from penstock.shapes import Acts
 from penstock.studies.shared.declaration import Records, Study, Table, columns
-from penstock.studies.shared.pairs import pairs
+from penstock.studies.shared.pairs import arm_in, pairs
 from penstock.studies.shared.study_records import Record
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ def _pair_rows(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
     for a, b, kind in _compared(run, l0, config.most_apart):
         sides = {}
         for side, name in (("a", a), ("b", b)):
-            about = {key: run.about[name][key] for key in ("arch", "recipe", "d_sae", "seed")}
-            sides |= {f"{key}_{side}": value for key, value in (about | {"l0": l0[name], "gamma": gamma[name]}).items()}
+            measured = {"seed": run.about[name]["seed"], "l0": l0[name], "gamma": gamma[name]}
+            sides |= arm_in(run, name).side_keys(side) | {f"{key}_{side}": value for key, value in measured.items()}
         sums = matched_magnitudes(run.saes[a], run.saes[b], at[a])
         found = ratio_summary(sums, config.min_together, config.resamples, seed=run.config.eval.eval_seed)
         rows.append({"kind": "pair", "a": a, "b": b, "compared": kind, "site": run.about[a]["site"], **sides, **found})

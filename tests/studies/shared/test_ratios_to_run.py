@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from penstock.evaluation import Evaluation
+from penstock.evaluation.arms import Arm
 from penstock.evaluation.comparison import Point, l0_ratio
 from penstock.evaluation.statistics import resample_weights
 from penstock.evaluation.sums import SUMS_FILE, read_sums, write_sums
@@ -29,16 +30,16 @@ UNUSED = ("l1", "square_error", "square_deviation", "square_x_hat", "dot", "cosi
 
 def curve(arch: str, factor: float, *, sites: str = "resid_post.0", **about: Any) -> list[Point]:
     """Points on which log(1 - loss recovered) is linear in log L0; `factor` 0.5 needs half the L0 of 1."""
-    about = {"recipe": "paper", "d_sae": 64, "seed": 0} | about
+    about = {"recipe": "paper", "d_sae": 64, "seed": 0, "lr": None} | about
     spread = about.pop("spread", np.ones(RESAMPLES))
     l0s = np.array([2.0, 10.0, 50.0])
     return [
         Point(
-            arch=arch,
-            site=sites,
+            Arm(arch, about["recipe"], about["d_sae"], about["lr"]),
+            sites,
+            about["seed"],
             l0=l0 * np.concatenate([[1.0], spread]),
             loss_recovered=np.full(RESAMPLES + 1, 1 - 0.4 * (l0 / factor) ** -0.7),
-            **about,
         )
         for l0 in l0s
     ]
@@ -48,7 +49,7 @@ def compared(own: list[Point], made: dict[str, list[Point]]) -> list[dict[str, A
     """Each point of a series is made from the SAE of its arm, seed and place on the curve."""
 
     def name(point: Point) -> str:
-        return f"{point.site}-{point.arch}-{point.recipe}-{point.d_sae}-{point.seed}-{round(point.l0[0])}"
+        return f"{point.site}-{point.arm}-{point.seed}-{round(point.l0[0])}"
 
     return series_comparisons(
         {name(point): point for point in own},
@@ -144,7 +145,7 @@ def bent(arch: str, factor: float, l0s: tuple[float, ...]) -> list[Point]:
     for l0 in l0s:
         lost = 0.4 * (l0 / factor) ** -0.3 * np.exp(-0.1 * np.log(l0 / factor) ** 2)
         recovered = np.full(RESAMPLES + 1, 1 - lost)
-        points.append(Point(arch, "paper", "resid_post.0", 64, 0, np.full(RESAMPLES + 1, l0), recovered))
+        points.append(Point(Arm(arch, "paper", 64), "resid_post.0", 0, np.full(RESAMPLES + 1, l0), recovered))
     return points
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arch_name, arm_index, find_arms
 from penstock.charts.drawing import MARKERS, set_scales
-from penstock.evaluation.comparison import given_lr
+from penstock.evaluation.arms import Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def draw_frontier(run_records: Records, records: Records) -> "Figure":
 
 def _is_crowded(records: Records) -> bool:
     """Whether the same is done to several arms, and to more of them than one panel holds."""
-    arms = {(record["arch"], record["recipe"], record["d_sae"]) for record in records}
+    arms = {Arm.of(record) for record in records}
     names = {record["series"] for record in records}
     return bool(_shared(records)) and len(arms) * len(names) > MOST_SERIES
 
@@ -160,7 +160,7 @@ def _curves(series: Records) -> list[list[Mapping[str, Any]]]:
     """What was made in the same way of the SAEs of an arm and seed."""
     lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in series:
-        key = (record["recipe"], record["d_sae"], given_lr(record), record["curve"], record["seed"])
+        key = (Arm.of(record), record["curve"], record["seed"])
         lines.setdefault(key, []).append(record)
     return list(lines.values())
 

@@ -4,17 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penstock.charts.arm_looks import (
-    COLORS,
-    CONTROLS,
-    SHAPES,
-    ArmLook,
-    arch_and_width,
-    arm_index,
-    find_arms,
-    is_control,
-)
+from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arch_and_width, arm_index, find_arms
 from penstock.charts.drawing import MARKERS, drawn, set_scales
+from penstock.evaluation.arms import CONTROLS, is_control
 from penstock.reports.data.records_csv import write_records_csv
 from penstock.reports.data.run_data import RunData, read_published, read_run
 from penstock.reports.wording import sentences as wording
@@ -217,7 +209,7 @@ def _published_looks(published: Records, arms: Sequence[ArmLook]) -> list[tuple[
     theirs = find_arms(published)
     for place, arm in enumerate(theirs):
         mine = [record for record in published if arm_index(record, theirs) == place]
-        is_ours = any((one.arch, one.d_sae) == (arm.arch, arm.d_sae) for one in arms)
+        is_ours = any((one.arch, one.key.d_sae) == (arm.arch, arm.key.d_sae) for one in arms)
         look = {
             "color": COLORS[arm.slot % len(COLORS)] if is_ours else _GREY,
             "linestyle": "",

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.charts.arm_looks import is_control
 from penstock.charts.drawing import drawn
+from penstock.evaluation.arms import is_control
 from penstock.reports.data.run_data import read_records
 from penstock.reports.figures.frontier_figure import draw_frontier
 from penstock.studies.shared.declaration import Study

@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from penstock.charts.arm_looks import COLORS, CONTROLS, DARK_COLORS, SHAPES, ArmLook, arm_index, find_arms
+from penstock.charts.arm_looks import COLORS, DARK_COLORS, SHAPES, ArmLook, arm_index, find_arms
+from penstock.evaluation.arms import CONTROLS
 from penstock.files import write_whole
 from penstock.reports.data.records_csv import records_csv
 from penstock.reports.data.run_data import RunData, read_run

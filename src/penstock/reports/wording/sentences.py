@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from penstock.charts.arm_looks import ArmLook, arch_name, arm_index, is_control
+from penstock.charts.arm_looks import ArmLook, arch_name, arm_index
+from penstock.evaluation.arms import Arm, is_control
 from penstock.reports.data.run_data import RunData
 from penstock.reports.wording.definitions import LABELS
 
@@ -251,8 +252,8 @@ def _sentence_case(text: str) -> str:
 
 def _arm_label(item: dict[str, Any], side: str, arms: Sequence[ArmLook]) -> str:
     """The label of the arm a comparison means; its architecture's name if the records hold no such arm."""
-    key = (item[side], *(item.get(f"{side}_{name}") for name in ("recipe", "d_sae", "lr")))
-    labels = [arm.label for arm in arms if (arm.arch, arm.recipe, arm.d_sae, arm.lr) == key]
+    key = Arm.in_role(item, side)
+    labels = [arm.label for arm in arms if arm.key == key]
     return labels[0] if labels else arch_name(item[side])
 
 

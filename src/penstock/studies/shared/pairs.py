@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from penstock.evaluation.comparison import Arm, given_lr, names_of
+from penstock.evaluation.arms import Arm
 from penstock.runs.finished_run import FinishedRun
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Sides(NamedTuple):
     baseline: Arm
 
     def names(self) -> dict[str, Any]:
-        return {"site": self.site, **names_of("arm", self.arm), **names_of("baseline", self.baseline)}
+        return {"site": self.site, **self.arm.role_keys("arm"), **self.baseline.role_keys("baseline")}
 
 
 def sides_of(run: FinishedRun, a: str, b: str) -> Sides:
@@ -75,7 +75,7 @@ def sides_of(run: FinishedRun, a: str, b: str) -> Sides:
 
 
 def arm_in(run: FinishedRun, name: str) -> Arm:
-    return Arm(*(run.about[name][key] for key in ("arch", "recipe", "d_sae")), lr=given_lr(run.about[name]))
+    return Arm.of(run.about[name])
 
 
 def bootstrap_settings(run: FinishedRun) -> dict[str, int]:

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from penstock.evaluation.comparison import Arm, Point, arm_of, l0_ratio, names_of, point_of
+from penstock.evaluation.arms import Arm, is_control
+from penstock.evaluation.comparison import Point, l0_ratio, point_of
 from penstock.evaluation.statistics import resample_weights
 from penstock.evaluation.stored_comparisons import read_comparison
 from penstock.evaluation.sums import SUMS_FILE, SequenceSums, read_sums
@@ -68,7 +69,7 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
     made: dict[str, list[Made]] = defaultdict(list)
     for record in read_lines(folder / "records.jsonl"):
         point = point_of(record, made_sums[record["name"]], weights)
-        made[record["curve"]].append(Made(record["of"], point._replace(**arm_of(own[record["of"]])._asdict())))
+        made[record["curve"]].append(Made(record["of"], point._replace(arm=own[record["of"]].arm)))
     found = series_comparisons(own, made)
     write_whole(folder / "comparison.json", json.dumps({"comparisons": found}, indent=1) + "\n")
     return found
@@ -96,7 +97,7 @@ def _points(
     return {
         record["name"]: point_of(record, sums[record["name"]], weights)
         for record in read_lines(run / "records.jsonl")
-        if record["recipe"] is not None
+        if not is_control(record)
     }
 
 
@@ -124,7 +125,7 @@ def series_comparisons(own: Mapping[str, Point], made: Mapping[str, Sequence[Mad
     by_site: dict[str, dict[_Series, list[Made]]] = defaultdict(lambda: defaultdict(list))
     for curve, points in {None: [Made(*item) for item in own.items()], **made}.items():
         for one in points:
-            by_site[one.point.site][_Series(arm_of(one.point), curve)].append(one)
+            by_site[one.point.site][_Series(one.point.arm, curve)].append(one)
     return [
         {"site": site, **_named("arm", one, at_site), **_named("baseline", other, at_site)}
         | _ratio(one, other, at_site)
@@ -170,12 +171,12 @@ def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
 def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[str, Any]:
     arm = series.arm
     alike = {other.arm for other in at_site if other.arm.arch == arm.arch}
-    details = [arm.recipe] if len({other.recipe for other in alike}) > 1 else []
+    details = [str(arm.recipe)] if len({other.recipe for other in alike}) > 1 else []
     details += [f"{arm.d_sae:,} latents"] if len({other.d_sae for other in alike}) > 1 else []
     details += [f"lr {arm.lr:g}"] if arm.lr is not None and len({other.lr for other in alike}) > 1 else []
     label = f"{arm.arch} ({', '.join(details)})" if details else arm.arch
     made = "" if series.curve is None else f" with {series.curve}"
-    return {**names_of(role, arm), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}
+    return {**arm.role_keys(role), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}
 
 
 def _check_same_rows(run: Path, folder: Path, sums: Sequence[SequenceSums]) -> None:
