@@ -288,7 +288,7 @@ def test_a_point_is_the_metrics_of_all_tokens_and_of_every_resample() -> None:
     weights = np.array([[3.0, 0.0, 0.0], [1.0, 0.0, 2.0]])
     record = {"arch": "gated", "recipe": "paper", "site": "mlp_out.1", "d_sae": 7, "seed": 5, "l0": None}
     found = point_of(record, {name: torch.from_numpy(v) for name, v in sums.items()}, torch.from_numpy(weights))
-    assert (found.arch, found.recipe, found.site, found.d_sae, found.seed) == ("gated", "paper", "mlp_out.1", 7, 5)
+    assert found[:3] == (Arm("gated", "paper", 7), "mlp_out.1", 5)
     l0, recovered = [], []
     for weight in [np.ones(3), *weights]:
         total = {name: sum(w * v for w, v in zip(weight, value, strict=True)) for name, value in sums.items()}

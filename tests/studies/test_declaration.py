@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     spec = importlib.util.spec_from_file_location("norms", tmp_path / "norms.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Help texts are read from the source of a module that is imported.
+    monkeypatch.setitem(sys.modules, "norms", module)
     spec.loader.exec_module(module)
     monkeypatch.setitem(STUDIES, "norms", module.STUDY)
     return module.STUDY
