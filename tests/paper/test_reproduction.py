@@ -43,7 +43,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["study"] += 1
         return [{"saes": list(run.saes)}]
 
-    monkeypatch.setitem(STUDIES, "counting", Study(CostConfig, study, of_saes=False))
+    monkeypatch.setitem(STUDIES, "counting", replace(STUDIES["cost"], name="counting", records=study))
     return counts
 
 

@@ -13,7 +13,7 @@ MARKERS = {
     **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D"},
     **{"down": "v", "hexagon": "h", "star": "*"},
 }
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -57,7 +57,7 @@ def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
         ) from error
     png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
     # "default" first: a reader's own matplotlibrc must not change the figure.
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = draw()
         figure.savefig(png, metadata={"Software": None})
         figure.savefig(svg, metadata={"Date": None, "Creator": None})

@@ -10,6 +10,7 @@ import matplotlib.style
 import pytest
 from fake_run import write_fake_run, write_lines
 
+from penstock.charts import drawing
 from penstock.charts.arm_looks import COLORS
 from penstock.reports import PlotsNotInstalled, write_pareto_figure
 from penstock.reports.data.run_data import PUBLISHED_FILE, read_run
@@ -116,7 +117,7 @@ def test_the_legend_fits_the_figure_with_the_papers_names(tmp_path: Path) -> Non
         record["d_sae"] = d_sae
     write_lines(tmp_path / "records.jsonl", records)
     published = [papers("gated", 131_072, 8.0, 0.9, 1.0), papers("relu", 196_608, 8.0, 0.9, 1.0)]
-    with matplotlib.style.context(["default", pareto_figure._STYLE]):
+    with matplotlib.style.context(["default", drawing.STYLE]):
         figure = pareto_figure._draw(read_run(tmp_path), published)
         figure.draw_without_rendering()
         (legend,) = figure.legends
