@@ -488,6 +488,7 @@ def test_help_tells_what_every_setting_is(
                 "run",
                 "preset",
                 "trust_remote_code",
+                "keep_checkpoints",
                 "quick",
                 "dry_run",
             ), flag
