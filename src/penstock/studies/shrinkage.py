@@ -256,8 +256,8 @@ def _table(records: Records) -> Table:
 STUDY = Study(
     name="shrinkage",
     title="Shrinkage",
-    question="How much weaker are the baseline's latents than the Gated SAE's, on the same tokens? With the one- "
-    "latent toy.",
+    question="How much weaker are the baseline's latents than the Gated SAE's, on the same tokens? With the "
+    "one-latent toy.",
     source="section 3.1, figures 2 and 6",
     reading="A penalty on magnitudes shrinks them: with one latent and one feature by half of the coefficient (paper, "
     "figure 2). In trained SAEs, latents that two of them share are compared on the same tokens: a ratio below 1 says "
