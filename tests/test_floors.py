@@ -39,9 +39,14 @@ SUB_FLOORS = {
 }
 """The same for rooms inside a room."""
 
-MOST_MODULES = 16
+MOST_MODULES = 15
 MOST_INNER_FLOORS = 5
 """Modules in the longest chain of imports inside one room."""
+
+FULLER = {
+    # Settings, steering and resuming stand beside the trainer; rooms of its own are the next step there.
+    "training": 17
+}
 
 DEEPER = {
     # An ablated architecture stands on the page of the one that it changes.
@@ -151,7 +156,7 @@ def test_a_room_is_small_and_shallow(room: str) -> None:
     if not any("__init__" in imported for imported in graph.values()):
         # It is the room's face, or its list of entries, for those outside.
         graph.pop("__init__", None)
-    assert len(graph) <= MOST_MODULES, f"{room} holds {len(graph)} modules: give it rooms of its own"
+    assert len(graph) <= FULLER.get(room, MOST_MODULES), f"{room} holds {len(graph)} modules: give it rooms of its own"
     try:
         longest = chain(graph)
     except CycleError as error:
