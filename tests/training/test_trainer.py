@@ -15,7 +15,7 @@ from penstock.training.defaults import PlannedModel
 from penstock.training.optimisers import project_gradient_, unit_norm_rows_
 from penstock.training.sae_config import resolve_sae
 from penstock.training.schedules import Schedule
-from penstock.training.trainer import DivergenceError, SAETrainer
+from penstock.training.trainer import DivergenceError, SAETrainer, _placed_like
 
 D_IN, D_SAE, BATCH = 6, 12, 32
 BETA1, BETA2 = 0.7, 0.95
@@ -379,3 +379,12 @@ def test_a_latent_whose_gate_opens_without_magnitude_is_trained_too(optimiser: s
     row = trainer.step(batch(), 0)
     assert row["l0"] == 0 and row["auxiliary"] > 0
     assert (trainer.sae.W_enc != before).any(dim=0).all()
+
+
+def test_a_resumed_optimiser_has_its_state_where_it_keeps_it() -> None:
+    """PyTorch's fused Adam counts steps on the device, where a resumed one found its count on the CPU."""
+    elsewhere = torch.empty(3, device="meta")
+    count = torch.tensor(7.0)
+    assert _placed_like(elsewhere, count, None).device.type == "meta"
+    ours = _placed_like(elsewhere, count, torch.tensor(0))
+    assert ours.device.type == "cpu" and ours == 7 and ours.data_ptr() != count.data_ptr()

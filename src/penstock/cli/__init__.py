@@ -10,6 +10,7 @@ import tyro
 
 from penstock.cli.conversion import ConvertGelu1L, convert
 from penstock.cli.help import help_of, help_of_commands
+from penstock.cli.numbers import NUMBERS
 from penstock.cli.option_list import options_of, summary_of
 from penstock.cli.output import Usage
 from penstock.cli.reproduction import Reproduce, run_preset
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             description=about,
             args=_spelled(arguments, commands),
             config=(tyro.conf.OmitSubcommandPrefixes,),
+            registry=NUMBERS,
         )
     except ValueError as error:
         # A single setting out of range, or two that exclude each other: the dataclasses check themselves.

@@ -195,10 +195,10 @@ class SAETrainer:
             self.sae.load_state_dict({name: tensors[f"sae/{name}"]}, strict=False)
         for name, parameter in self.sae.named_parameters():
             prefix = f"adam/{name}/"
+            before = self.optimiser.state[parameter]
             self.optimiser.state[parameter] = {
-                key.removeprefix(prefix): _laid_out_like(parameter, tensors[key])
-                for key in tensors
-                if key.startswith(prefix)
+                key: _placed_like(parameter, tensors[prefix + key], before.get(key))
+                for key in [one.removeprefix(prefix) for one in tensors if one.startswith(prefix)]
             }
         self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
         if self.controller and numbers["controller"]:
@@ -250,10 +250,14 @@ class _Passed(NamedTuple):
     """The latents with a gradient."""
 
 
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A state on the parameter's device, and in its memory layout, which a file does not keep."""
+def _placed_like(parameter: Tensor, value: Tensor, before: Tensor | None) -> Tensor:
+    """A parameter's state from a file, where the optimiser keeps it and in the parameter's memory layout.
+
+    PyTorch's fused Adam counts steps on the parameter's device, and has no state before its first step. LatentAdam
+    counts them on the CPU, and has its state from the start.
+    """
     if value.ndim == 0:
-        return value.clone()
+        return value.to(parameter.device if before is None else before.device, copy=True)
     if value.shape != parameter.shape:
         return value.to(parameter.device)
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
