@@ -1,5 +1,6 @@
 """The command line: the only place that parses arguments or prints."""
 
+import io
 import logging
 import os
 import sys
@@ -137,4 +138,8 @@ def _reader_gone() -> int:
 
 def run() -> None:
     """Entry point of the `penstock` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe may have fewer characters than a text, a path or a message holds.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(main())

@@ -12,6 +12,10 @@ from penstock.charts.arm_looks import find_arms
 from penstock.reports import PlotsNotInstalled, write_pareto_figure, write_report
 from penstock.reports.data.run_data import read_run
 from penstock.reports.wording import sentences as wording
+from penstock.training.outcome import Outcome
+
+MOST_LISTED = 3
+"""Texts of one kind of warning, and names of one text, that are printed in full."""
 
 Flat = tyro.conf.arg(name="")
 """For a section of settings whose flags get no prefix."""
@@ -52,10 +56,40 @@ def write_figures(run: Path) -> None:
 
 
 def print_records(records: Sequence[dict[str, Any]]) -> None:
+    """The main numbers as a table, and the warnings on stderr, those of one kind together as in the report."""
     print(_table(records))
-    for record in records:
-        for warning in record["warnings"]:
-            print(f"warning: {record['name']}: {warning}", file=sys.stderr)
+    sys.stdout.flush()
+    pairs = [(str(record["name"]), text) for record in records for text in record["warnings"]]
+    for title, items in wording.grouped_warnings(pairs):
+        print(f"warning: {title}", file=sys.stderr)
+        for line in _warning_lines(items):
+            print(f"  {line}", file=sys.stderr)
+
+
+def _warning_lines(items: Sequence[tuple[str, str]]) -> list[str]:
+    """Each text once, with the names of its SAEs; what is too many only as a number."""
+    names: dict[str, list[str]] = {}
+    for name, text in items:
+        names.setdefault(text, []).append(name)
+    lines = [f"{text} ({_listed(own)})" for text, own in list(names.items())[:MOST_LISTED]]
+    left = sum(len(own) for own in list(names.values())[MOST_LISTED:])
+    return [*lines, f"and {left} more: see `warnings` in the records, or the report"] if left else lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    left = len(names) - MOST_LISTED
+    return ", ".join([*names[:MOST_LISTED], *([f"and {left} more"] if left > 0 else [])])
+
+
+def print_saes(run_dir: Path, outcome: Outcome) -> None:
+    """Where the SAEs of a run lie, and how to load one."""
+    if not outcome.finished:
+        return
+    first = run_dir / "saes" / outcome.finished[0]
+    print(
+        f"SAE: {first}" if len(outcome.finished) == 1 else f"SAEs: {run_dir / 'saes'} ({len(outcome.finished)} folders)"
+    )
+    print(f"load it in Python: sae, facts = penstock.load_sae({str(first)!r})")
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, write_figures
+from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, print_saes, write_figures
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
@@ -22,6 +22,7 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
+from penstock.training.outcome import outcome_of
 from penstock.training.trackers import TRACKERS, check_trackers
 
 RecipeName = Literal["paper_clipped", "paper", "norm_weighted", "norm_weighted_frozen"]
@@ -180,6 +181,7 @@ def train(options: Train | Sweep) -> None:
         for sentence in comparison_sentences(folder):
             print(sentence)
         write_figures(folder)
+        print_saes(folder, outcome_of(study.read_config(folder), folder))
 
 
 def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:

@@ -10,11 +10,14 @@ import tyro
 from penstock.cli.output import Flat, Usage, given, print_records, write_figures
 from penstock.formats import load_sae
 from penstock.language_models.loading import NO_LIMIT, LanguageModel
+from penstock.reports.data.run_data import read_records
 from penstock.runs import sweep as study
 from penstock.runs.environment import versions
-from penstock.runs.run_lock import locked
+from penstock.runs.run_lock import is_locked, locked
+from penstock.shell import quoted, resume_command
 from penstock.training.config import EvalConfig
-from penstock.training.outcome import outcome_of
+from penstock.training.metrics_log import read_metrics
+from penstock.training.outcome import Outcome, outcome_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +110,48 @@ def info(options: Info) -> None:
         if model is None:
             _print_pairs(versions())
     elif (path / "config.json").exists():
-        config = study.read_config(path)
-        print(f"{path}: a run of {len(config.saes)} SAEs, {config.num_steps:,} steps")
-        diverged = outcome_of(config, path).diverged
-        for sae in config.saes:
-            print(f"  {sae.folder}  lr {sae.lr:g} ({sae.lr_rule}){'  diverged' if sae.folder in diverged else ''}")
+        _print_run(path)
     else:
         sae, facts = load_sae(path)
         print(f"{path}: {sae.arch}, d_in {sae.d_in}, d_sae {sae.d_sae}")
         _print_pairs({"format": facts.format, **facts.settings.to_json(), **facts.metadata})
+
+
+def _print_run(run_dir: Path) -> None:
+    """The run's state, and for each SAE its L0: as evaluated, or as last logged in training."""
+    config = study.read_config(run_dir)
+    outcome = outcome_of(config, run_dir)
+    records = {one["name"]: one for one in read_records(run_dir)} if (run_dir / "records.jsonl").exists() else {}
+    log = run_dir / "metrics.jsonl"
+    logged = {row["sae"]: row for row in read_metrics(log).rows} if log.exists() else {}
+    step = max((int(row["step"]) for row in logged.values()), default=0)
+    print(f"{run_dir}: a run of {len(config.saes)} SAEs, {config.num_steps:,} steps")
+    print(f"state: {_state(run_dir, outcome, is_evaluated=bool(records), step=step)}")
+    for sae in config.saes:
+        name = sae.folder
+        if name in outcome.diverged:
+            l0 = "diverged"
+        elif name in records:
+            l0 = f"L0 {_number(records[name]['l0'])}"
+        else:
+            l0 = f"L0 {_number(logged[name]['l0'])} in training" if name in logged else "L0 not measured yet"
+        print(f"  {name}  {l0}  lr {sae.lr:g} ({sae.lr_rule})")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def _state(run_dir: Path, outcome: Outcome, *, is_evaluated: bool, step: int) -> str:
+    if is_locked(run_dir):
+        return f"running, {'evaluation' if not outcome.missing else f'step {step:,} or later'}"
+    if outcome.missing:
+        return f"stopped, step {step:,} is the last one logged. Continue with: {resume_command(run_dir)}"
+    if not outcome.finished:
+        return "diverged"
+    if not is_evaluated:
+        return f"trained, not evaluated. Evaluate with: {quoted(['penstock', 'eval', str(run_dir)])}"
+    return "finished" if not outcome.diverged else f"finished, {len(outcome.diverged)} of its SAEs diverged"
 
 
 def _is_model(folder: Path) -> bool:

@@ -53,6 +53,20 @@ def locked(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Whether another process works on a run's directory, as far as this one may look."""
+    if not (run_dir / ".lock").exists():
+        return False
+    try:
+        with locked(run_dir):
+            return False
+    except RunInUseError:
+        return True
+    except OSError:
+        # Not writable from here, or on a disk without locks.
+        return (run_dir / ".lock_owner.json").exists()
+
+
 def _this_process() -> dict[str, str | int]:
     return {
         "host": platform.node(),

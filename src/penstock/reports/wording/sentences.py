@@ -182,13 +182,17 @@ def bias_ranges(records: Sequence[dict[str, Any]], arms: Sequence[ArmLook]) -> l
 
 
 def warning_groups(run: RunData) -> list[WarningGroup]:
-    """Warnings of the run and of its records, those of one kind (the words before the colon) together."""
+    """Warnings of the run and of its records, those of one kind together."""
+    of_run = [("", str(text)) for text in (run.comparison or {}).get("warnings", [])]
+    of_records = [(str(one.get("name")), str(text)) for one in run.records for text in one.get("warnings") or []]
+    return grouped_warnings([*of_run, *of_records])
+
+
+def grouped_warnings(warnings: Sequence[tuple[str, str]]) -> list[WarningGroup]:
+    """Pairs of an SAE's name and a text, those of one kind (the words before the colon) together."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    for text in (run.comparison or {}).get("warnings", []):
-        _add_warning(groups, "", str(text))
-    for record in run.records:
-        for text in record.get("warnings") or []:
-            _add_warning(groups, str(record.get("name")), str(text))
+    for name, text in warnings:
+        _add_warning(groups, name, text)
     return [WarningGroup(title, items) for title, items in groups.items()]
 
 
