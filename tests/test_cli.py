@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
@@ -82,6 +83,8 @@ def test_train_leaves_a_run_with_a_report_and_prints_the_numbers(
     ]
     assert out.splitlines()[1].startswith(name)
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
+    assert f"SAE: {tmp_path / 'run' / 'saes' / name}\n" in out
+    assert "facts = penstock.load_sae(" in out
     assert load_sae(tmp_path / "run" / "saes" / name).sae.d_sae == 24
     assert (tmp_path / "run" / "pareto.svg").exists()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -272,8 +275,9 @@ def test_info_says_what_things_are(told: Told, trained: Path, tiny_lm_folder: Pa
 
     code, out, _ = told("info", trained)
     assert code == 0
-    assert "a run of 1 SAEs, 30 steps" in out
-    assert sae_folder(trained).name in out
+    assert "a run of 1 SAEs, 30 steps\nstate: finished\n" in out
+    (record,) = [one for one in map(json.loads, (trained / "records.jsonl").open()) if one["recipe"]]
+    assert f"  {record['name']}  L0 {record['l0']:.4g}  lr " in out
 
     code, out, _ = told("info", sae_folder(trained))
     assert code == 0
@@ -601,3 +605,53 @@ def test_a_reader_who_leaves_is_no_error() -> None:
     command = f"{sys.executable} -m penstock reproduce gemma-7b --dry-run | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("gemma-7b: google/gemma-7b, 12 runs") and done.stderr == ""
+
+
+def test_info_tells_the_state_of_a_run(
+    told: Told, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("records.jsonl"))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+
+    _, out, _ = told("info", run)
+    assert f"state: trained, not evaluated. Evaluate with: penstock eval {run}\n" in out
+    assert f"L0 {last['l0']:.4g} in training" in out
+
+    (saved,) = (run / "saes").iterdir()
+    (saved / "cfg.json").rename(tmp_path / "cfg.json")
+    _, out, _ = told("info", run)
+    assert f"state: stopped, step 30 is the last one logged. Continue with: penstock train --resume {run}\n" in out
+
+    monkeypatch.setattr("penstock.cli.saved.is_locked", lambda _: True)
+    _, out, _ = told("info", run)
+    assert "state: running, step 30 or later\n" in out
+    monkeypatch.undo()
+
+    (saved / "diverged.txt").write_text("too high a learning rate\n")
+    _, out, _ = told("info", run)
+    assert "state: diverged\n" in out and f"{saved.name}  diverged" in out
+
+    (run / "metrics.jsonl").unlink()
+    (saved / "diverged.txt").unlink()
+    _, out, _ = told("info", run)
+    assert "L0 not measured yet" in out
+
+
+def test_every_output_survives_a_stream_that_knows_only_ascii(
+    tiny_lm_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    sweep = ["sweep", *options(tiny_lm_folder, corpus, tmp_path / "run", "--site mlp_out.1 --d-sae 16 --target-l0 2")]
+    commands = [["--help"], ["info"], sweep, ["report", "\u2022"], ["train", "--d-sae", "\u2022"]]
+    code = f"""
+import sys
+from penstock.cli import run
+for sys.argv[1:] in {ascii(commands)}:
+    try:
+        run()
+    except SystemExit as end:
+        print("exit", end.code, flush=True)
+"""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert re.findall(r"^exit (\d)$", done.stdout, flags=re.MULTILINE) == ["0", "0", "0", "1", "2"], done.stderr
+    assert "There is no run directory ?" in done.stderr

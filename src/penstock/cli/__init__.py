@@ -41,6 +41,13 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 
+def option_classes() -> dict[str, type]:
+    """The dataclass of each command's options, by what is typed after `penstock`."""
+    studies = {f"study {name}": options for name, (options, _) in study_commands().items()}
+    commands = {name: options for name, (options, _) in _COMMANDS.items() if name != "study"}
+    return {**commands, **studies}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed on the way, 2 settings that cannot be."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -98,7 +105,8 @@ def _help(arguments: Sequence[str], program: str, about: str, commands: Commands
     if not wanted:
         return None
     if arguments[0].startswith("-"):
-        return help_of_commands(program, {name: summary_of(one) for name, (one, _) in commands.items()}, about)
+        more = "penstock --version prints the version." if program == "penstock" else ""
+        return help_of_commands(program, {name: summary_of(one) for name, (one, _) in commands.items()}, about, more)
     if arguments[0] not in commands:
         return None
     name = f"{program} {arguments[0]}".removeprefix("penstock ")

@@ -46,8 +46,9 @@ def help_of(name: str, command: type, *, everything: bool, about: str = "") -> s
     """
     options = options_of(command)
     shown = options if everything or len(options) <= SHORT else [option for option in options if is_daily(option)]
-    positional = "".join(f" {option.flag}" for option in options if option.is_positional)
-    lines = [f"usage: penstock {name}{positional} [options]", "", *_wrapped(about or summary_of(command))]
+    positional = "".join(f" {_in_usage(option)}" for option in options if option.is_positional)
+    flags = "" if all(option.is_positional for option in options) else " [options]"
+    lines = [f"usage: penstock {name}{positional}{flags}", "", *_wrapped(about or summary_of(command))]
     for title, group in grouped(shown).items():
         lines += ["", f"{title}:", *(line for option in group for line in _lines(option))]
     if len(shown) < len(options):
@@ -55,18 +56,19 @@ def help_of(name: str, command: type, *, everything: bool, about: str = "") -> s
     return "\n".join(lines) + "\n"
 
 
-def help_of_commands(name: str, summaries: Mapping[str, str], about: str) -> str:
+def help_of_commands(name: str, summaries: Mapping[str, str], about: str, more: str = "") -> str:
     """The help of what has commands below it.
 
     Args:
         name: As typed, e.g. `penstock` or `penstock study`.
         summaries: For each command what it does.
         about: What all of it is for.
+        more: A last line.
     """
     lines = [f"usage: {name} COMMAND [options]", "", *_wrapped(about), "", "Commands:"]
     for command, summary in summaries.items():
         lines += _columns(command, summary)
-    lines += ["", f"{name} COMMAND --help lists the options of a command."]
+    lines += ["", f"{name} COMMAND --help lists the options of a command.", *([more] if more else [])]
     return "\n".join(lines) + "\n"
 
 
@@ -83,6 +85,11 @@ def grouped(options: Sequence[Option]) -> dict[str, list[Option]]:
         title = "Arguments" if option.is_positional else _TITLES.get(option.section, "Options")
         found[title].append(option)
     return {title: group for title, group in found.items() if group}
+
+
+def _in_usage(option: Option) -> str:
+    name = f"{option.flag} ..." if option.value == "..." else option.flag
+    return name if option.is_required else f"[{name}]"
 
 
 def _lines(option: Option) -> list[str]:

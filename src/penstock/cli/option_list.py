@@ -19,13 +19,14 @@ class Option(NamedTuple):
     flag: str
     """As typed, e.g. `--d-sae`; for a positional argument its name in capitals."""
     value: str
-    """What stands for its value, e.g. `N` or `{gated,relu}`; empty for a switch and for a positional argument."""
+    """What stands for its value, e.g. `N` or `{gated,relu}`; empty for a switch."""
     explanation: str
     default: str
     """Empty where there is none, or where the explanation says what happens without the option."""
     section: str
     """Name of the settings class that states it."""
     is_positional: bool
+    is_required: bool
 
 
 def options_of(command: type) -> list[Option]:
@@ -50,14 +51,18 @@ def _options(settings: type, prefix: str) -> Iterator[Option]:
             yield from _options(kind, f"{prefix}{name}." if name else prefix)
             continue
         is_positional = tyro.conf.Positional in notes
-        value = about.metavar or _placeholder(kind)
+        value = _placeholder(kind)
+        if is_positional and not value.startswith("{"):
+            # Its own name says more than PATH would.
+            value = "..." if value.endswith("...") else ""
         yield Option(
             flag=(about.metavar or name.upper()) if is_positional else f"--{prefix}{name}",
-            value="" if is_positional else value,
+            value=value,
             explanation=" ".join((about.help or explanations.get(field.name, "")).split()),
             default=_default(field),
             section=_owner(settings, field.name),
             is_positional=is_positional,
+            is_required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
         )
 
 

@@ -234,7 +234,6 @@ def _evaluate(folder: Path, model: LanguageModel, max_bytes: int | None) -> list
     loaded = load_run(config, folder)
     beside = (Described(control, _about_control(control, config)) for control in _controls_of(config, model))
     text = training_text(config, model)
-    logger.info("Evaluating SAEs and controls on %s held-out tokens", f"{config.eval.eval_tokens:,}")
     measured = measure(text, config.eval, chain(loaded.described(), beside), max_bytes)
     comparisons = compare(measured.points)
     diverged = [f"diverged: {message}" for message in loaded.diverged.values()]
