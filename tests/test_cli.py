@@ -276,7 +276,7 @@ def test_info_says_what_things_are(told: Told, trained: Path, tiny_lm_folder: Pa
     code, out, _ = told("info", trained)
     assert code == 0
     assert "a run of 1 SAEs, 30 steps\nstate: finished\n" in out
-    (record,) = [one for one in map(json.loads, (trained / "records.jsonl").open()) if one["recipe"]]
+    (record,) = [one for one in map(json.loads, (trained / "records.jsonl").read_text().splitlines()) if one["recipe"]]
     assert f"  {record['name']}  L0 {record['l0']:.4g}  lr " in out
 
     code, out, _ = told("info", sae_folder(trained))
