@@ -11,21 +11,21 @@ from penstock.settings import MAX_SEED, at_least, between, values_of
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     text: str = "embedded"
-    """`embedded` (the standard library's source); a .txt, .jsonl or .parquet file (.txt and .jsonl also compressed), or
-    a folder of them; or datasets:NAME, datasets:NAME:CONFIG, datasets:NAME:CONFIG:SPLIT."""
+    """`embedded` (the source of Python's standard library), a .txt, .jsonl or .parquet file, a folder of such files, or
+    datasets:NAME[:CONFIG[:SPLIT]] on the Hugging Face Hub. .txt and .jsonl files may be compressed."""
     text_field: str | None = None
-    """Column of the text in .jsonl, .parquet and datasets; `text` if left open."""
+    """Column of the text in .jsonl, .parquet and datasets; by default `text`."""
     packing: Literal["packed", "truncated"] = "packed"
     """Documents joined with a BOS (or EOS) between them, or one row per document cut at `context`."""
     context: int | None = None
-    """Tokens in a row, BOS included; the model's maximum up to 1,024 if left open."""
+    """Tokens in a row, BOS included; by default the model's maximum, at most 1,024."""
     tokens: int = 20_000_000
-    """Activations to train each SAE on, all passes together."""
+    """Number of activations to train each SAE on, all passes over the text together."""
     cache_tokens: int | None = None
-    """Harvest this many activations once, keep them in memory and pass over them as often as `tokens` asks.
-    Otherwise activations are streamed: each one is new until the texts end."""
+    """Harvest this many activations once, keep them in memory, and pass over them until `tokens` are trained on. By
+    default activations are streamed: each one is new until the texts end."""
     buffer_tokens: int | None = None
-    """Activations in the shuffle buffer when streaming (2^18 if left open); mixed token by token."""
+    """Activations in the shuffle buffer when streaming, by default 2^18; mixed token by token."""
     model_batch_rows: int = 32
     """Rows in one forward pass of the language model."""
     shuffle_seed: int = 0

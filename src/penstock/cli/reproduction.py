@@ -35,7 +35,7 @@ class Reproduce:
     preset: Annotated[Literal["embedded", "gelu-1l", "pythia-2.8b", "gemma-7b"], tyro.conf.Positional]
     """Which experiments; `embedded` needs no network."""
     out: Path | None = None
-    """Directory of the reproduction; runs/reproduce-PRESET if left open."""
+    """Directory of the reproduction; by default runs/reproduce-PRESET."""
     quick: bool = False
     """One site, the ends of the range of L0, few steps: to see it work, not to conclude from."""
     dry_run: bool = False

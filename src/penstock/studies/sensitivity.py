@@ -65,7 +65,7 @@ class SensitivityConfig:
     grid: Literal["one_at_a_time", "full"] = "one_at_a_time"
     """Whether one setting is off at a time, or every combination is trained: the product of all factors and 1."""
     target_l0: float | None = None
-    """Which SAE of each arm is the centre; the middle one of its L0s if left open."""
+    """Which SAE of each arm is the centre; by default the one in the middle of its L0s."""
 
     def __post_init__(self) -> None:
         for name in SETTINGS:

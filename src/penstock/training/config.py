@@ -43,12 +43,12 @@ __all__ = [
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     batch_size: int = 4096
-    """Activations in a step."""
+    """Activations in one optimiser step."""
     beta2: float = 0.999
     """Adam's second-moment decay."""
     encoder_precision: Literal["float32", "bfloat16"] | None = None
     """What the factors of the encoder product are rounded to; it is accumulated, and all else done, in float32.
-    bfloat16 on CUDA and float32 elsewhere if left open."""
+    By default bfloat16 on CUDA and float32 elsewhere."""
     warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises linearly."""
     decay_share: float = 0.2
@@ -86,7 +86,7 @@ class ResamplingConfig:
     unit: Literal["share", "steps", "tokens"] = "share"
     """What the `resample_at` of the SAEs counts in: share of the run, steps, or tokens."""
     window_tokens: int | None = None
-    """A latent that has not fired on this many tokens counts as dead; 1/16 of the run if left open."""
+    """A latent that has not fired on this many tokens counts as dead; by default 1/16 of the run."""
     inputs: int = 819_200
     """Activations whose loss decides which of them become new latents (fewer if the source holds fewer)."""
     encoder_scale: float = 0.2

@@ -101,6 +101,9 @@ class TrainingRun:
         source = activation_source(config, model)
         path = latest_checkpoint(folder / "checkpoints")
         if path is None:
+            if config.data.cache_tokens is None:
+                tokens, sites = f"{config.data.buffer_tokens:,}", ", ".join(config.sites)
+                logger.info("Filling the shuffle buffer with %s activations at %s", tokens, sites)
             sample = source.sample(SCALE_TOKENS, _generator(config.data.shuffle_seed, 0))
             scales = {site: measure_scale([sample[site]]) for site in config.sites}
             outliers = {site: outlier_warning(sample[site], site) for site in config.sites}
