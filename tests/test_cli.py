@@ -478,8 +478,8 @@ def test_help_tells_what_every_setting_is(
     code, out, _ = told(*command.split(), "--help-all")
     assert code == 0
     words = " ".join(out.split())
-    files = (*PACKAGE.glob("cli/*.py"), PACKAGE / "training" / "config.py", *PACKAGE.glob("studies/*.py"))
-    files = (*files, PACKAGE / "posthoc" / "refitting.py")
+    files = (*PACKAGE.glob("cli/*.py"), *PACKAGE.glob("studies/*.py"), *PACKAGE.glob("*/settings.py"))
+    files = (*files, PACKAGE / "training" / "config.py", PACKAGE / "posthoc" / "refitting.py")
     sources = {name: texts for file in files for name, texts in documented_fields(file, classes).items()}
     checked = 0
     for name in classes:
