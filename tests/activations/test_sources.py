@@ -216,7 +216,7 @@ def test_a_buffer_goes_on_at_its_position_and_harvests_only_what_the_checkpoint_
 
 def test_a_checkpoint_without_a_position_is_an_error() -> None:
     state = from_disk(buffer()) | {"counters": torch.zeros(5, dtype=torch.long)}
-    with pytest.raises(ValueError, match="does not say at which document its text goes on.*older version"):
+    with pytest.raises(ValueError, match="does not hold the document at which its text continues.*older version"):
         buffer().load_state(state)
 
 

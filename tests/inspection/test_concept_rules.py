@@ -244,7 +244,7 @@ def test_settings_out_of_range_are_errors() -> None:
     for threshold in (0.0, 1.1):
         with pytest.raises(ValueError, match="threshold must be above 0 and at most 1"):
             kinds(code, facts, threshold=threshold)
-    with pytest.raises(ValueError, match="of 2000 tokens, but the facts are about 100"):
+    with pytest.raises(ValueError, match="has 2000 tokens, but the facts have 100"):
         kinds(code, random_facts(rows=2))
     with pytest.raises(ValueError, match="all in one half"):
         kinds(code, facts._replace(row=2 * facts.row))

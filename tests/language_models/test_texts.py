@@ -324,7 +324,7 @@ def test_a_ring_of_folders_is_read_once(
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
 
     assert sorted(texts(tmp_path)) == sorted(MANY)
-    assert "ring' leads to a folder that is read already" in caplog.text
+    assert "ring' leads to a folder that was read already" in caplog.text
 
 
 def texts_of(source: Path, split: Any) -> list[str]:

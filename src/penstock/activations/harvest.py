@@ -1,4 +1,4 @@
-"""From texts to activations: tokenise, run the language model up to the deepest site, drop what is masked."""
+"""From texts to activations: tokenise, run the language model up to the deepest site, drop masked positions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,20 +33,20 @@ class Text:
     context: int
     packing: Packing
     mask_special_tokens: bool = False
-    """Do not count special tokens inside the texts."""
+    """Whether to leave special tokens inside the texts out of the count."""
     sites: tuple[str, ...] = ()
-    """The sites whose activations decide what the two settings below leave out."""
+    """Sites whose activations decide which tokens the next two settings leave out."""
     skip_nonfinite: bool = False
-    """Do not count tokens with an activation that is NaN or infinite, where it would be an error otherwise."""
+    """Whether to leave out tokens with a NaN or infinite activation; otherwise such a token is an error."""
     max_norm_multiple: float | None = None
-    """Do not count tokens with an activation that is more than so many times as long as the median of its site."""
+    """Leave out tokens whose activation is more than this many times as long as the median of its site."""
 
     def rows(
         self, split: Split, *, start: Position = BEGINNING, batch_rows: int
     ) -> Iterator[tuple[TokenRows, Position]]:
-        """The rows of a split from a position on, up to `batch_rows` at a time, each with where the next one goes on.
+        """Yield the rows of a split from a position on, up to `batch_rows` at a time, each with the next position.
 
-        Documents before the position are passed over and not tokenised.
+        Documents before the position are skipped without tokenising them.
         """
         layout = Layout.of(
             self.model.tokenizer,
@@ -67,14 +67,14 @@ class Text:
         return text_fingerprint(self.source, text_field=self.text_field)
 
     def screened(self, rows: TokenRows, acts: Mapping[str, SequenceActs]) -> tuple[Mask, LeftOutTokens]:
-        """The mask without what the settings leave out because of its activations, and how much that is.
+        """Return the mask without the tokens that the settings leave out by their activations, and their number.
 
         Args:
             rows: Rows of this text.
             acts: Their activations at `sites`.
 
         Raises:
-            ValueError: one that counts is NaN or infinite, and `skip_nonfinite` is not set.
+            ValueError: an activation that counts is NaN or infinite, and `skip_nonfinite` is not set.
         """
         if not self.skip_nonfinite:
             check_finite(self.model, rows, acts)
@@ -95,7 +95,7 @@ class Text:
 
     @cached_property
     def _norm_limits(self) -> dict[str, float]:
-        """For each site how long an activation may be; empty where any length will do."""
+        """Return the largest norm of an activation at each site; empty if norms are not limited."""
         if self.max_norm_multiple is None:
             return {}
         rows, _ = next(self.rows("train", batch_rows=NORM_ROWS))
@@ -104,7 +104,7 @@ class Text:
         return {site: self.max_norm_multiple * median for site, median in medians.items()}
 
     def check(self) -> None:
-        """Look at the first rows of both splits, so that a text that will not do fails before the training.
+        """Check the first rows of both splits, so that an unsuitable text fails before training.
 
         Raises:
             ValueError: a split has no documents, no tokens, or (held out) no two tokens in a row.
@@ -123,13 +123,13 @@ class Text:
             )
 
     def held_out(self, num_tokens: int, *, seed: int) -> TokenRows:
-        """Held-out rows with at least `num_tokens` positions that count, or all there are.
+        """Return held-out rows with at least `num_tokens` positions that count, or all rows if there are fewer.
 
         The rows are drawn at random from the first 20 times as many, so that a few long documents at the
-        start of the text do not decide the evaluation.
+        start of the text do not dominate the evaluation.
 
         Raises:
-            ValueError: there is no position that counts.
+            ValueError: no position counts.
         """
         rows: list[TokenRows] = []
         pool = 0
@@ -157,7 +157,7 @@ class Text:
         )
 
     def _screened_rows(self, rows: TokenRows) -> TokenRows:
-        """The rows with the mask of `screened`, where it may be another."""
+        """Return the rows with the mask of `screened`."""
         if not (self.skip_nonfinite or self.max_norm_multiple):
             return rows
         masks = []
@@ -167,10 +167,10 @@ class Text:
 
 
 def masked_acts(model: LanguageModel, rows: TokenRows, sites: Sequence[str], device: str) -> dict[str, Tensor]:
-    """For each site the float32 activations [tokens, d_in] of the positions that count.
+    """Return for each site the float32 activations [tokens, d_in] of the positions that count.
 
     Raises:
-        ValueError: one of them is NaN or infinite.
+        ValueError: an activation is NaN or infinite.
     """
     acts = model.activations(rows.tokens, sites)
     check_finite(model, rows, acts)
@@ -183,7 +183,7 @@ def _counted(acts: Mapping[str, SequenceActs], mask: Mask, device: str) -> dict[
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStream:
-    """The activations of the train split; calling it with a position goes on there."""
+    """The activations of the train split; a call with a position starts there."""
 
     text: Text
     sites: tuple[str, ...]
@@ -198,7 +198,7 @@ class TrainingStream:
 
 
 def fill_cache(stream: TrainingStream, num_tokens: int, *, seed: int) -> ActivationCache:
-    """The first `num_tokens` activations of the stream, or all of them if the text is shorter.
+    """Return the first `num_tokens` activations of the stream, or all of them if the text is shorter.
 
     Raises:
         ValueError: the text has no activations at all.

@@ -1,4 +1,4 @@
-"""Which activations are fit to train on: none that is NaN or infinite, and on request none that is far too long."""
+"""Screening of activations: NaN and infinity are refused, and on request far too long activations are left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from penstock.language_models.tokens import TokenRows
 from penstock.shapes import Acts, Mask, SequenceActs
 
 FEW = 0.05
-"""If so small a share of the tokens holds half of E |x|^2, a warning says so."""
+"""A warning is given if this share of the tokens, or less, holds half of E |x|^2."""
 
 ENOUGH_TOKENS = 200
-"""Fewer tokens say nothing about their share."""
+"""Fewest tokens for which that share is checked."""
 
 MANY_PASSES = 4
-"""Passes over the same activations above which a warning says so."""
+"""Number of passes over the same activations above which a warning is given."""
 
 
 @dataclass(frozen=True)
 class LeftOutTokens:
-    """How many tokens that would count were left out because of their activations."""
+    """Number of tokens that would count but were left out because of their activations."""
 
     nonfinite: int = 0
-    """NaN or infinite at one of the sites."""
+    """Tokens that are NaN or infinite at one of the sites."""
     high_norm: int = 0
-    """Longer than `max_norm_multiple` times the median at one of the sites."""
+    """Tokens longer than `max_norm_multiple` times the median at one of the sites."""
 
     def __add__(self, other: "LeftOutTokens") -> "LeftOutTokens":
         return LeftOutTokens(self.nonfinite + other.nonfinite, self.high_norm + other.high_norm)
@@ -37,10 +37,10 @@ NONE_LEFT_OUT = LeftOutTokens()
 
 
 def nonfinite(acts: Mapping[str, SequenceActs], mask: Mask) -> Mask:
-    """The positions that count and have an activation that is NaN or infinite at one of the sites."""
+    """Return the positions that count and whose activation is NaN or infinite at one of the sites."""
     found = torch.zeros_like(mask)
     for values in acts.values():
-        # One number first: an accelerator hands over a mask only where there is something to find.
+        # One number first, so that an accelerator transfers a mask only if it has an entry.
         if not values.isfinite().all():
             found |= mask & ~values.isfinite().all(dim=-1).to(mask.device)
     return found
@@ -50,7 +50,7 @@ def check_finite(model: LanguageModel, rows: TokenRows, acts: Mapping[str, Seque
     """Refuse activations that are NaN or infinite at a position that counts.
 
     Raises:
-        ValueError: there is one; names the site, the dtype, the token and the remedy.
+        ValueError: such an activation exists; names the site, the dtype, the token and the remedy.
     """
     for site, values in acts.items():
         bad = nonfinite({site: values}, rows.mask).nonzero()
@@ -66,14 +66,14 @@ def check_finite(model: LanguageModel, rows: TokenRows, acts: Mapping[str, Seque
 
 
 def norms(acts: SequenceActs) -> Tensor:
-    """The length of each activation [sequences, positions], float32."""
+    """Return the norm of each activation [sequences, positions], float32."""
     return torch.linalg.vector_norm(acts.float(), dim=-1)
 
 
 def outlier_warning(acts: Acts, site: str) -> str | None:
-    """A sentence where a few tokens hold most of E |x|^2, such as those that the model parks its attention on.
+    """Return a warning if a few tokens hold most of E |x|^2, as attention sinks do.
 
-    Scale, FVU and the loss of an SAE then are about those few tokens and say nothing about all others.
+    Scale, FVU and the loss of an SAE then depend on those few tokens and say nothing about all others.
     """
     squares = acts.double().square().sum(dim=1)
     if len(squares) < ENOUGH_TOKENS or not squares.sum() > 0:
@@ -91,7 +91,7 @@ def outlier_warning(acts: Acts, site: str) -> str | None:
 
 
 def passes_warning(passes: float) -> str | None:
-    """A sentence where the same activations are passed over many times."""
+    """Return a warning if training repeats the same activations many times."""
     if passes <= MANY_PASSES:
         return None
     return (

@@ -1,7 +1,7 @@
-"""Where training batches come from: a shuffle buffer over a stream, or a cache passed over many times.
+"""Sources of training batches: a shuffle buffer over a stream, or a cache that is used many times.
 
-Both mix token by token, keep the sites of a token together, and can be stopped and continued to the bit.
-A stream here is a function that starts the activations of the training text from a given position in it.
+Both mix token by token, keep the sites of a token together, and resume bit for bit after a stop.
+A stream is a function that yields the activations of the training text from a given position on.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +20,18 @@ SiteActs = Mapping[str, Acts]
 
 
 class Harvest(NamedTuple):
-    """The activations of a few rows of tokens, masked positions left out."""
+    """The activations of a few rows of tokens, without masked positions."""
 
     acts: dict[str, Tensor]
-    """For each site [tokens, d_in], the same tokens in the same order."""
+    """Activations [tokens, d_in] for each site, of the same tokens in the same order."""
     position: Position
-    """Where in the text the stream goes on."""
+    """Position in the text at which the stream continues."""
     left_out: LeftOutTokens = NONE_LEFT_OUT
-    """What else there was in these rows."""
+    """Tokens of these rows that were left out."""
 
 
 Stream = Callable[[Position], Iterator[Harvest]]
-"""Starts a finite stream at a position: the harvests from there to the end of the texts."""
+"""Function that yields the harvests from a position to the end of the texts."""
 
 
 @runtime_checkable
@@ -40,33 +40,33 @@ class ActivationSource(Protocol):
 
     @property
     def passes(self) -> float:
-        """How often the source has gone over its activations."""
+        """Number of times the source has gone through its activations."""
         ...
 
     @property
     def unique_tokens(self) -> int:
-        """Different activations handed out so far."""
+        """Number of different activations returned so far."""
         ...
 
     @property
     def left_out(self) -> LeftOutTokens:
-        """Tokens of the text that were left out because of their activations, in all passes together."""
+        """Number of tokens left out because of their activations, over all passes."""
         ...
 
     def next_batch(self, batch_size: int) -> dict[str, Tensor]:
-        """For each site the next activations [batch_size, d_in]."""
+        """Return the next activations [batch_size, d_in] for each site."""
         ...
 
     def sample(self, num_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Random activations [at most num_tokens, d_in] for each site, without moving on."""
+        """Return random activations [at most num_tokens, d_in] for each site, without advancing the source."""
         ...
 
     def state(self) -> dict[str, Tensor | PickedRows]:
-        """What a checkpoint needs to go on with the same batches."""
+        """Return the state that a checkpoint needs to continue with the same batches."""
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state()` returned, read back from a file."""
+        """Continue from a state that `state()` returned, read back from a file."""
         ...
 
 
@@ -76,9 +76,9 @@ class ActivationCache:
     def __init__(self, acts: SiteActs, *, seed: int, left_out: LeftOutTokens = NONE_LEFT_OUT) -> None:
         """
         Args:
-            acts: For each site [tokens, d_in], at least one token.
-            seed: Decides the permutations; a pass's permutation depends on it and the pass's number alone.
-            left_out: What was left out when they were harvested.
+            acts: Activations [tokens, d_in] for each site, at least one token.
+            seed: Seed of the permutations; a pass's permutation depends only on it and the number of the pass.
+            left_out: Tokens that were left out while harvesting.
         """
         self.left_out = left_out
         self.acts = dict(acts)
@@ -132,9 +132,9 @@ class ShuffleBuffer:
     def __init__(self, stream: Stream, *, capacity: int, seed: int, device: str = "cpu") -> None:
         """
         Args:
-            stream: Started again from the beginning whenever it ends.
-            capacity: Activations held; the mixing depth.
-            seed: Decides the order.
+            stream: Stream of activations; started again from the beginning whenever it ends.
+            capacity: Number of activations held, i.e. the mixing depth.
+            seed: Seed of the order.
             device: Where the stream's activations are.
         """
         self.stream = stream
@@ -153,7 +153,7 @@ class ShuffleBuffer:
 
     @property
     def passes(self) -> float:
-        # Until the text has ended once, its length is not known, and nothing was handed out twice.
+        # Until the text has ended once, its length is unknown, and nothing was returned twice.
         return max(1.0, self.served / self.harvested_first_pass) if self.restarts else 1.0
 
     @property
@@ -178,7 +178,7 @@ class ShuffleBuffer:
         return {
             "counters": torch.tensor(self._counters(), device="cpu"),
             "generator": self.generator.get_state(),
-            # Only rows that are not served yet, in the order in which they will be.
+            # Only rows that were not served yet, in the order in which they will be served.
             **{f"acts/{site}": PickedRows(acts, self._order) for site, acts in self._acts.items()},
         }
 
@@ -188,19 +188,19 @@ class ShuffleBuffer:
         # A checkpoint comes back on the CPU. One at a time: reading a large file lazily must not hold it twice.
         self._acts = {key.removeprefix("acts/"): state[key].to(self.device) for key in state if key.startswith("acts/")}
         held = len(next(iter(self._acts.values()))) if self._acts else 0
-        # Checkpoints of before held served rows, too, and the order of the others.
+        # Older checkpoints also hold served rows, and the order of the others.
         self._order = state["order"] if "order" in state else torch.arange(held, device="cpu")
         self._harvests = self.stream(self.position)
 
     def _refill(self, wanted: int) -> None:
-        """Bring the unused activations and fresh ones up to `wanted`, and draw a new order over all."""
+        """Fill the buffer up to `wanted` with fresh activations, and draw a new order over all."""
         kept = {site: [acts[self._order]] for site, acts in self._acts.items()}
         held = len(self._order)
         counters = self._counters()
         try:
             held += self._harvest(kept, wanted - held)
         except BaseException:
-            # What was harvested just now is lost, so the counters must not say that it was: a checkpoint follows.
+            # The last harvest is lost, so the counters must not include it: a checkpoint follows.
             self._set_counters(counters)
             self._harvests = self.stream(self.position)
             raise
@@ -208,7 +208,7 @@ class ShuffleBuffer:
         self._order = torch.randperm(held, generator=self.generator, device="cpu")
 
     def _harvest(self, kept: dict[str, list[Tensor]], missing: int) -> int:
-        """Append at least `missing` fresh activations of each site; returns how many."""
+        """Append at least `missing` fresh activations of each site, and return their number."""
         fresh = 0
         while fresh < missing:
             harvest = next(self._harvests, None)
@@ -239,8 +239,8 @@ class ShuffleBuffer:
         *counters, nonfinite, high_norm, file, document, token = numbers
         if len(counters) != len(self._COUNTERS):
             raise ValueError(
-                "The checkpoint does not say at which document its text goes on: an older version of penstock has made "
-                "it. Train the run again from the start, or go on with that version."
+                "The checkpoint does not hold the document at which its text continues: an older version of penstock "
+                "wrote it. Train the run again from the start, or resume it with that version."
             )
         for name, number in zip(self._COUNTERS, counters, strict=True):
             setattr(self, name, number)
@@ -260,7 +260,7 @@ class ShuffleBuffer:
 
 
 def measure_scale(samples: Sequence[Tensor]) -> float:
-    """The constant that gives activations unit mean squared norm: 1 / sqrt(E |x|^2).
+    """Return the factor that gives activations a mean squared norm of 1: 1 / sqrt(E |x|^2).
 
     Raises:
         ValueError: the activations are all zero, or contain NaN or infinity.

@@ -1,1 +1,1 @@
-"""What every picture shares: how arms are named and drawn, lines against L0, saving as PNG and SVG."""
+"""Shared parts of all figures: names and looks of arms, lines against L0, saving as PNG and SVG."""

@@ -1,8 +1,8 @@
-"""Which SAEs belong together in a picture, what they are called, and how they are drawn.
+"""Names and looks of arms in figures.
 
-An arm is all SAEs of one architecture, recipe, width and, where it was asked for, learning rate. Colour and marker
-shape both tell the architecture, so that neither is needed alone; fill and dashes tell the arms of one architecture
-apart.
+An arm is the set of all SAEs with one architecture, recipe, width and, if it was set explicitly, learning rate. Colour
+and marker shape both show the architecture, so that each suffices alone. Fill and dashes distinguish the arms of one
+architecture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ ARCH_NAMES = {
 SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "diamond", "down", "hexagon", "star")
 
 COLORS = ("#0b6bb3", "#c44e0a", "#007f5f", "#a3458f", "#8a6100", "#5a5fc7", "#4a5258")
-"""One per architecture, on a light page; contrast against white at least 4.5:1."""
+"""Colours of the architectures on a light page; contrast against white at least 4.5:1."""
 
 DARK_COLORS = ("#62b5f5", "#f4894a", "#3fc99f", "#e58fd0", "#e0b040", "#a5a9ff", "#c3c9cf")
-"""The same for a dark page; contrast at least 6:1."""
+"""Colours of the architectures on a dark page; contrast at least 6:1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class ArmLook:
 
     key: Arm
     label: str
-    """Name for legends: the architecture, and what sets this arm apart from others of its architecture."""
+    """Name for legends: the architecture, and the difference from other arms of the same architecture."""
     slot: int
     """Index into COLORS and SHAPES; the same for every arm of an architecture."""
     variant: int
-    """0 for the first arm of its architecture (filled marks, solid line), 1, 2, ... for the others."""
+    """0 for the first arm of its architecture (filled markers, solid line), 1, 2, ... for the others."""
 
     @property
     def arch(self) -> str:
@@ -49,12 +49,12 @@ class ArmLook:
 
 
 def arch_name(arch: str | None) -> str:
-    """The name of an architecture or control as the field writes it; an unknown one stays as it is."""
+    """Return the usual name of an architecture or control; an unknown one is returned unchanged."""
     return ARCH_NAMES.get(str(arch)) or CONTROLS.get(str(arch)) or str(arch)
 
 
 def arch_and_width(arch: str, d_sae: int) -> str:
-    """What sets the arms of the paper apart, such as "Gated, 131,072 latents"."""
+    """Return the name of an arm of the paper, e.g. "Gated, 131,072 latents"."""
     return f"{arch_name(arch)}, {d_sae:,} latents"
 
 
@@ -95,7 +95,7 @@ def place_of(key: Arm, looks: Sequence[ArmLook]) -> int:
 
 
 def _slot(arch: str, archs: Sequence[str]) -> int:
-    """A known architecture always looks the same; unknown ones take what the others in the run leave free."""
+    """Return the look of an architecture: fixed for a known one; unknown ones get looks that the run leaves unused."""
     known = list(ARCH_NAMES)
     if arch in known:
         return known.index(arch)

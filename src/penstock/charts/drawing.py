@@ -1,4 +1,4 @@
-"""Marks, scales and style of every figure, and saving one as PNG and SVG; needs the optional extra `plots`."""
+"""Markers, scales and style of all figures, and saving as PNG and SVG; needs the optional extra `plots`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ STYLE = {
     "ytick.color": "#4a5057",
     "legend.frameon": False,
     "savefig.dpi": 200,
-    # Fixed, so that the same records always give the same bytes and the SVG can be committed.
+    # Fixed, so that the same records give the same bytes and the SVG can be committed.
     "svg.hashsalt": "penstock",
     "svg.fonttype": "path",
 }
@@ -42,7 +42,7 @@ class PlotsNotInstalled(ImportError):
 
 
 def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
-    """Saves a figure as `path` with .png and .svg, the same bytes for the same numbers, and returns the first.
+    """Save a figure as `path` with .png and .svg, and return the path of the PNG; equal numbers give equal bytes.
 
     Raises:
         PlotsNotInstalled: matplotlib is missing; names the extra to install.
@@ -52,11 +52,11 @@ def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
         import matplotlib.style
     except ImportError as error:
         raise PlotsNotInstalled(
-            f"{path.name}.png and {path.name}.svg are drawn by matplotlib, which is not installed: "
+            f"{path.name}.png and {path.name}.svg need matplotlib, which is not installed: "
             "pip install 'penstock[plots]'. Reports and tables do not need it."
         ) from error
     png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
-    # "default" first: a reader's own matplotlibrc must not change the figure.
+    # "default" first, because the user's matplotlibrc must not change the figure.
     with matplotlib.style.context(["default", STYLE]):
         figure = draw()
         figure.savefig(png, metadata={"Software": None})
@@ -65,7 +65,7 @@ def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
 
 
 def set_scales(ax: "Axes", saes: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """L0 on a logarithmic axis in octaves, and the metric too where it spans much."""
+    """Set L0 to a logarithmic axis in octaves, and the metric to a logarithmic one if its range is large."""
     from matplotlib.axis import Axis
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -80,7 +80,7 @@ def set_scales(ax: "Axes", saes: Sequence[Mapping[str, Any]], metric: str) -> No
         ends = axis.get_view_interval()
         octaves = math.log2(ends[1] / ends[0])
         if axis is ax.xaxis and 2.5 <= octaves <= 8:
-            # 4, 8, 16, ...: the steps in which sparsity is usually swept.
+            # 4, 8, 16, ...: the usual steps of a sweep over sparsity.
             axis.set_major_locator(LogLocator(base=2))
             axis.set_minor_locator(NullLocator())
         else:

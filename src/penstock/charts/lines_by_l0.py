@@ -1,4 +1,4 @@
-"""Rows of a study as lines against L0: which records make a line, what is averaged, how it looks."""
+"""Draws records of a study as lines against L0: grouping into lines, averaging, looks."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,11 @@ Records = Sequence[Record]
 Value = Callable[[Record], float | None]
 
 SAME_LEVEL = 1.25
-"""SAEs of a series whose L0s lie within this factor are averaged: the seeds of one target."""
+"""SAEs of a series whose L0s are within this factor are averaged, because they are seeds of one target."""
 
 INK, GREY = "#24292e", "#6b7178"
 REFERENCE_LINE = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 3)), "zorder": 1}
-"""Look of a line that marks a level, such as 1."""
+"""Look of a line that marks a level, e.g. 1."""
 
 _DASHES = ("-", ":", "-.", (0, (1, 1)))
 
@@ -36,7 +36,7 @@ class _Point(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Records that belong together, and how they look."""
+    """Records that form one line, and its look."""
 
     label: str
     color: str
@@ -45,22 +45,22 @@ class Series(NamedTuple):
     filled: bool
     records: Records
     points: Sequence[_Point] = ()
-    """What is drawn of them."""
+    """Points of the line."""
 
 
 def arm_series(records: Records) -> list[Series]:
-    """A series for each arm; its colour and marker are the architecture's."""
+    """Return one series for each arm, in its architecture's colour and marker."""
     rows = [dict(record) for record in records]
     arms = find_arms(rows)
     return [_look(arm, arm.label, [row for row in rows if arm_index(row, arms) == n]) for n, arm in enumerate(arms)]
 
 
 def pair_series(records: Records, compared: str) -> list[Series]:
-    """A series for each two arms (in one colour) and for the seeds of each arm (in its architecture's).
+    """Return a series for each pair of arms (in one colour) and for the seeds of each arm (in its architecture's).
 
     Args:
-        records: About pairs a and b.
-        compared: The key that says `arms` or `seeds`.
+        records: Records about pairs a and b.
+        compared: Key whose value is `arms` or `seeds`.
     """
     sides = [(Arm.at_side(record, "a"), Arm.at_side(record, "b")) for record in records]
     arms = looks_of([arm for side in sides for arm in side])
@@ -86,7 +86,7 @@ def _look(arm: ArmLook, label: str, records: Records) -> Series:
 
 
 def line_of(series: Series, y: Value, low: Value | None = None, high: Value | None = None) -> Series:
-    """The series' means over SAEs at about the same L0, in the order of L0."""
+    """Return the series with means over SAEs at about the same L0, in the order of L0."""
     found = []
     for record in series.records:
         l0, value = _mean([record.get(key) for key in ("l0", "l0_a", "l0_b")]), y(record)
@@ -94,7 +94,7 @@ def line_of(series: Series, y: Value, low: Value | None = None, high: Value | No
             continue
         ends = [end(record) if end else None for end in (low, high)]
         bottom, top = (value if end is None else end for end in ends)
-        # A bootstrap interval need not hold the point itself; a bar cannot have negative length.
+        # A bootstrap interval need not contain the point itself; a bar cannot have negative length.
         found.append(_Point(l0, value, max(0.0, value - bottom), max(0.0, top - value)))
     levels: list[list[_Point]] = []
     for point in sorted(found):
@@ -107,7 +107,7 @@ def line_of(series: Series, y: Value, low: Value | None = None, high: Value | No
 
 
 def draw_lines(ax: "Axes", lines: Sequence[Series]) -> None:
-    """Points against L0 on a logarithmic axis; those with error bars a little apart, so that all bars are seen."""
+    """Draw points against L0 on a logarithmic axis; series with error bars are shifted slightly, so none is hidden."""
     lines = [line for line in lines if line.points]
     ax.set_xlabel("L0, firing latents per token")
     if not lines:
@@ -147,7 +147,7 @@ def grid(rows: int, columns: int, *, width: float, height: float = 3.4) -> tuple
 
 
 def legend(figure: "Figure", panels: Any) -> None:
-    """One legend below, of whatever stands in any of the panels."""
+    """Draw one legend below all panels, with every label that occurs in them."""
     handles = {}
     for ax in panels:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):

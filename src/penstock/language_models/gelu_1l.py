@@ -1,14 +1,15 @@
 """Neel Nanda's GELU-1L, `NeelNanda/GELU_1L512W_C4_Code` on the Hub, as a GPT-2 of Hugging Face `transformers`.
 
-The repository holds no Hugging Face model but the state dict of a TransformerLens model. With learned positions, layer
-norms before attention and MLP, heads scaled by 1 / sqrt(d_head) and an unembedding of its own it computes what a GPT-2
-with untied embeddings computes, so its weights are only laid out anew. To use it, put these files into one folder:
+The repository does not hold a Hugging Face model but the state dict of a TransformerLens model. It has learned
+positions, layer norms before attention and MLP, heads scaled by 1 / sqrt(d_head), and a separate unembedding. So it
+computes the same function as a GPT-2 with untied embeddings, and its weights only need another layout. To use it, put
+these files into one folder:
 
     config.json, model_final.pth                               from NeelNanda/GELU_1L512W_C4_Code
     tokenizer.json, tokenizer_config.json,
     special_tokens_map.json                                    from NeelNanda/gpt-neox-tokenizer-digits
 
-and call `convert_gelu_1l`; `LanguageModel.load` takes what it writes. GELU-2L, -3L and -4L have the same layout.
+and call `convert_gelu_1l`; `LanguageModel.load` loads its output. GELU-2L, -3L and -4L have the same layout.
 
 Sources: TransformerLens 3.5.1 (`convert_neel_model_config` and `get_pretrained_state_dict` in
 `loading_from_pretrained.py` for what is read from the files, `components/` for the computation), and the code that
@@ -16,12 +17,12 @@ trained the model (neelnanda-io/solu_project at 2e76d17, `solu/transformer.py` a
 They agree on keys and shapes, W_U without a bias, and n_layers 1, d_model 512, d_mlp 2048, 8 heads of 64, n_ctx 1024
 and d_vocab 48262. Two things differ:
 
-* `act_fn` "gelu": the training code computes its tanh approximation, TransformerLens (and what is published with it)
-  the exact function. Here "gelu" is exact; write "gelu_new" into config.json for the approximation.
-* The epsilon of the layer norms: TransformerLens takes 1e-5 whatever the file says, here `ln_eps` of config.json
-  decides. It is 1e-5 by default in the training code.
+* `act_fn` "gelu": the training code computes its tanh approximation, but TransformerLens (and results published with
+  it) the exact function. Here "gelu" is exact; write "gelu_new" into config.json for the approximation.
+* The epsilon of the layer norms: TransformerLens always uses 1e-5; here `ln_eps` of config.json decides. The training
+  code's default is 1e-5.
 
-Not confirmed, because the published files were not at hand: the values in their config.json, and the dtype on disk.
+Not confirmed, because the published files were not available: the values in their config.json, and the dtype on disk.
 """
 
 import json
@@ -40,8 +41,8 @@ _SIZES = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "d_vocab
 # TransformerLens and `transformers` have the same names for the exact function and its tanh approximation.
 _ACT_FNS = ("gelu", "gelu_new")
 
-# Settings of such configs that have to be so, where they stand, for the model to be a GPT-2. The neurons' scale and
-# temperature are known to the training code only.
+# Required values of settings, if present, for the model to be a GPT-2. Only the training code knows the neurons' scale
+# and temperature.
 _AS_IN_GPT2: dict[str, Any] = {
     "attn_only": False,
     "shortformer_pos": False,
@@ -66,14 +67,14 @@ def convert_gelu_1l(folder_in: Path, folder_out: Path) -> None:
     """Write the model in a folder of TransformerLens files as a Hugging Face folder, tokenizer included.
 
     Args:
-        folder_in: Holds config.json, the weights (one .pth or .safetensors file, or several of which one has a name
-            that ends in "final"), tokenizer.json and what else belongs to the tokenizer.
-        folder_out: Another folder; it is made if need be. Files of the same names are replaced.
+        folder_in: Folder with config.json, the weights (one .pth or .safetensors file, or several of which one has a
+            name that ends in "final"), and tokenizer.json with the tokenizer's other files.
+        folder_out: Another folder; created if needed. Files with the same names are replaced.
 
     Raises:
-        FileNotFoundError: no such folder, or a file is missing from it.
-        ValueError: both folders are the same, more than one file may hold the weights, a file is damaged, the
-            tokenizer has more tokens than the model; and as for `gelu_1l_from_state_dict`.
+        FileNotFoundError: the folder does not exist, or a file is missing from it.
+        ValueError: both folders are the same, several files may hold the weights, a file is damaged, or the tokenizer
+            has more tokens than the model; also for the reasons of `gelu_1l_from_state_dict`.
     """
     from safetensors.torch import save_file
 
@@ -86,7 +87,7 @@ def convert_gelu_1l(folder_in: Path, folder_out: Path) -> None:
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"The tokenizer in {str(folder_in)!r} has {len(tokenizer)} tokens, but the model embeds "
-            f"{model.config.vocab_size}. Take the model's own tokenizer, {_TOKENIZER_SOURCE}."
+            f"{model.config.vocab_size}. Use the model's own tokenizer, {_TOKENIZER_SOURCE}."
         )
     folder_out.mkdir(parents=True, exist_ok=True)
     # Not the model's own save_pretrained, which draws a progress bar.
@@ -96,19 +97,19 @@ def convert_gelu_1l(folder_in: Path, folder_out: Path) -> None:
 
 
 def gelu_1l_from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> "GPT2LMHeadModel":
-    """The GPT-2 that computes exactly what a TransformerLens state dict does.
+    """Return the GPT-2 that computes exactly the same function as a TransformerLens state dict.
 
     Args:
-        state: The weights under TransformerLens' names, whose layer norms are not folded. Causal masks
-            (`attn.mask`, `attn.IGNORE`) may be among them, and an unembedding bias that is zero.
-        config: What config.json holds.
+        state: Weights under TransformerLens' names, without folded layer norms. They may include causal masks
+            (`attn.mask`, `attn.IGNORE`) and an unembedding bias of zero.
+        config: Contents of config.json.
 
     Returns:
         The model in evaluation mode, in the dtype of `embed.W_E`.
 
     Raises:
-        ValueError: a size is missing from the config or no positive integer, the config asks for something that is
-            not in a GPT-2, weights are missing or unknown or have another shape, or the unembedding has a bias.
+        ValueError: a size in the config is missing or not a positive integer, the config requires something that a
+            GPT-2 does not have, weights are missing, unknown or of another shape, or the unembedding has a bias.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -126,11 +127,11 @@ def gelu_1l_from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, An
         activation_function=config["act_fn"],
         layer_norm_epsilon=config.get("ln_eps", config.get("eps", 1e-5)),
         tie_word_embeddings=False,
-        # GPT-2's own lie outside this vocabulary; the tokenizer knows the right ones.
+        # GPT-2's own ids lie outside this vocabulary; the tokenizer knows the right ones.
         bos_token_id=None,
         eos_token_id=None,
     )
-    # The weights drawn here are all replaced, so nobody's random state should change for them.
+    # All weights drawn here are replaced, so the global random state should not change.
     with torch.random.fork_rng(devices=[]):
         model: Any = GPT2LMHeadModel(gpt2_config)
     model.to(state["embed.W_E"].dtype).load_state_dict(_gpt2_weights(state, sizes["n_layers"]))
@@ -153,7 +154,7 @@ def _gpt2_weights(state: Mapping[str, Tensor], n_layers: int) -> dict[str, Tenso
 
 
 def _gpt2_block(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A block's weights; those of attention and MLP stay [in, out], as GPT-2's `Conv1D` has them."""
+    """Return a block's weights; those of attention and MLP stay [in, out], as in GPT-2's `Conv1D`."""
     # [heads, d_model, d_head] becomes [d_model, heads * d_head]: all queries, then all keys, then all values.
     queries_keys_values = [block[f"attn.W_{kind}"].transpose(0, 1).flatten(start_dim=1) for kind in "QKV"]
     return {
@@ -173,7 +174,7 @@ def _gpt2_block(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight, by its name in TransformerLens."""
+    """Return the shape of every weight, by its name in TransformerLens."""
     n_layers, d_model, heads, d_head, d_mlp, n_ctx, d_vocab = (sizes[name] for name in _SIZES)
     block: dict[str, tuple[int, ...]] = {
         **{f"attn.W_{kind}": (heads, d_model, d_head) for kind in "QKV"},
@@ -203,9 +204,9 @@ def _check_weights(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     if missing or unknown:
         raise ValueError(
             f"The state dict lacks {len(missing)} weights ({', '.join(missing[:3]) or 'none'}) and has {len(unknown)} "
-            f"that the model has no place for ({', '.join(unknown[:3]) or 'none'}). It must be one of "
-            f"NeelNanda/GELU_*L512W_C4_Code as published: no SoLU model, none of the '_old' layout, and not saved by "
-            f"TransformerLens with its layer norms folded."
+            f"unknown weights ({', '.join(unknown[:3]) or 'none'}). It must be one of "
+            f"NeelNanda/GELU_*L512W_C4_Code as published: not a SoLU model, not the '_old' layout, and not saved by "
+            f"TransformerLens with folded layer norms."
         )
     for name, shape in shapes.items():
         if state[name].shape != shape or not state[name].is_floating_point():
@@ -251,7 +252,7 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}. Download it again.") from error
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}. Download it again.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{str(path)!r} must hold a JSON object, not a {type(config).__name__}. Download it again.")
     return config
@@ -279,9 +280,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
         # Nothing but tensors is unpickled.
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    # Damaged files come as many types, plain Exception of safetensors among them.
+    # Damaged files raise many types of exceptions, including safetensors' plain Exception.
     except Exception as error:
-        raise ValueError(f"{str(path)!r} is no readable file of weights: {error}") from error
+        raise ValueError(f"Cannot read weights from {str(path)!r}: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise ValueError(f"{str(path)!r} must hold a state dict, weights by their names, and nothing else.")
     return dict(state)
@@ -295,9 +296,9 @@ def _tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
             f"{str(folder)!r} has no tokenizer.json. Put the tokenizer's files there, from {_TOKENIZER_SOURCE}."
         )
     try:
-        # Not AutoTokenizer: GPTNeoXTokenizer, which a published tokenizer_config.json names, puts its own pre-tokenizer
-        # in the place of the one in tokenizer.json since transformers 5, and numbers stay whole.
+        # Not AutoTokenizer: since transformers 5, GPTNeoXTokenizer, which a published tokenizer_config.json names,
+        # replaces the pre-tokenizer of tokenizer.json by its own, which does not split numbers into digits.
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    # Damaged files come as plain Exception from tokenizers.
+    # Damaged files raise a plain Exception in tokenizers.
     except Exception as error:
         raise ValueError(f"Cannot read the tokenizer in {str(folder)!r}: {error}") from error

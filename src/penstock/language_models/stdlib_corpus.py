@@ -1,7 +1,7 @@
 """The embedded corpus: the source code of the Python standard library.
 
-Every Python installation has it on disk, so it needs no download, and its features (docstrings,
-indentation, `self`, imports, error names) are ones every user can recognise.
+Every Python installation has it on disk, so it needs no download. Every user can recognise its features: docstrings,
+indentation, `self`, imports, error names.
 """
 
 import hashlib
@@ -19,44 +19,44 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
 
 class Place(NamedTuple):
-    """Where a document stands in its source."""
+    """Position of a document in its source."""
 
     file: int = 0
-    """Number of its file; 0 where the source is one."""
+    """Index of the document's file; 0 if the source is a single file or dataset."""
     document: int = 0
-    """Its number among all that the file holds, those of the other split included."""
+    """Index of the document in its file, counting both splits."""
 
 
 START = Place()
-"""The place of a source's first document."""
+"""Place of a source's first document."""
 
 
 class Document(NamedTuple):
-    """One text and where it came from."""
+    """One text and its origin."""
 
     name: str
-    """Path relative to its root, or another name a person can follow."""
+    """Path relative to the corpus root, or another name that a person can look up."""
     text: str
     split: Split | None = None
-    """The split it belongs to, where its surroundings decide that and not its own text."""
+    """Split of the document if its surroundings decide it, otherwise None."""
     place: Place = START
-    """Where to find it again (see `penstock.language_models.texts.documents`)."""
+    """Place to start from to read this document again (see `penstock.language_models.texts.documents`)."""
 
 
 def split_of(name: str) -> Split:
-    """Which split a file belongs to; depends on nothing but its relative path."""
+    """Return the split of a file, which depends only on its relative path."""
     return "held_out" if _path_hash(name) < HELD_OUT_SHARE else "train"
 
 
 def stdlib_documents(split: Split, root: Path | None = None) -> Iterator[Document]:
-    """The `.py` files of the standard library that belong to `split`.
+    """Yield the `.py` files of the standard library that belong to `split`.
 
     They come in the order of their path's hash, so that any prefix is a fair sample of the library.
-    Files that are not valid UTF-8 (the library's tests ship a few on purpose) are left out.
+    Files that are not valid UTF-8 (the library's tests include a few on purpose) are left out.
 
     Args:
         split: "train" (about 90% of the files) or "held_out".
-        root: Folder of the library; the running interpreter's by default.
+        root: Folder of the library; default: the running interpreter's.
 
     Raises:
         FileNotFoundError: no source files under `root`.
@@ -75,10 +75,10 @@ def stdlib_documents(split: Split, root: Path | None = None) -> Iterator[Documen
 
 
 def stdlib_files(root: Path | None = None) -> tuple[Path, list[Path]]:
-    """The folder of the standard library and its `.py` files, in the order of their relative path's hash.
+    """Return the folder of the standard library and its `.py` files, in the order of their relative path's hash.
 
     Args:
-        root: Folder of the library; the running interpreter's by default.
+        root: Folder of the library; default: the running interpreter's.
 
     Raises:
         FileNotFoundError: no source files under `root`.
@@ -98,5 +98,5 @@ def stdlib_files(root: Path | None = None) -> tuple[Path, list[Path]]:
 
 
 def _path_hash(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+    """Return a number in [0, 1) that depends only on the name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, streamed; a connection that breaks is opened again."""
+"""Streams datasets of the Hugging Face Hub, and reconnects if the connection breaks."""
 
 import logging
 import time
@@ -10,16 +10,16 @@ from penstock.language_models.text_files import Reader, document_in, optional_pa
 logger = logging.getLogger(__name__)
 
 PREFIX = "datasets:"
-"""How the name of such a source begins."""
+"""Prefix of such a source's name."""
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""Seconds to wait before each new try; after the last one the error is raised."""
+"""Seconds to wait before each new attempt; after the last attempt the error is raised."""
 
 _NETWORK_PACKAGES = {"aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3"}
 
 
 class DatasetName(NamedTuple):
-    """Which part of which dataset."""
+    """A dataset, its configuration and its split."""
 
     name: str
     config: str | None
@@ -27,13 +27,13 @@ class DatasetName(NamedTuple):
 
 
 def dataset_name(source: str) -> DatasetName:
-    """Take "datasets:NAME", "datasets:NAME:CONFIG" or "datasets:NAME:CONFIG:SPLIT" apart.
+    """Parse "datasets:NAME", "datasets:NAME:CONFIG" or "datasets:NAME:CONFIG:SPLIT".
 
-    CONFIG may be empty. SPLIT is the dataset's own word for a part of it and "train" if left out; whichever it is,
-    penstock divides its documents into those to train on and those held out.
+    CONFIG may be empty. SPLIT is one of the dataset's own splits (default: "train"). penstock divides the documents of
+    that split into training and held-out documents.
 
     Raises:
-        ValueError: it has no name, or more than these parts.
+        ValueError: the source has no name, or more parts than these.
     """
     parts = source.removeprefix(PREFIX).split(":")
     if not parts[0] or len(parts) > 3:
@@ -46,12 +46,12 @@ def dataset_name(source: str) -> DatasetName:
 
 
 def read_dataset(source: str, text_field: str, skip: int) -> Reader:
-    """The documents of a dataset, from the one after the first `skip` on.
+    """Return the documents of a dataset after the first `skip`.
 
     Raises:
         ImportError: the package `datasets` is needed.
-        ValueError: `source` does not name a dataset, or there is none of that name.
-        ConnectionError: the connection broke, and so did each new one.
+        ValueError: `source` does not name a dataset, or that dataset does not exist.
+        ConnectionError: the connection broke, and all attempts to reconnect failed.
     """
     datasets = optional_package("datasets", extra="datasets")
     asked = dataset_name(source)
@@ -80,7 +80,7 @@ def read_dataset(source: str, text_field: str, skip: int) -> Reader:
 
 
 def _is_connection_failure(error: BaseException) -> bool:
-    """Whether to try again helps: not where something does not exist, is not allowed, or is a mistake of ours."""
+    """Return whether a retry can help; it cannot if something is missing or forbidden, or if penstock is at fault."""
     return any(
         not isinstance(one, (FileNotFoundError, PermissionError, ImportError))
         and (isinstance(one, (OSError, EOFError, TimeoutError)) or _comes_from_the_network(one))

@@ -1,7 +1,7 @@
-"""Files of text: which files of a folder are read, how they are opened, and how they become documents.
+"""Text files: which files of a folder are read, how they are opened, and how they become documents.
 
-A reader yields the documents of one file in their order. Where it meets something that is not text, it yields a
-`LeftOut` in its place and goes on, because one bad row must not end a run of days.
+A reader yields the documents of one file in order. For anything that is not text it yields a `LeftOut` and continues,
+because one bad row must not end a run of days.
 """
 
 import bz2
@@ -30,38 +30,38 @@ TXT_LONGEST_DOCUMENT_CHARACTERS = 16_000
 """... or at the first line end after this many; a longer line is cut between two words."""
 
 SPANS = 10
-"""A .txt file is divided into blocks of this many spans of neighbouring documents; the last span is held out."""
+"""A .txt file is divided into blocks of this many spans of neighbouring documents; each last span is held out."""
 
 LONGEST_SPAN = 16
-"""Documents in a span. The spans of a file begin with one document and double up to this, so that a short file has
-held-out documents, too."""
+"""Most documents in a span. The spans of a file begin with one document and double up to this, so that a short file
+also has held-out documents."""
 
 
 class LeftOut(NamedTuple):
-    """A place where a reader expected a document and found something else."""
+    """A document that a reader could not read."""
 
     kind: str
-    """What is wrong, to be counted by: "without text", "not JSON", "not Unicode", "damaged"."""
+    """Kind of problem, for counting: "without text", "not JSON", "not Unicode", "damaged"."""
     message: str
-    """The same as a sentence with the place and the remedy."""
+    """A sentence with the problem, its place and the remedy."""
 
 
 Reader = Iterator[Document | LeftOut]
 
 
 def find_text_files(path: Path, allowed: str) -> list[Path]:
-    """The text files at a path: the file itself, or those in a folder and below, in the order of their paths.
+    """Return the text files at a path, in the order of their paths: the file itself, or all in a folder and below.
 
-    Hidden files and folders (their names begin with a dot) are not read: they hold backups and other programs' notes.
-    A folder that can be reached in two ways, by links, is read once.
+    Hidden files and folders (their names begin with a dot) are not read: they hold backups and other programs' data.
+    A folder that links reach in two ways is read once.
 
     Args:
         path: A file or a folder.
-        allowed: What a text source may be, for the error.
+        allowed: Description of the allowed text sources, for the error.
 
     Raises:
-        FileNotFoundError: nothing is there, or the folder holds no text files.
-        ValueError: it is a file that cannot be read as text.
+        FileNotFoundError: the path does not exist, or the folder holds no text files.
+        ValueError: the file cannot be read as text.
     """
     if path.is_dir():
         found = list(_walk(path))
@@ -80,12 +80,12 @@ def find_text_files(path: Path, allowed: str) -> list[Path]:
 
 
 def read_file(path: Path, text_field: str, skip: int) -> Reader:
-    """The documents of a file; where the rest of it is damaged, a `LeftOut` for the rest.
+    """Return the documents of a file; if part of it is damaged, a `LeftOut` stands for the rest.
 
     Args:
         path: A file that `find_text_files` has found.
         text_field: The field or column that holds the text, in everything but .txt.
-        skip: Pass over so many documents at the start, as cheaply as the kind of file allows.
+        skip: Number of documents to skip at the start, as cheaply as the kind of file allows.
 
     Raises:
         ImportError: an optional package is needed.
@@ -100,14 +100,14 @@ def read_file(path: Path, text_field: str, skip: int) -> Reader:
 
 
 def document_in(place: str, row: object, text_field: str) -> Document | LeftOut:
-    """The document in a row that has fields."""
+    """Return the document in a row with fields."""
     fields = row if isinstance(row, Mapping) else {}
     text = fields.get(text_field)
     if isinstance(text, str):
         return Document(place, text)
     if text_field in fields:
         held = "null" if text is None else f"a value of type {type(text).__name__}"
-        return LeftOut("without text", f"{place} has {held} in its field {text_field!r}, and not text.")
+        return LeftOut("without text", f"{place} has {held} in its field {text_field!r} instead of text.")
     others = ", ".join(repr(name) for name, value in fields.items() if isinstance(value, str))
     return LeftOut(
         "without text",
@@ -120,7 +120,7 @@ def optional_package(module: str, extra: str) -> ModuleType:
     """Import a module of an optional package.
 
     Raises:
-        ImportError: it is not installed; says how to install it.
+        ImportError: the package is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)
@@ -131,11 +131,11 @@ def optional_package(module: str, extra: str) -> ModuleType:
 
 
 def say_once(message: str, *key: str) -> None:
-    """Log a warning, unless this process has logged one with the same key before: a text is read several times.
+    """Log a warning once per process and key, because a text is read several times.
 
     Args:
         message: The warning.
-        key: What it is about; the message itself if left out.
+        key: Subject of the warning; default: the message.
     """
     key = key or (message,)
     if key not in _said:
@@ -147,7 +147,7 @@ _said: set[tuple[str, ...]] = set()
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files in a folder and below that are not hidden, each folder once; not recursive, for rings of links."""
+    """Yield the files in a folder and its subfolders that are not hidden, each folder once, so that link cycles end."""
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
@@ -159,7 +159,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             say_once(f"The folder {str(current)!r} cannot be read and is left out: {error.strerror or error}.")
             continue
         if (info.st_dev, info.st_ino) in seen:
-            say_once(f"{str(current)!r} leads to a folder that is read already, and is left out.")
+            say_once(f"{str(current)!r} leads to a folder that was read already, and is left out.")
             continue
         seen.add((info.st_dev, info.st_ino))
         for path in inside:
@@ -177,26 +177,26 @@ def _is_text(path: Path) -> bool:
 
 
 def _kind(path: Path) -> tuple[str, str]:
-    """The suffix that says the kind of file, and the one that says how it is compressed, if it is."""
+    """Return the suffix of the kind of file, and the suffix of its compression, if any."""
     last = path.suffix.lower()
     return (path.with_suffix("").suffix.lower(), last) if last in _OPENERS else (last, "")
 
 
 def _open(path: Path) -> Any:
-    """A file, decompressed, to read bytes from."""
+    """Open a file for reading decompressed bytes."""
     opener = _OPENERS.get(_kind(path)[1])
     return opener(path) if opener else path.open("rb")
 
 
 def _open_zst(path: Path) -> Any:
     zstandard = optional_package("zstandard", extra="zst")
-    # Its own `open` stops after the first frame, and files made by several threads or by appending have many.
+    # The package's own `open` stops after the first frame; files written by several threads or by appending have many.
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     return io.BufferedReader(decompressor.stream_reader(path.open("rb"), read_across_frames=True, closefd=True))
 
 
 def _damages() -> tuple[type[Exception], ...]:
-    """What readers raise where a file is damaged."""
+    """Return the exceptions that readers raise for damaged files."""
     known: list[type[Exception]] = [EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError]
     for module, name in (("zstandard", "ZstdError"), ("pyarrow", "ArrowException")):
         try:
@@ -207,14 +207,14 @@ def _damages() -> tuple[type[Exception], ...]:
 
 
 def _txt_documents(path: Path, text_field: str, skip: int) -> Reader:
-    # Bytes that are not UTF-8 become lone surrogates, so that one of them costs a document and not the file.
+    # Bytes that are not UTF-8 become lone surrogates, so that one of them costs only a document and not the file.
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, (text, split) in enumerate(islice(_in_spans(_pieces(file)), skip, None), start=skip):
             yield Document(f"{path}#{number}", text, split)
 
 
 def _pieces(file: io.TextIOWrapper) -> Iterator[str]:
-    """A text cut at blank lines, else at line ends, else between words."""
+    """Cut a text at blank lines, or else at line ends, or else between words."""
     parts: list[str] = []
     characters = 0
     while line := file.readline(TXT_LONGEST_DOCUMENT_CHARACTERS):
@@ -231,20 +231,20 @@ def _pieces(file: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _cut_between_words(text: str) -> tuple[str, str]:
-    """What ends with a line or a word, and the rest."""
+    """Return the part of a text that ends with a line or a word, and the rest."""
     if text.endswith("\n"):
         return text, ""
     space = text.rfind(" ", len(text) // 2)
-    # Before the space: most tokenizers take it together with the word that follows.
+    # Cut before the space, because most tokenizers join it with the next word.
     return (text, "") if space < 0 else (text[:space], text[space:])
 
 
 def _in_spans(pieces: Iterable[str]) -> Iterator[tuple[str, Split]]:
-    """Give each piece of one text its split: neighbours stay together, since they are much alike."""
+    """Assign each piece of one text to a split; neighbours stay together, because they are similar."""
     pieces = iter(pieces)
     first = list(islice(pieces, SPANS))
     if len(first) < SPANS:
-        # A hash of the text needs valid Unicode; a piece that is not is left out later.
+        # A hash of the text needs valid Unicode; pieces that are not valid are left out later.
         whole: Split = split_of("".join(first).encode(errors="replace").decode())
         for piece in first:
             yield piece, whole
@@ -265,7 +265,7 @@ def _jsonl_documents(path: Path, text_field: str, skip: int) -> Reader:
             try:
                 row = json.loads(line)
             except RecursionError:
-                yield LeftOut("not JSON", f"{place}: this line is JSON nested too deep to be read.")
+                yield LeftOut("not JSON", f"{place}: the JSON in this line is nested too deeply to be read.")
             except ValueError as error:
                 yield LeftOut("not JSON", f"{place}: this line is not JSON: {error}.")
             else:
@@ -304,7 +304,7 @@ READERS: dict[str, Callable[[Path, str, int], Reader]] = {
     ".jsonl": _jsonl_documents,
     ".parquet": _parquet_documents,
 }
-"""How to read a file, by its suffix."""
+"""Readers by the suffix of a file."""
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
@@ -312,4 +312,4 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": _open_zst,
 }
-"""How to open a compressed file, by its suffix; .txt and .jsonl may have one."""
+"""Functions that open a compressed file, by its suffix; .txt and .jsonl files may be compressed."""

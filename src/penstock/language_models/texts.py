@@ -26,26 +26,26 @@ _ALLOWED = (
 )
 
 SAMPLE_BYTES = 2**16
-"""How much of a file's beginning, middle and end goes into its fingerprint."""
+"""Bytes of a file's beginning, middle and end that go into its fingerprint."""
 
 SAMPLE_DOCUMENTS = 16
-"""How many documents go into the fingerprint of a dataset."""
+"""Number of documents that go into the fingerprint of a dataset."""
 
 ALL_LEFT_OUT = 100
-"""So many documents at the start of a text that cannot be read, and none that can, are an error."""
+"""Number of documents at the start of a text after which it is an error if none of them can be read."""
 
 
 def documents(
     source: str | Path, *, split: Split, text_field: str = "text", start: Place = START
 ) -> Iterator[Document]:
-    """The documents of one split of a text source.
+    """Return the documents of one split of a text source.
 
     The embedded corpus is split by file. A .txt file is split into spans of neighbouring documents, and as a whole
-    where it has fewer than ten. Everywhere else a tenth of the documents is held out by a hash of the document's own
-    text, so that a document is in the same split wherever it stands.
+    if it has fewer than ten. Everywhere else a tenth of the documents is held out by a hash of the document's own
+    text, so that a document is in the same split wherever it occurs.
 
-    A row without text, or with text that is not valid Unicode, is left out and counted; so is the rest of a file that
-    is damaged. The log says it at the first one, and how many there were at the end.
+    A row without text, or with text that is not valid Unicode, is left out and counted. So is the rest of a damaged
+    file. The log reports the first one, and their number at the end.
 
     Args:
         source: One of
@@ -58,17 +58,17 @@ def documents(
             "train" unless named, streamed; for example "datasets:allenai/c4:en".
         split: "train" or "held_out".
         text_field: The field or column that holds the text, in everything but .txt.
-        start: The place of the document to begin with, as `Document.place` says it.
+        start: Place of the document to begin with (see `Document.place`).
 
     Returns:
-        The documents that are not empty, read as they are asked for.
+        The documents that are not empty, read lazily.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without texts.
         ImportError: an optional package is needed.
-        ValueError: unknown split or kind of source; and, while reading from the beginning, no document at all in this
-            split, or a hundred of which none can be read.
-        ConnectionError: while reading, a dataset's connection broke and did not come back.
+        ValueError: unknown split or kind of source. While reading from the beginning: the split has no document, or
+            the first hundred cannot be read.
+        ConnectionError: while reading, the connection to a dataset broke and could not be restored.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}.")
@@ -76,10 +76,10 @@ def documents(
 
 
 def text_fingerprint(source: str | Path, *, text_field: str = "text") -> str:
-    """A short name for what a text source holds now, to notice later that it has been replaced.
+    """Return a fingerprint of a text source, to notice later if the text was replaced.
 
-    Of files it takes their paths and sizes and samples of their bytes, of a dataset its first documents: a change of
-    a few words in the middle of a large file keeps the fingerprint.
+    It is a hash of paths, sizes and samples of the bytes of files, or of the first documents of a dataset. So a change
+    of a few words in the middle of a large file goes unnoticed.
 
     Raises:
         FileNotFoundError, ImportError, ValueError, ConnectionError: see `documents`.
@@ -111,7 +111,7 @@ def _samples_of(path: Path) -> bytes:
 
 
 _Part = Callable[[int], Reader]
-"""A file or dataset of a source: starts its documents after so many."""
+"""A file or dataset of a source: a function that yields its documents after skipping this many."""
 
 
 def _parts(source: str | Path, split: Split, text_field: str) -> list[_Part]:
@@ -137,13 +137,13 @@ def _in_split(parts: list[_Part], source: str, split: Split, start: Place) -> It
     tally.finish()
     if is_empty and tally.from_the_beginning:
         raise ValueError(
-            f"No documents in split {split!r} of {source!r}. A tenth of the documents is held out, so "
-            "both splits need some tens of documents; in a .txt file blank lines separate them." + tally.summary()
+            f"No documents in split {split!r} of {source!r}. A tenth of the documents is held out, so a text needs "
+            "some tens of documents; in a .txt file blank lines separate them." + tally.summary()
         )
 
 
 def _checked(item: Document | LeftOut) -> Document | LeftOut:
-    """The same, or what is wrong with its text: half of a surrogate pair, or bytes that were not UTF-8."""
+    """Return the document, or why its text is unusable: half of a surrogate pair, or bytes that are not UTF-8."""
     if isinstance(item, Document):
         try:
             item.text.encode()
@@ -153,7 +153,7 @@ def _checked(item: Document | LeftOut) -> Document | LeftOut:
 
 
 class _Tally:
-    """Counts what is left out of a text, and says it."""
+    """Counts and reports the documents that are left out of a text."""
 
     def __init__(self, source: str, *, from_the_beginning: bool) -> None:
         self.source = source

@@ -1,12 +1,12 @@
 """From documents to rows of tokens, with a mask of the positions that count.
 
-Every row begins with the tokenizer's beginning-of-text token (BOS). Where it has none, as in Qwen 2 and 3, its
-end-of-text token (EOS) stands before each document instead, and a row that goes on with a document begins with text.
-The first position of a row never counts, whatever stands there: many models park their attention on it, with an
+Every row begins with the tokenizer's beginning-of-text token (BOS). If it has none, as in Qwen 2 and 3, its
+end-of-text token (EOS) precedes each document instead, and a row that continues a document begins with text.
+The first position of a row never counts, whatever token it holds. Many models use it as an attention sink, with an
 activation tens of times as long as all others.
 
-The mask is also False at each BOS or EOS put in here and at padding, by position: comparing ids would also drop tokens
-of the text, for in many tokenizers BOS, end of text and padding are one id.
+The mask is also False at each inserted BOS or EOS and at padding. It is made by position: comparing ids would also drop
+tokens of the text, because in many tokenizers BOS, EOS and padding share one id.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 Packing = Literal["packed", "truncated"]
 
 _DOCUMENTS_PER_CALL = 64
-"""How many documents the tokenizer gets at a time; it works on them in parallel."""
+"""Documents passed to the tokenizer at a time; it works on them in parallel."""
 
 _CHARACTERS_PER_CALL = 2**20
-"""How many characters it gets at a time: it needs about 200 bytes for each."""
+"""Characters passed to the tokenizer at a time; it needs about 200 bytes for each."""
 
 
 class TokenRow(NamedTuple):
@@ -51,12 +51,12 @@ class TokenRows(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far the rows of a text have come: where the next row goes on."""
+    """Position in a text at which the next row continues."""
 
     place: Place = START
-    """Where the last document in the rows stands."""
+    """Place of the last document in the rows so far."""
     token: int = 0
-    """How many of its tokens are in the rows."""
+    """Number of that document's tokens in the rows so far."""
 
 
 def tokenise(
@@ -68,24 +68,24 @@ def tokenise(
     vocab_size: int | None = None,
     mask_special_tokens: bool = False,
 ) -> Iterator[TokenRow]:
-    """Rows of `context` tokens from documents; documents without tokens are left out.
+    """Yield rows of `context` tokens from documents; documents without tokens are left out.
 
-    packed: documents one after the other, with a BOS (else EOS) between them, cut into rows. Only the last row is
-    padded. With a BOS no token is lost; without one, a row that goes on with a document does not count its first.
-    truncated: one row for each document, with a BOS (else EOS) and the document's first tokens, padded on the right.
+    packed: documents one after the other, with a BOS (or else EOS) between them, cut into rows. Only the last row is
+    padded. With a BOS no token is lost; without one, a row that continues a document does not count its first token.
+    truncated: one row for each document: a BOS (or else EOS) and the document's first tokens, padded on the right.
 
-    Padding has the tokenizer's padding id, or BOS, or 0, whichever is the first that the model takes.
+    The padding id is the tokenizer's padding id, or BOS, or 0, whichever the model accepts first.
 
     Args:
-        documents: Where the text comes from; read as the rows are asked for.
+        documents: Documents, read lazily.
         tokenizer: A Hugging Face tokenizer.
-        context: Tokens in a row, BOS included; at least 2.
+        context: Tokens per row, BOS included; at least 2.
         packing: "packed" or "truncated".
-        vocab_size: Token ids that the model takes; a document with others is left out, and the log says so once.
-        mask_special_tokens: Do not count special tokens inside the texts, such as those of chat templates.
+        vocab_size: Number of token ids that the model accepts; a document with others is left out, and logged once.
+        mask_special_tokens: Whether special tokens inside the texts, such as those of chat templates, do not count.
 
     Raises:
-        ValueError: `context` or `packing` is none of the above.
+        ValueError: `context` or `packing` has another value.
     """
     layout = Layout.of(
         tokenizer, context=context, packing=packing, vocab_size=vocab_size, mask_special_tokens=mask_special_tokens
@@ -105,19 +105,19 @@ def batched_rows(rows: Iterable[TokenRow], batch_size: int) -> Iterator[TokenRow
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How rows are made of documents with one tokenizer."""
+    """Makes rows from documents with one tokenizer."""
 
     tokenizer: "PreTrainedTokenizerBase"
     context: int
     packing: Packing
     vocab_size: int | None
     before: list[int]
-    """What stands before a document: BOS, else EOS, else nothing."""
+    """Token before each document: BOS, or else EOS, or else none."""
     head: list[int]
-    """What stands at the head of a row that goes on with a document: BOS, else nothing."""
+    """Token at the start of a row that continues a document: BOS, or else none."""
     padding: int
     uncounted: frozenset[int]
-    """Ids that do not count in the text."""
+    """Ids that do not count inside the text."""
 
     @classmethod
     def of(
@@ -129,7 +129,7 @@ class Layout:
         vocab_size: int | None,
         mask_special_tokens: bool,
     ) -> "Layout":
-        """The layout for a tokenizer; arguments and errors are those of `tokenise`."""
+        """Make the layout for a tokenizer; arguments and errors are the same as for `tokenise`."""
         if context < 2:
             raise ValueError(f"context must be at least 2 tokens (a BOS and one to predict), got {context}.")
         if packing not in get_args(Packing):
@@ -155,11 +155,11 @@ class Layout:
         )
 
     def rows(self, documents: Iterable[Document], *, skip_tokens: int = 0) -> Iterator[tuple[TokenRow, Position]]:
-        """The rows, each with the position at which the next one goes on.
+        """Yield the rows, each with the position at which the next row continues.
 
         Args:
-            documents: As for `tokenise`. To go on at a position, begin with the document at its place ...
-            skip_tokens: ... and give its token here.
+            documents: Same as for `tokenise`. To continue at a position, begin with the document at its place.
+            skip_tokens: Number of tokens of that document to skip.
         """
         read = self._token_ids(documents)
         return self._packed(read, skip_tokens) if self.packing == "packed" else self._truncated(read, skip_tokens)
@@ -183,7 +183,7 @@ class Layout:
                 mask += [token not in self.uncounted for token in piece]
                 if len(tokens) == self.context:
                     yield self._row(tokens, mask), Position(place, start)
-                    # Where a document begins, with what stands before one; and with nothing where the next one will.
+                    # At the start of a document with its prefix; at the end without one, for the next document.
                     tokens = [] if start == len(document) else list(self.head if start else self.before)
                     mask = [False] * len(tokens)
             start = 0
@@ -202,7 +202,7 @@ class Layout:
             skip_one = False
 
     def _row(self, tokens: list[int], mask: list[bool]) -> TokenRow:
-        """A row of `context` tokens, padded on the right."""
+        """Return a row of `context` tokens, padded on the right."""
         missing = self.context - len(tokens)
         return TokenRow(
             torch.tensor(tokens + [self.padding] * missing, device="cpu"),
@@ -210,7 +210,7 @@ class Layout:
         )
 
     def _token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[Place, list[int]]]:
-        """The place and the tokens of each document that has any, without special tokens put in."""
+        """Yield the place and the tokens of each document that has tokens, without added special tokens."""
         left_out = 0
         for batch in _batches(documents):
             if len(batch) > 1:
@@ -233,12 +233,12 @@ class Layout:
             say_once(f"Left out {left_out} documents with token ids that the model does not take.")
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # Not verbose: a document may well be longer than the model's context.
+        # Not verbose, because a document may be longer than the model's context.
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """A number of documents that the tokenizer takes at a time, bounded in characters; a longer one alone."""
+    """Yield batches of documents for the tokenizer, bounded in characters; a longer document gets its own batch."""
     batch: list[Document] = []
     characters = 0
     for document in documents:
@@ -255,7 +255,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text that is too long for one call cut between words."""
+    """Cut a text that is too long for one call between words."""
     while len(text) > _CHARACTERS_PER_CALL:
         space = text.rfind(" ", _CHARACTERS_PER_CALL // 2, _CHARACTERS_PER_CALL)
         end = _CHARACTERS_PER_CALL if space < 0 else space
@@ -265,6 +265,6 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Ids of BOS, EOS and the like, and of what a model family adds, such as the marks of a chat template."""
+    """Return the ids of BOS, EOS and other special tokens, including those of a chat template."""
     added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | {id for id in tokenizer.all_special_ids if isinstance(id, int)}

@@ -246,7 +246,7 @@ def _off(factors: Factors) -> dict[str, Any]:
 
 
 def draw_sensitivity(records: Records) -> "Figure":
-    """The loss not recovered and L0 against the factor of each setting; drawn are the centres and what has one off."""
+    """Draw the loss not recovered and L0 against the factor of each setting, for the centres and single changes."""
     from matplotlib.figure import Figure
 
     sites = list(dict.fromkeys(str(record["site"]) for record in records))
@@ -315,11 +315,11 @@ _COLUMNS = columns(
 
 
 def _table(records: Records) -> Table:
-    """What is off in words, such as "lr x2", before the numbers, and whether it diverged."""
+    """Return the changed setting in words, e.g. "lr x2", and whether training diverged, before the numbers."""
     found = []
     for record in records:
         off = ", ".join(f"{name} ×{factor:g}" for name, factor in record["factors"].items() if factor != 1)
-        # Studies of before SAEs that diverge were passed over do not have the key.
+        # Older studies, which stopped at SAEs that diverged, do not have the key.
         found.append({**record, "off": f"{off or 'nothing'}{' (diverged)' if record.get('diverged') else ''}"})
     return _COLUMNS(found)
 

@@ -223,7 +223,7 @@ def _draw_toy(ax: "Axes", toy: Records) -> None:
 
 
 def _draw_ratios(ax: "Axes", series: Sequence[Series]) -> None:
-    """For each series the share of latents up to each ratio, on a logarithmic axis that 98 of 100 latents lie on."""
+    """Draw for each series the share of latents up to each ratio; the logarithmic axis covers 98 of 100 latents."""
     ax.set_xlabel("magnitude ratio b / a")
     ax.set_ylabel("share of latents below")
     pooled = [sorted(ratio for record in one.records for ratio in record.get("ratios") or []) for one in series]

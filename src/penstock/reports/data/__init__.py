@@ -1,1 +1,1 @@
-"""What a report reads of a run, and its records as a table."""
+"""Reading of a run for its report, and its records as a table."""

@@ -11,15 +11,15 @@ from penstock.files import write_whole
 from penstock.reports.data.run_data import read_records
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""First characters by which a spreadsheet takes a cell for a formula."""
+"""First characters that make a spreadsheet read a cell as a formula."""
 
 
 def records_csv(records: Sequence[dict[str, Any]]) -> str:
-    """All keys of all records as CSV text with a header row and `\\n` line ends.
+    """Return all keys of all records as CSV text with a header row and `\\n` line ends.
 
-    An interval becomes two columns, `intervals.l0.low` and `intervals.l0.high`; other lists become JSON text;
-    a missing value is an empty cell. Numbers keep every digit they were stored with. A text that a spreadsheet would
-    run as a formula gets an apostrophe in front.
+    An interval becomes two columns, `intervals.l0.low` and `intervals.l0.high`. Other lists become JSON text, and a
+    missing value an empty cell. Numbers keep all stored digits. A text that a spreadsheet would run as a formula gets
+    an apostrophe in front.
     """
     rows = [{_inert(key): _inert(value) for key, value in _flat(record).items()} for record in records]
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -31,7 +31,7 @@ def records_csv(records: Sequence[dict[str, Any]]) -> str:
 
 
 def write_records_csv(run_dir: Path) -> Path:
-    """Writes `pareto.csv`, the records of a run as a flat table, and returns its path.
+    """Write `pareto.csv`, the records of a run as a flat table, and return its path.
 
     Raises:
         FileNotFoundError: the run has no records.jsonl; names the command that makes it.
@@ -42,7 +42,7 @@ def write_records_csv(run_dir: Path) -> Path:
 
 
 def _inert(value: Any) -> Any:
-    """The value, or a text with an apostrophe in front where a spreadsheet would take it for a formula."""
+    """Return the value, with an apostrophe in front if a spreadsheet would read it as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 

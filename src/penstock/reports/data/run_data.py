@@ -21,7 +21,7 @@ from penstock.json_files import (
 from penstock.training.metrics_log import read_metrics
 
 PUBLISHED_FILE = "published.json"
-"""The paper's runs at a run's site, to be drawn beside ours."""
+"""File with the paper's runs at a run's site, to draw next to ours."""
 
 _ABSENT = {
     "config.json": "config.json is missing: the settings of this run cannot be shown.",
@@ -39,12 +39,12 @@ _KINDS: dict[str, dict[str, Kind]] = {
         "threads": or_null(COUNT),
     },
 }
-"""What the values must be that the report looks at, by file and key."""
+"""Required types of the values that the report reads, by file and key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What a run directory holds, as it was read."""
+    """Contents of a run directory."""
 
     name: str
     """Name of the directory."""
@@ -53,19 +53,19 @@ class RunData:
     environment: dict[str, Any]
     """Versions, hardware, command; empty if the file is missing."""
     metrics: list[dict[str, Any]]
-    """Training log, one row per SAE and logged step, as they were written; empty if the file is missing."""
+    """Training log, one row per SAE and logged step, in the order written; empty if the file is missing."""
     records: list[dict[str, Any]]
     """One record per SAE or control, never empty; numbers that are not finite were replaced by None."""
     comparison: dict[str, Any] | None
     """comparison.json, or None if it is missing."""
     notes: list[str]
-    """What is missing or was repaired while reading, in words for the reader of the report."""
+    """Notes for the reader of the report on missing files and on repairs while reading."""
 
 
 def read_run(run_dir: Path) -> RunData:
-    """Reads every file of a run directory that the report is made from.
+    """Read every file of a run directory that the report needs.
 
-    Only records.jsonl is required. A missing file becomes a note, so that the report can say so.
+    Only records.jsonl is required. Any other missing file becomes a note in the report.
 
     Args:
         run_dir: A run directory.
@@ -88,7 +88,7 @@ def read_run(run_dir: Path) -> RunData:
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run, one per SAE or control, with numbers that are not finite as None.
+    """Read the records of a run, one per SAE or control, with numbers that are not finite as None.
 
     Raises:
         FileNotFoundError: `run_dir` or its records.jsonl does not exist.
@@ -98,7 +98,7 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_published(run_dir: Path) -> list[dict[str, Any]]:
-    """The paper's runs that are to be drawn beside those of a run; empty if it has none (`write_published`)."""
+    """Read the paper's runs to draw next to those of a run; empty if there are none (see `write_published`)."""
     path = run_dir / PUBLISHED_FILE
     if not path.is_file():
         return []
@@ -117,7 +117,7 @@ def _read_records(run_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"There is no run directory {run_dir}. {remedy}")
     if not path.is_file():
-        raise FileNotFoundError(f"{run_dir} has no records.jsonl, which the report is made from. {remedy}")
+        raise FileNotFoundError(f"{run_dir} has no records.jsonl, which the report needs. {remedy}")
     records = _noted(read_rows(path), path, notes)
     for number, record in enumerate(records, start=1):
         check_record(record, f"{path}, record {number}")
@@ -143,9 +143,9 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any] | None:
 
 
 def _noted(found: Rows, path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The rows of a file, after a note on what was repaired while reading."""
+    """Return the rows of a file, and note repairs made while reading."""
     if found.cut_off:
-        notes.append(f"The last line of {path.name} was cut off while it was written, and is left out.")
+        notes.append(f"The last line of {path.name} is incomplete and was left out.")
     if found.not_finite:
         notes.append(f"Not finite in {path.name}, shown as missing: {found.not_finite} values.")
     return found.rows

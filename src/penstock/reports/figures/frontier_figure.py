@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruction bias γ"}
 
 OFF_AXIS = 0.02
-"""Share of the run's smallest L0 below which nothing is drawn."""
+"""Points are not drawn below this share of the run's smallest L0."""
 
 LONG_LABEL = 45
-"""Characters from which a label leaves room for two in a row of the legend."""
+"""Labels with at least this many characters are set two per row of the legend."""
 
 MOST_SERIES = 8
-"""Arms times series that one panel may show."""
+"""Most arms times series in one panel."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -43,7 +43,7 @@ def draw_frontier(run_records: Records, records: Records) -> "Figure":
     axes = figure.subplots(len(rows), len(PANELS), squeeze=False)
     for row, (title, at_site, shown) in zip(axes, rows, strict=True):
         for ax, (metric, name) in zip(row, PANELS.items(), strict=True):
-            # The name of a site and an arm is long: the first of the row has it for all.
+            # The name of a site and an arm is long, so only the first panel of a row has it.
             ax.set_title(f"{name}, {title}" if ax is row[0] else name)
             _draw_panel(ax, at_site, shown, metric, arms, looks)
     legend = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -55,14 +55,14 @@ def draw_frontier(run_records: Records, records: Records) -> "Figure":
 
 
 def _is_crowded(records: Records) -> bool:
-    """Whether the same is done to several arms, and to more of them than one panel holds."""
+    """Return whether the same series occur for several arms, and for more arms than fit in one panel."""
     arms = {Arm.of(record) for record in records}
     names = {record["series"] for record in records}
     return bool(_shared(records)) and len(arms) * len(names) > MOST_SERIES
 
 
 def _shared(records: Records) -> set[str]:
-    """The names of series that SAEs of more than one architecture have."""
+    """Return the names of series that occur for more than one architecture."""
     archs: dict[str, set[str]] = {}
     for record in records:
         archs.setdefault(str(record["series"]), set()).add(str(record["arch"]))
@@ -72,7 +72,7 @@ def _shared(records: Records) -> set[str]:
 def _rows(
     run_records: Records, records: Records, arms: Sequence[ArmLook], by_arm: bool
 ) -> list[tuple[str, Records, Records]]:
-    """Title of each row of panels, the run's SAEs at its site, and the study's records that it shows."""
+    """Return the title of each row of panels, the run's SAEs at its site, and the study's records in it."""
     arm_of = {str(record["name"]): arms[arm_index(dict(record), arms) or 0].label for record in run_records}
     found: list[tuple[str, Records, Records]] = []
     for site in dict.fromkeys(str(record["site"]) for record in records):
@@ -90,9 +90,9 @@ def _rows(
 def _looks(
     run_records: Records, records: Records, arms: Sequence[ArmLook], by_arm: bool
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """How the series of each architecture is drawn, the same in every panel.
+    """Return the look of each architecture's series, the same in every panel.
 
-    By colour, either series are told apart or, where several architectures share a panel, these.
+    Colour distinguishes series, or architectures if several share a panel.
     """
     slots = {arm.arch: arm.slot for arm in arms}
     free = [color for slot, color in enumerate(COLORS) if slot not in slots.values()]
@@ -116,7 +116,7 @@ def _looks(
 
 
 def _left_end(run_records: Records) -> float:
-    """The L0 below which nothing is drawn: what has collapsed would squeeze everything else to one side."""
+    """Return the L0 below which nothing is drawn; collapsed SAEs would squeeze all other points to one side."""
     return OFF_AXIS * min((r["l0"] for r in run_records if (r.get("l0") or 0) > 0), default=0.0)
 
 
@@ -157,7 +157,7 @@ def _draw_panel(
 
 
 def _curves(series: Records) -> list[list[Mapping[str, Any]]]:
-    """What was made in the same way of the SAEs of an arm and seed."""
+    """Group the records that were made in the same way from SAEs of one arm and seed."""
     lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in series:
         key = (Arm.of(record), record["curve"], record["seed"])
@@ -170,6 +170,6 @@ def _at(records: Records, site: str) -> list[Mapping[str, Any]]:
 
 
 def _drawable(records: Records, metric: str) -> list[tuple[float, float]]:
-    """L0 and metric of the records that have both, in the order of L0; never empty."""
+    """Return L0 and metric of the records that have both, in the order of L0; never empty."""
     points = sorted((r["l0"], r[metric]) for r in records if r.get(metric) is not None and (r.get("l0") or 0) > 0)
     return points or [(float("nan"), float("nan"))]

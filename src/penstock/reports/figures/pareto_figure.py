@@ -26,7 +26,7 @@ PANELS = {
 }
 
 MAX_SENTENCES = 3
-"""Comparisons that are worded above the figure."""
+"""Most comparisons that are described above the figure."""
 
 _DASHES = ("-", "--", ":", "-.")
 _GREY = "#5c636b"
@@ -41,14 +41,14 @@ class ParetoFiles(NamedTuple):
 
 
 def write_pareto_figure(run_dir: Path) -> ParetoFiles:
-    """Writes `pareto.csv`, `pareto.png` and `pareto.svg` into a run directory and returns their paths.
+    """Write `pareto.csv`, `pareto.png` and `pareto.svg` into a run directory, and return their paths.
 
-    The CSV comes first and needs no plotting library, so it is there even if PlotsNotInstalled is raised.
+    The CSV is written first and needs no plotting library, so it exists even if PlotsNotInstalled is raised.
 
-    Where the run has a `published.json`, the paper's runs in it are drawn beside ours, if they are of one of its sites.
+    If the run has a `published.json`, the paper's runs at the run's sites are drawn next to ours.
 
     Raises:
-        FileNotFoundError: no records.jsonl; names the command that makes it.
+        FileNotFoundError: records.jsonl is missing; names the command that makes it.
         PlotsNotInstalled: matplotlib is missing; names the extra to install.
     """
     csv = write_records_csv(run_dir)
@@ -57,13 +57,13 @@ def write_pareto_figure(run_dir: Path) -> ParetoFiles:
 
 
 def _draw(run: RunData, published: Records) -> "Figure":
-    """One site fills a 2 by 2 grid; several sites take a row each."""
+    """Draw one site in a 2 by 2 grid, or several sites in one row each."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     sites = list(dict.fromkeys(str(record.get("site")) for record in run.records))
     arms = find_arms(run.records)
-    # A run of which only the L0 was read has no place in any panel, and none in the legend.
+    # A published run with only an L0 appears in no panel, so it must not be in the legend.
     published = [one for one in published if one["site"] in sites and any(one.get(key) is not None for key in PANELS)]
     rows, columns = (2, 2) if len(sites) == 1 else (len(sites), len(PANELS))
     size = (7.2, 6.3) if len(sites) == 1 else (12.5, 2.7 * rows + 1.1)
@@ -125,7 +125,7 @@ def _draw_panel(ax: "Axes", records: Records, published: Records, arms: Sequence
 
 
 def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
-    """Controls without components as dashed levels, where they lie on the scale the SAEs need."""
+    """Draw controls without components as dashed levels, if they fit the scale that the SAEs need."""
     low, high = ax.get_ylim()
     middle = 0.5 * (low + high)
     for record in records:
@@ -135,7 +135,7 @@ def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
         ax.axhline(value, color=_GREY, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
         ax.annotate(
             CONTROLS[record["arch"]],
-            # Curves of quality rise to the right: the upper left and lower right corners are free.
+            # Curves of quality rise to the right, so the upper left and lower right corners are free.
             (0.01, value) if value > middle else (1, value),
             xycoords=("axes fraction", "data"),
             xytext=(0, -2 if value > middle else 2),
@@ -149,7 +149,7 @@ def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
 
 
 def _lines(saes: Records, arms: Sequence[ArmLook]) -> list[list[dict[str, Any]]]:
-    """Records of one arm and seed together, in the order of L0; arms in their own order."""
+    """Group records by arm and seed, in the order of L0 within a group; arms keep their order."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for record in sorted(saes, key=lambda record: record["l0"]):
         groups.setdefault((arm_index(record, arms) or 0, str(record.get("seed"))), []).append(record)
@@ -157,26 +157,26 @@ def _lines(saes: Records, arms: Sequence[ArmLook]) -> list[list[dict[str, Any]]]
 
 
 def _error_bars(records: Records, metric: str) -> list[list[float]]:
-    """Distances below and above each point; 0 where no interval is recorded."""
+    """Return the distances below and above each point; 0 if no interval is recorded."""
     below, above = [], []
     for record in records:
         low, high = (record.get("intervals") or {}).get(metric) or (record[metric], record[metric])
-        # A bootstrap interval need not hold the point itself; a bar cannot have negative length.
+        # A bootstrap interval need not contain the point itself; a bar cannot have negative length.
         below.append(max(0.0, record[metric] - low))
         above.append(max(0.0, high - record[metric]))
     return [below, above]
 
 
 def _title(run: RunData, sites: Sequence[str]) -> str:
-    """Model and site, then the first comparisons in words, wrapped."""
+    """Return model and site, then the first comparisons in words, wrapped."""
     import textwrap
 
     width = 104 if len(sites) == 1 else 180
     model = next((str(record["model"]) for record in run.records if record.get("model")), "a language model")
-    # A name may hold line breaks of any kind; the title is one line.
+    # A name may contain line breaks of any kind; the title is one line.
     lines = [" ".join(f"Sparse autoencoders on {wording.model_words(model)}, {', '.join(sites)}".split())]
     comparisons = wording.comparisons(run, find_arms(run.records))
-    # Where there is little room, those that came to a ratio are worth more than those that did not.
+    # If there is little room, comparisons with a ratio come first.
     comparisons.sort(key=lambda comparison: comparison.ratio is None)
     for comparison in comparisons[:MAX_SENTENCES]:
         prefix = f"{comparison.site}: " if len(sites) > 1 else ""
@@ -204,7 +204,7 @@ def _arm_handle(arm: ArmLook) -> "Line2D":
 
 
 def _published_looks(published: Records, arms: Sequence[ArmLook]) -> list[tuple[Records, dict[str, Any]]]:
-    """The paper's runs by arm, and their look: hollow, larger than ours, no line; grey where we have no such arm."""
+    """Return the paper's runs by arm and their look: hollow, larger than ours, no line; grey if we lack the arm."""
     looks = []
     theirs = find_arms(published)
     for place, arm in enumerate(theirs):

@@ -1,4 +1,4 @@
-"""Our runs beside the paper's tables: row by row, the headline pair, and the paper's points for a figure."""
+"""Comparison of our runs with the paper's tables, row by row; the headline pair; the paper's points for a figure."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from penstock.reports.data.run_data import PUBLISHED_FILE
 from penstock.reports.wording import sentences as wording
 
 HEADLINE: Mapping[str, tuple[float, float]] = {"resid_post.20": (8e-4, 5e-5), "mlp_out.20": (1.9e-4, 3e-5)}
-"""Sites of Gemma-7B where two runs of the tables, Gated and compute-matched, recover nearly the same loss, and their
-lambdas. At attn_z.20 no two do. No run of Pythia-2.8B at these sites has such a lambda."""
+"""Lambdas of two runs in the tables, Gated and compute-matched, that recover nearly the same loss, by site of Gemma-7B.
+At attn_z.20 there is no such pair. No run of Pythia-2.8B at these sites has such a lambda."""
 
 CAPTION = (
-    "The paper's numbers, and ours beside them: our SAE of the same arm that was trained with the run's lambda; where "
-    "there is none, the one nearest in log L0."
+    "The paper's numbers next to ours. Ours are of the SAE of the same arm that was trained with the run's lambda, or "
+    "otherwise of the one nearest in log L0."
 )
-HEADLINE_CAPTION = "The paper's pair of runs that recover nearly the same loss, and ours beside it."
+HEADLINE_CAPTION = "The paper's pair of runs that recover nearly the same loss, next to ours."
 
 COLUMNS = (
     *("arm", "paper's lambda", "paper's L0", "paper's loss recovered (%)", "paper's gamma", "paper's alive (%)"),
@@ -34,7 +34,7 @@ HEADLINE_COLUMNS = (
 
 
 class PublishedTable(NamedTuple):
-    """Texts, row by row."""
+    """Cells as text, row by row."""
 
     caption: str
     columns: Sequence[str]
@@ -42,19 +42,19 @@ class PublishedTable(NamedTuple):
 
 
 def published_table(site: SitePreset, records: Sequence[Mapping[str, Any]]) -> PublishedTable | None:
-    """Each run of the paper's tables at a site, and beside it one of our SAEs of the same arm.
+    """Return each run of the paper's tables at a site, next to one of our SAEs of the same arm.
 
-    That is the first whose `paper_lambda` is the run's lambda; where there is none, the one nearest in log L0.
+    Our SAE is the first whose `paper_lambda` is the run's lambda, or otherwise the one nearest in log L0.
 
     Args:
-        site: Its arms say which architecture and width ours have, and hold the paper's runs.
-        records: Of our run; those of other sites and of controls are passed over. `paper_lambda` is the paper's
-            lambda that an SAE was trained with; None or missing if with none.
+        site: Site of a preset; its arms hold the paper's runs, and the architecture and width of ours.
+        records: Records of our run; those of other sites and of controls are skipped. `paper_lambda` is the paper's
+            lambda that an SAE was trained with, None or missing if there is none.
 
     Returns:
-        Rows of COLUMNS in the order of the arms, in each the smallest L0 first. The paper's numbers stand as there
-        (the middle of a range), ours with four digits; an en dash where one is missing. None if the paper has no
-        table of the site.
+        Rows of COLUMNS in the order of the arms, each arm with the smallest L0 first. The paper's numbers are as
+        printed (the middle of a range), ours have four digits; an en dash stands for a missing number. None if the
+        paper has no table for the site.
     """
     rows = []
     for arm in site.arms.values():
@@ -66,15 +66,15 @@ def published_table(site: SitePreset, records: Sequence[Mapping[str, Any]]) -> P
 
 
 def headline_table(site: SitePreset, comparisons: Sequence[Mapping[str, Any]]) -> PublishedTable | None:
-    """The paper's pair of runs of nearly equal loss recovered, its ratio of L0, and ours (paper, figure 1).
+    """Return the paper's pair of runs with nearly equal loss recovered, its ratio of L0, and ours (paper, figure 1).
 
     Args:
-        site: Of a preset.
-        comparisons: Those of our run's comparison.json. Ours is Gated against the compute-matched baseline, averaged
-            over all the quality that both reach, where the paper's is of two single runs.
+        site: Site of a preset.
+        comparisons: Comparisons in our run's comparison.json. Our ratio, Gated to the compute-matched baseline, is
+            averaged over all quality that both reach; the paper's is of two single runs.
 
     Returns:
-        One row of HEADLINE_COLUMNS; ratios are Gated's L0 over the baseline's. None where the paper has no such pair.
+        One row of HEADLINE_COLUMNS; ratios are Gated's L0 over the baseline's. None if the paper has no such pair.
     """
     if site.name not in HEADLINE:
         return None
@@ -98,12 +98,11 @@ def headline_table(site: SitePreset, comparisons: Sequence[Mapping[str, Any]]) -
 
 
 def write_published(run_dir: Path, site: SitePreset) -> None:
-    """Writes the paper's runs at a site into our run's folder as `published.json`, to be drawn beside ours.
+    """Write the paper's runs at a site into our run's folder as `published.json`, to draw them next to ours.
 
-    They are a list of objects under the names and in the units of our records: `name` (of the arm in the preset),
-    `arch`, `d_sae`, `site`, `l0`, `loss_recovered` and `frac_alive` (as shares, not percent) and `reconstruction_bias`,
-    by arm and ascending in L0; a number that is missing is null. Nothing is written if the paper has no table of the
-    site.
+    The file is a list of objects with the names and units of our records: `name` (of the arm in the preset), `arch`,
+    `d_sae`, `site`, `l0`, `loss_recovered` and `frac_alive` (as shares, not percent) and `reconstruction_bias`. They
+    are ordered by arm and L0; a missing number is null. If the paper has no table for the site, no file is written.
     """
     found = [
         {
@@ -128,13 +127,13 @@ def _with_lambda(arm: ArmPreset, coef: float) -> PublishedRun | None:
 
 
 def _saes_of(site: SitePreset, arm: ArmPreset, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Our SAEs of an arm at a site."""
+    """Return our SAEs of an arm at a site."""
     key = (site.name, arm.arch, arm.d_sae.value)
     return [record for record in records if (record.get("site"), record.get("arch"), record.get("d_sae")) == key]
 
 
 def _beside(run: PublishedRun, ours: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The first with the run's lambda, whatever its L0; else the first of those nearest in log L0; else empty."""
+    """Return the first record with the run's lambda, or else the first nearest in log L0, or else an empty one."""
     for record in ours:
         coef = record.get("paper_lambda")
         if coef is not None and run.coef is not None and math.isclose(coef, run.coef, rel_tol=1e-6):
@@ -146,7 +145,7 @@ def _beside(run: PublishedRun, ours: Sequence[Mapping[str, Any]]) -> Mapping[str
 def _comparison(
     site: SitePreset, arm: ArmPreset, baseline: ArmPreset, comparisons: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """The first between two arms at equal loss recovered; empty if there is none."""
+    """Return the first comparison of two arms at equal loss recovered; empty if there is none."""
     wanted = {
         **{"site": site.name, "metric": "loss_recovered"},
         **{"arm": arm.arch, "arm_d_sae": arm.d_sae.value},
@@ -170,7 +169,7 @@ def _label(arm: ArmPreset) -> str:
 
 
 def _lambda(run: PublishedRun) -> str:
-    """As in the paper's tables, such as 1.9e-4; the learning rate too where the paper's runs differ in it."""
+    """Format lambda as in the paper's tables, e.g. 1.9e-4, with the learning rate if the paper's runs differ in it."""
     rate = "" if run.lr is None else f" (lr {_power(run.lr)})"
     return "–" if run.coef is None else _power(run.coef) + rate
 

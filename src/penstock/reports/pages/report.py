@@ -1,8 +1,8 @@
 """One HTML file per run that opens offline: headline, Pareto panels, densities, curves, table, definitions.
 
-The page is rendered from the files of the run directory and computes no metric: Python words the text, and
-the page's own script (templates/*.js) draws the numbers that are embedded in it as JSON. It loads nothing at
-all; its content security policy makes the browser enforce that.
+The page is rendered from the files of the run directory and computes no metric. Python writes the text, and the page's
+own script (templates/*.js) draws the numbers that are embedded in it as JSON. The page loads no other resource, which
+its content security policy makes the browser enforce.
 """
 
 import json
@@ -21,10 +21,10 @@ from penstock.reports.wording import sentences as wording
 from penstock.reports.wording.definitions import LABELS, METRICS, NOTATION, OTHERS
 
 SCRIPTS = ("draw.js", "pareto.js", "charts.js", "table.js", "page.js")
-"""Parts of the page's script, in the order they are joined."""
+"""Parts of the page's script, in the order in which they are joined."""
 
 MAX_CURVE_POINTS = 200
-"""Points drawn per training curve; longer logs are thinned evenly."""
+"""Most points per training curve; longer logs are thinned evenly."""
 
 CURVES = ("reconstruction", "l0", "dead_share", "sparsity_coef")
 """Columns of the training log that are drawn."""
@@ -33,17 +33,17 @@ MAIN_COLUMNS = (
     *("name", "recipe", "site", "d_sae", "seed", "l0", "loss_recovered", "delta_ce", "kl", "fvu"),
     *("reconstruction_bias", "frac_alive", "frac_dense"),
 )
-"""Columns of the table that are shown before the reader asks for all."""
+"""Columns of the table that are shown at first."""
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into a run directory and returns its path.
+    """Write `report.html` into a run directory, and return its path.
 
     Args:
-        run_dir: A run directory with at least records.jsonl; whatever else is missing the report says so.
+        run_dir: A run directory with at least records.jsonl; the report notes any other missing file.
 
     Raises:
-        FileNotFoundError: no records.jsonl; names the command that makes it.
+        FileNotFoundError: records.jsonl is missing; names the command that makes it.
         ValueError: a file of the run is not valid JSON, or holds no record.
     """
     path = run_dir / "report.html"
@@ -52,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A page made from a template of this package, with the style of all pages as `css`."""
+    """Render a page from a template of this package, with the style of all pages as `css`."""
     import jinja2
     from markupsafe import Markup
 
@@ -95,7 +95,7 @@ def _render(run: RunData) -> str:
 
 
 def embedded_json(value: dict[str, Any]) -> str:
-    """JSON that is safe inside a script element: no `<`, no line separators that end a JavaScript line."""
+    """Return JSON that is safe inside a script element: no `<`, and no line separators that end a JavaScript line."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -117,7 +117,7 @@ def _page_data(run: RunData, arms: Sequence[ArmLook], sites: Sequence[str]) -> d
 
 
 def _curves(run: RunData) -> list[dict[str, Any]]:
-    """Training curves by SAE, thinned evenly, first and last row kept."""
+    """Return the training curves by SAE, thinned evenly, with the first and last row."""
     by_sae: dict[str, list[dict[str, Any]]] = {}
     for row in run.metrics:
         by_sae.setdefault(str(row.get("sae")), []).append(row)
@@ -137,7 +137,7 @@ def _even_indices(count: int, at_most: int) -> list[int]:
 
 
 def _rounded(value: float | int | None) -> float | int | None:
-    """Five significant digits are finer than any pixel, and keep the file small."""
+    """Round to five significant digits, which are finer than any pixel and keep the file small."""
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

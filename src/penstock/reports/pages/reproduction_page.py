@@ -1,4 +1,4 @@
-"""One HTML file about several runs and their studies, section by section as in the paper; figures are inside it."""
+"""One HTML file about several runs and their studies, in the paper's order of sections, with embedded figures."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ from penstock.studies.shared.study_records import study_folder
 def write_reproduction_page(
     out: Path, studies: Mapping[str, Sequence[str]], title: str, sites: Mapping[str, SitePreset]
 ) -> Path:
-    """Writes `index.html` into the folder of a reproduction and returns its path.
+    """Write `index.html` into the folder of a reproduction, and return its path.
 
     Args:
-        out: Holds a finished run for each of `studies`, with its figures.
-        studies: For each run's folder the studies that were made of it.
-        title: Of the page.
-        sites: For each run's folder what the paper has there.
+        out: Folder with a finished run for each of `studies`, with its figures.
+        studies: Studies of each run, by the run's folder.
+        title: Title of the page.
+        sites: The paper's site for each run's folder.
 
     Raises:
         FileNotFoundError: a run has no records.
@@ -51,7 +51,7 @@ def write_reproduction_page(
 
 
 def _frontier(folder: Path, site: SitePreset) -> dict[str, Any]:
-    """One run's frontier, and the paper's numbers where it has some."""
+    """Return one run's frontier, and the paper's numbers if there are any."""
     run = read_run(folder)
     comparisons = (run.comparison or {}).get("comparisons", [])
     return {
@@ -67,7 +67,7 @@ def _frontier(folder: Path, site: SitePreset) -> dict[str, Any]:
 
 
 def _part(run: Path, study: Study) -> dict[str, Any]:
-    """One run's share of a section."""
+    """Return one run's part of a section."""
     folder = study_folder(run, study.name)
     records = read_rows(folder / "records.jsonl").rows
     compared = comparison_table(comparisons_of(run, study.name))
@@ -81,7 +81,7 @@ def _part(run: Path, study: Study) -> dict[str, Any]:
 
 
 def _data_uri(svg: Path) -> str | None:
-    """The figure inside the page; None where it was not drawn."""
+    """Return the figure as a data URI; None if it was not drawn."""
     if not svg.is_file():
         return None
     return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()

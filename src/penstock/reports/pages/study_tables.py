@@ -22,7 +22,7 @@ def study_table(study: Study, records: Sequence[Mapping[str, Any]]) -> TextTable
 
 
 def difference_table(records: Sequence[Mapping[str, Any]]) -> TextTable:
-    """The differences among a study's rows with their intervals; no rows if it has none."""
+    """Return the differences among a study's rows with their intervals; no rows if it has none."""
     differences = [record for record in records if record.get("kind") == "difference"]
     roles = {"arm": "arm", "baseline": "beside"}
     if any("yardstick" in record for record in differences):
@@ -42,7 +42,7 @@ def difference_table(records: Sequence[Mapping[str, Any]]) -> TextTable:
 
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> TextTable:
-    """Ratios of L0 at equal loss recovered between what a study made and the arms of its run."""
+    """Return ratios of L0 at equal loss recovered between a study's SAEs and the arms of its run."""
     columns = ("site", "SAE", "beside", "L0 ratio at equal loss recovered", "95% interval", "reading")
     rows = [
         [
@@ -67,7 +67,7 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def _arm_name(difference: Mapping[str, Any], role: str) -> str:
-    """Architecture and width of one of the arms of a difference, and its recipe where that sets the two apart."""
+    """Return architecture and width of one arm of a difference, and its recipe if both arms' recipes differ."""
     recipe = f", {difference[f'{role}_recipe']}" if difference["arm_recipe"] != difference["baseline_recipe"] else ""
     return arch_and_width(difference[role], difference[f"{role}_d_sae"]) + recipe
 

@@ -1,4 +1,4 @@
-"""What every metric of a record means: formula, unit, range and direction, in words for the report."""
+"""Definitions of all metrics for the report: formula, unit, range and direction."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +22,7 @@ class Definition:
     """Possible values."""
     direction: Direction
     meaning: str
-    """One or two sentences: how to read it, and where it misleads."""
+    """One or two sentences on how to read the metric, and when it misleads."""
 
 
 NOTATION = (
@@ -79,10 +79,10 @@ METRICS: tuple[Definition, ...] = (
         formula="1 − (CE_spliced − CE_clean) / (CE_zero − CE_clean)",
         unit="none",
         bounds="at most about 1; 1 loses nothing, 0 is as bad as zero ablation, below 0 is worse; missing "
-        "where zero ablation costs nothing",
+        "if zero ablation costs nothing",
         direction="higher is better",
-        meaning="Share of the damage done by zero ablation that the SAE undoes (arXiv 2404.16014, "
-        "equation 5). Zeroing a residual stream destroys a model, so values above 0.9 come easily there: "
+        meaning="Share of the damage of zero ablation that the SAE undoes (arXiv 2404.16014, "
+        "equation 5). Zeroing a residual stream destroys a model, so values above 0.9 are easy to reach there: "
         "read delta CE first.",
     ),
     Definition(
@@ -90,9 +90,9 @@ METRICS: tuple[Definition, ...] = (
         label="Loss recovered (mean)",
         formula="1 − (CE_spliced − CE_clean) / (CE_mean − CE_clean)",
         unit="none",
-        bounds="at most about 1; missing where mean ablation costs the model nothing",
+        bounds="at most about 1; missing if mean ablation costs the model nothing",
         direction="higher is better",
-        meaning="The same against mean ablation, the stricter and fairer yardstick for most sites.",
+        meaning="The same with mean ablation, which is stricter and fairer at most sites.",
     ),
     Definition(
         key="delta_ce",
@@ -102,7 +102,7 @@ METRICS: tuple[Definition, ...] = (
         bounds="about 0 upwards",
         direction="lower is better",
         meaning="How much worse the language model predicts when it reads the reconstruction. The most "
-        "comparable number here: it has no normaliser.",
+        "comparable number here, because it has no normaliser.",
     ),
     Definition(
         key="kl",
@@ -111,7 +111,7 @@ METRICS: tuple[Definition, ...] = (
         unit="nats per token",
         bounds="0 upwards",
         direction="lower is better",
-        meaning="How far the model's predictions move, whether or not the text rewards it.",
+        meaning="How far the model's predictions move, regardless of the actual next token.",
     ),
     Definition(
         key="ce_clean",
@@ -157,7 +157,7 @@ METRICS: tuple[Definition, ...] = (
         bounds="0 upwards; 1 is no better than the mean activation",
         direction="lower is better",
         meaning="Fraction of variance unexplained, about one global mean; 1 − FVU is the explained "
-        "variance. The residual is not centred, so a constant error counts.",
+        "variance. The residual is not centred, so a constant error counts, too.",
     ),
     Definition(
         key="mse",
@@ -175,7 +175,7 @@ METRICS: tuple[Definition, ...] = (
         unit="none",
         bounds="−1 to 1",
         direction="higher is better",
-        meaning="Direction only: blind to shrinkage.",
+        meaning="Compares directions only, so it does not see shrinkage.",
     ),
     Definition(
         key="reconstruction_bias",
@@ -185,7 +185,7 @@ METRICS: tuple[Definition, ...] = (
         bounds="0 upwards in practice",
         direction="1 is unbiased",
         meaning="Relative reconstruction bias (arXiv 2404.16014, equations 9 and 10): 1/γ is the factor "
-        "that would rescale x̂ best. Below 1 the SAE shrinks its reconstructions, above 1 it overshoots.",
+        "that rescales x̂ best. Below 1 the SAE shrinks its reconstructions, above 1 it overshoots.",
     ),
     Definition(
         key="l1",
@@ -203,7 +203,7 @@ METRICS: tuple[Definition, ...] = (
         unit="share of latents",
         bounds="0 to 1",
         direction="higher is better",
-        meaning="Within the evaluated tokens: a latent rarer than about 3 in tokens_evaluated may be missed.",
+        meaning="Counted on the evaluated tokens: a latent rarer than about 3 in tokens_evaluated may be missed.",
     ),
     Definition(
         key="frac_dense",
@@ -226,7 +226,7 @@ OTHERS: tuple[Definition, ...] = (
         bounds="above 0; below 1 the arm needs fewer firing latents",
         direction="lower is better",
         meaning="Both arms' curves are interpolated to the same values of the quality metric, only where "
-        "both have been measured; nothing is extrapolated. If the interval holds 1, no difference is "
+        "both were measured; nothing is extrapolated. If the interval contains 1, no difference is "
         "shown.",
     ),
     Definition(
@@ -236,7 +236,7 @@ OTHERS: tuple[Definition, ...] = (
         unit="log10 share of tokens",
         bounds="−∞ (never fired) to 0 (fires on every token)",
         direction="neither is better",
-        meaning="Latents that never fired have no place on the axis; their number stands beside it.",
+        meaning="Latents that never fired cannot be drawn on the axis; their number is given next to it.",
     ),
     Definition(
         key="reconstruction",
@@ -245,7 +245,7 @@ OTHERS: tuple[Definition, ...] = (
         unit="scaled squared units per token",
         bounds="0 upwards",
         direction="lower is better",
-        meaning="From the training log. Level at the end means converged; still falling means undertrained.",
+        meaning="From the training log. A flat end means converged; still falling means undertrained.",
     ),
     Definition(
         key="dead_share",
@@ -263,10 +263,10 @@ OTHERS: tuple[Definition, ...] = (
         unit="none",
         bounds="0 upwards",
         direction="neither is better",
-        meaning="Steered to the last step if the run was given a target L0; then the mean over its last tenth. Not "
-        "comparable between architectures.",
+        meaning="If the run has a target L0, λ is steered until the last step, and its mean over the last tenth is "
+        "recorded. Not comparable between architectures.",
     ),
 )
-"""Words of the report that are no metric of a record."""
+"""Terms of the report that are not metrics of a record."""
 
 LABELS = {definition.key: definition.label for definition in (*METRICS, *OTHERS)}

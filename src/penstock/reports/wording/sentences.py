@@ -10,19 +10,19 @@ from penstock.reports.data.run_data import RunData
 from penstock.reports.wording.definitions import LABELS
 
 MOST_OWN_NUMBERS = 6
-"""SAEs named at the top of a report without a comparison; the table has them all."""
+"""Most SAEs named at the top of a report without a comparison; the table lists all."""
 
 _METRIC_WORDS = {"loss_recovered": "loss recovered", "delta_ce": "delta CE", "kl": "KL"}
 
 
 class Comparison(NamedTuple):
-    """One entry of comparison.json, worded."""
+    """One entry of comparison.json in words."""
 
     site: str
     metric: str
-    """What is held equal, as it reads inside a sentence."""
+    """The quality that is held equal, as it reads inside a sentence."""
     column: str
-    """The same as the head of a column."""
+    """The same quality as a column head."""
     arm: str
     baseline: str
     sentence: str
@@ -42,14 +42,14 @@ class Range(NamedTuple):
 
 
 class WarningGroup(NamedTuple):
-    """Warnings of one kind; each is a pair (name of the SAE, or "" for the whole run; text)."""
+    """Warnings of one kind, each as a pair: name of the SAE ("" for the whole run), and text."""
 
     title: str
     items: list[tuple[str, str]]
 
 
 def number(value: float | int | None) -> str:
-    """A number with four significant digits; integers in full; an en dash for a missing value."""
+    """Format a number with four significant digits, integers in full, and an en dash for a missing value."""
     if value is None:
         return "–"
     if isinstance(value, int):
@@ -62,17 +62,17 @@ def number(value: float | int | None) -> str:
 
 
 def short(value: float) -> str:
-    """A number for prose: four significant digits without trailing zeros."""
+    """Format a number for prose: four significant digits without trailing zeros."""
     return _minus(f"{value:.4g}")
 
 
 def ratio_text(value: float) -> str:
-    """A ratio for prose, with three significant digits, so that a narrow interval does not close on its ratio."""
+    """Format a ratio for prose: three significant digits, so that a narrow interval does not collapse to its ratio."""
     return f"{value:#.3g}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, e.g. "6 min 12 s"."""
+    """Format seconds in words, e.g. "6 min 12 s"."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
     if hours:
@@ -81,7 +81,7 @@ def duration(seconds: float) -> str:
 
 
 def comparisons(run: RunData, arms: Sequence[ArmLook]) -> list[Comparison]:
-    """Every comparison of comparison.json in words, in its order."""
+    """Return every comparison of comparison.json in words, in the same order."""
     items = (run.comparison or {}).get("comparisons", [])
     return [
         Comparison(
@@ -101,12 +101,12 @@ def comparisons(run: RunData, arms: Sequence[ArmLook]) -> list[Comparison]:
 
 
 def comparison_sentence(item: dict[str, Any], arm: str, baseline: str) -> str:
-    """One comparison in words: the ratio with its interval, "no difference shown", or why there is no ratio.
+    """Return one comparison in words: the ratio with its interval, "no difference shown", or why there is no ratio.
 
     Args:
         item: An entry of `comparisons` in comparison.json.
         arm: Name of the arm.
-        baseline: Name of the arm it is measured against.
+        baseline: Name of the arm that it is compared with.
     """
     metric = metric_words(item["metric"])
     arm, baseline = f"the {arm} SAE", f"the {baseline} baseline"
@@ -128,7 +128,7 @@ def comparison_sentence(item: dict[str, Any], arm: str, baseline: str) -> str:
 
 
 def own_numbers(records: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence for each SAE with its main numbers: what a run without a comparison has to say first."""
+    """Return one sentence with the main numbers of each SAE, for the top of a run without a comparison."""
     found = []
     for record in records:
         if is_control(record):
@@ -148,7 +148,7 @@ def _bounds(record: Mapping[str, Any], key: str) -> str:
 
 
 def ratio_reading(item: Mapping[str, Any]) -> str:
-    """What a ratio of firing latents says: "fewer", "more", "no difference shown", or why there is none."""
+    """Return the reading of a ratio of firing latents: "fewer", "more", "no difference shown", or why there is none."""
     ratio, interval = item.get("ratio"), item.get("interval")
     if ratio is None:
         return f"no ratio: {str(item.get('reason') or 'no reason is recorded').rstrip('.')}"
@@ -158,17 +158,17 @@ def ratio_reading(item: Mapping[str, Any]) -> str:
 
 
 def model_words(model: str) -> str:
-    """A language model's name inside a sentence."""
+    """Return a language model's name as it reads inside a sentence."""
     return "the embedded language model" if model == "embedded" else model
 
 
 def metric_words(metric: str) -> str:
-    """A metric's name inside a sentence."""
+    """Return a metric's name as it reads inside a sentence."""
     return _METRIC_WORDS.get(metric) or LABELS.get(metric) or metric
 
 
 def bias_ranges(records: Sequence[dict[str, Any]], arms: Sequence[ArmLook]) -> list[Range]:
-    """Smallest and largest recorded gamma of each arm; arms without one are left out."""
+    """Return the smallest and largest recorded gamma of each arm; arms without one are left out."""
     ranges = []
     for index, arm in enumerate(arms):
         values = [
@@ -197,7 +197,7 @@ def grouped_warnings(warnings: Sequence[tuple[str, str]]) -> list[WarningGroup]:
 
 
 def run_card(run: RunData) -> list[tuple[str, str]]:
-    """Label and value of each line of the run card."""
+    """Return the label and value of each line of the run card."""
     saes = [record for record in run.records if not is_control(record)] or run.records
     env = run.environment
     rows = [
@@ -220,7 +220,7 @@ def run_card(run: RunData) -> list[tuple[str, str]]:
 
 
 def flatten(nested: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested dict as (dotted key, value as text) pairs; lists of plain values stay on one line."""
+    """Flatten a nested dict to (dotted key, value as text) pairs; lists of plain values stay on one line."""
     rows = []
     for name, value in nested.items():
         key = f"{prefix}{name}"
@@ -234,7 +234,7 @@ def flatten(nested: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]
 
 
 def texts_of(config: dict[str, Any]) -> str:
-    """Where the texts came from, as the setting data.text says it."""
+    """Return the source of the texts, from the setting data.text."""
     text = config.get("data", {}).get("text")
     if text == "embedded":
         return "embedded corpus: source code of the Python standard library"
@@ -250,26 +250,26 @@ def _add_warning(groups: dict[str, list[tuple[str, str]]], name: str, text: str)
 
 
 def _sentence_case(text: str) -> str:
-    """A capital in front, unless the text starts with a key or a site, whose spelling counts."""
+    """Capitalise the first letter, unless the text starts with a key or a site, whose spelling matters."""
     return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
 
 
 def _arm_label(item: dict[str, Any], side: str, arms: Sequence[ArmLook]) -> str:
-    """The label of the arm a comparison means; its architecture's name if the records hold no such arm."""
+    """Return the label of a comparison's arm, or its architecture's name if the records do not contain the arm."""
     key = Arm.in_role(item, side)
     labels = [arm.label for arm in arms if arm.key == key]
     return labels[0] if labels else arch_name(item[side])
 
 
 def _values(records: Iterable[dict[str, Any]], key: str) -> str:
-    """Distinct values of a key over the records, in order of size, as one text."""
+    """Return the distinct values of a key over the records, sorted, as one text."""
     values = {record[key] for record in records if record.get(key) is not None}
     ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
     return ", ".join(f"{value:,}" if isinstance(value, int) else str(value) for value in ordered) or "–"
 
 
 def _span(records: Iterable[dict[str, Any]], key: str) -> str:
-    """One number, or the smallest and largest."""
+    """Return one number as text, or the smallest and the largest."""
     values = sorted({record[key] for record in records if record.get(key) is not None})
     if not values:
         return "–"
@@ -278,7 +278,7 @@ def _span(records: Iterable[dict[str, Any]], key: str) -> str:
 
 
 def _sites_text(records: Sequence[dict[str, Any]]) -> str:
-    # Controls may come without a width of their own.
+    # Records of controls may lack a width.
     widths = {record["site"]: None for record in records if record.get("site")}
     widths |= {record["site"]: record["d_in"] for record in records if record.get("site") and record.get("d_in")}
     return ", ".join(f"{site} (d_in {width})" if width else str(site) for site, width in widths.items())
@@ -306,7 +306,7 @@ def _time_text(run: RunData, saes: Sequence[dict[str, Any]]) -> str:
 
 
 def _moment(iso: str | None) -> str:
-    """A date and time to the minute; the text as it is if it is not ISO 8601."""
+    """Format a date and time to the minute; a text that is not ISO 8601 is returned unchanged."""
     try:
         moment = datetime.fromisoformat(str(iso).replace("Z", "+00:00"))
     except ValueError:
@@ -327,5 +327,5 @@ def _versions(env: dict[str, Any]) -> str:
 
 
 def _minus(text: str) -> str:
-    """A true minus sign in front; exponents keep their hyphen."""
+    """Replace a leading hyphen by a true minus sign; exponents keep their hyphen."""
     return f"−{text[1:]}" if text.startswith("-") else text

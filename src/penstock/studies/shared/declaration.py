@@ -16,7 +16,7 @@ Records = Sequence[Mapping[str, Any]]
 
 
 class Table(NamedTuple):
-    """What is shown of a study's records; all of it is in its table.csv."""
+    """Columns of a study's records that the page shows; table.csv has all."""
 
     columns: Sequence[str]
     rows: list[list[Any]]
