@@ -185,7 +185,7 @@ class ShuffleBuffer:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self._set_counters(state["counters"].tolist())
         self.generator.set_state(state["generator"])
-        # A checkpoint comes back on the CPU. One at a time: reading a large file lazily must not hold it twice.
+        # A checkpoint is loaded to the CPU. One at a time: reading a large file lazily must not hold it twice.
         self._acts = {key.removeprefix("acts/"): state[key].to(self.device) for key in state if key.startswith("acts/")}
         held = len(next(iter(self._acts.values()))) if self._acts else 0
         # Older checkpoints also hold served rows, and the order of the others.

@@ -53,7 +53,7 @@ def test_a_last_line_cut_off_by_a_kill_is_left_out_and_noted(tmp_path: Path) -> 
     path.write_text(path.read_text()[:-20])
     run = read_run(tmp_path)
     assert len(run.metrics) == whole - 1
-    assert run.notes == ["The last line of metrics.jsonl was cut off while it was written, and is left out."]
+    assert run.notes == ["The last line of metrics.jsonl is incomplete and was left out."]
 
 
 def test_a_whole_last_line_without_newline_counts(tmp_path: Path) -> None:
