@@ -130,7 +130,9 @@ def test_seeds_and_resamples_are_pairs() -> None:
         made += curve("relu", 1 + 0.1 * seed, seed=seed, spread=spread)
     (entry,) = compared(own, {"pruned": made})
     assert {one["seed"]: one["ratio"] for one in entry["by_seed"]} == pytest.approx({0: 0.4, 1: 0.5})
-    assert entry["interval"] == pytest.approx([0.4, 0.5])
+    # Two seeds say little about all others: Student's t with one degree of freedom.
+    apart = 2**0.5 * 12.7062 / 1.95996 * np.log(0.5 / 0.4) / 2
+    assert entry["interval"] == pytest.approx((0.4 * 0.5) ** 0.5 * np.exp([-apart, apart]), rel=1e-4)
 
 
 def test_a_series_that_gives_no_curve_says_so() -> None:
@@ -241,6 +243,12 @@ def measured(folder: Path, candidates: dict[str, tuple[dict[str, Any], float, fl
     write_sums(folder / SUMS_FILE, evaluations)
 
 
+def widened(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Means over resamples of six sequences, apart from the mean over all as Student's t has it."""
+    mean = values.mean()
+    return mean + (6 / 5) ** 0.5 * 2.57058 / 1.95996 * (weights @ values / SEQUENCES - mean)
+
+
 def test_ratio_and_interval_are_those_of_the_sums_on_disk(run_folder: Path, tmp_path: Path) -> None:
     shutil.copy(run_folder / "config.json", tmp_path)
     gated, relu, pruned = 0.2 + torch.rand(3, SEQUENCES, generator=torch.Generator().manual_seed(0)).double()
@@ -280,8 +288,8 @@ def test_ratio_and_interval_are_those_of_the_sums_on_disk(run_folder: Path, tmp_
         on_all = (spreads[arm].sum() / spreads[baseline].sum()).item()
         assert entry["ratio"] == pytest.approx(ratio * on_all)
         # At the same quality L0 is the same multiple everywhere, so each resample's ratio is one of two sums.
-        resampled = ratio * (weights @ spreads[arm]) / (weights @ spreads[baseline])
-        assert entry["interval"] == pytest.approx(np.quantile(resampled.numpy(), [0.025, 0.975]))
+        resampled = ratio * widened(weights, spreads[arm]) / widened(weights, spreads[baseline])
+        assert entry["interval"] == pytest.approx(np.quantile(resampled.numpy(), [0.025, 0.975]), rel=1e-4)
         assert entry["interval"][1] / entry["interval"][0] > 1.05
 
 

@@ -55,7 +55,7 @@ def test_other_settings_another_run_or_another_study_are_made_anew(run: Path) ->
 def test_a_study_of_another_version_is_made_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study()
     stored(run, "study", Settings(), study)
-    monkeypatch.setattr(module, "version", lambda _: "99.0")
+    monkeypatch.setattr(module, "__version__", "99.0")
     stored(run, "study", Settings(), study)
     assert study.made == 2
 
