@@ -1,8 +1,8 @@
 """Reading and replacing activations while a language model runs, with PyTorch's forward hooks.
 
-The models hand their activations around in several forms: alone or first in a tuple, by position or by
-keyword, and some flatten sequences and positions into one axis on the way (OPT's MLP). Here all of them
-become [sequences, positions, d_in], and a replacement goes back in the form that was found.
+Models pass activations in several forms: alone or first in a tuple, by position or by keyword. Some flatten
+sequences and positions into one axis (OPT's MLP). Here all of them become [sequences, positions, d_in], and a
+replacement is returned in the original form.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ Edit = Callable[[SequenceActs], SequenceActs]
 
 
 class _AllCaptured(Exception):
-    """Raised inside the forward pass to end it once nothing below is needed."""
+    """Raised inside the forward pass to end it when no later result is needed."""
 
 
 @contextmanager
@@ -27,11 +27,11 @@ def captured(model: nn.Module, sites: Mapping[str, Site], shape: tuple[int, int]
 
     Args:
         model: The language model.
-        sites: What to collect, under the names they get in the result.
+        sites: Sites to collect, by their names in the result.
         shape: Sequences and positions of the tokens that the model is about to read.
 
     Yields:
-        A dict that is filled by the time the block ends.
+        A dict that is complete when the block ends.
 
     Raises:
         ValueError: a site was never computed, was computed a second time, or holds no activation per position.
@@ -42,7 +42,7 @@ def captured(model: nn.Module, sites: Mapping[str, Site], shape: tuple[int, int]
         def hook(activation: Tensor) -> Tensor:
             if name in found:
                 raise runs_again(name)
-            # A copy, since some models go on to add to the tensor in place.
+            # A copy, because some models later add to the tensor in place.
             found[name] = by_position(activation, shape, name).clone()
             if len(found) == len(sites):
                 raise _AllCaptured
@@ -62,12 +62,12 @@ def captured(model: nn.Module, sites: Mapping[str, Site], shape: tuple[int, int]
 def spliced(
     model: nn.Module, sites: Mapping[str, Site], edits: Mapping[str, Edit], shape: tuple[int, int]
 ) -> Iterator[None]:
-    """Replace activations by what an edit makes of them in the forward pass in the `with` block.
+    """Replace activations by the results of edits in the forward pass in the `with` block.
 
     Args:
         model: The language model.
-        sites: Where each edit applies, by the edit's name.
-        edits: Functions from an activation to its replacement, of the same shape and on any device.
+        sites: Site of each edit, by the edit's name.
+        edits: Functions from an activation to its replacement, with the same shape and on any device.
         shape: Sequences and positions of the tokens that the model is about to read.
 
     Raises:
@@ -84,7 +84,7 @@ def spliced(
             before = by_position(activation, shape, name)
             after = edits[name](before)
             _check_edit(name, before, after)
-            # A copy, since some models go on to add to the tensor in place, and the edit may use it again.
+            # A copy, because some models later add to the tensor in place, and the edit may use it again.
             return after.to(activation, copy=True).reshape(activation.shape)
 
         return hook
@@ -96,7 +96,7 @@ def spliced(
 
 @contextmanager
 def _hooked(model: nn.Module, hooks: Mapping[str, tuple[Site, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
-    """Pass the activation at each site through a function, while the block lasts."""
+    """Pass the activation at each site through a function inside the `with` block."""
     with ExitStack() as stack:
         for name, (site, function) in hooks.items():
             module = model.get_submodule(site.module)
@@ -135,20 +135,20 @@ def _on_output(name: str, function: Callable[[Tensor], Tensor]) -> Callable[...,
 
 
 def first_input(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The tensor that a module reads first, by position or by keyword."""
+    """Return the first tensor that a module takes, by position or by keyword."""
     if args and isinstance(args[0], Tensor):
         return args[0]
     return next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
 
 
 def first_output(output: object) -> Tensor | None:
-    """The tensor that a module returns, alone or first in a tuple."""
+    """Return the tensor that a module returns, alone or first in a tuple."""
     first = output[0] if isinstance(output, tuple) and output else output
     return first if isinstance(first, Tensor) else None
 
 
 def runs_again(name: str) -> ValueError:
-    """The error for a site whose module runs more than once in a forward pass."""
+    """Make the error for a site whose module runs more than once in a forward pass."""
     return ValueError(
         f"Site {name!r}: the module runs more than once in a forward pass, because layers share it or the model "
         f"repeats it, so the site has no single activation for each token. Choose a module that runs once."
@@ -156,10 +156,10 @@ def runs_again(name: str) -> ValueError:
 
 
 def by_position(activation: Tensor, shape: tuple[int, int], name: str) -> SequenceActs:
-    """An activation as [sequences, positions, d_in].
+    """Return an activation as [sequences, positions, d_in].
 
     Raises:
-        ValueError: it does not hold one activation for each position.
+        ValueError: the tensor does not hold one activation for each position.
     """
     if not is_by_position(activation, shape):
         sequences, positions = shape
@@ -171,7 +171,7 @@ def by_position(activation: Tensor, shape: tuple[int, int], name: str) -> Sequen
 
 
 def is_by_position(activation: Tensor, shape: tuple[int, int]) -> bool:
-    """Whether a tensor holds one activation for each position, with sequences and positions in one axis or in two."""
+    """Return whether a tensor holds one activation per position, with sequences and positions in one axis or two."""
     is_flat = activation.ndim == 2 and len(activation) == shape[0] * shape[1]
     return activation.is_floating_point() and (is_flat or (activation.ndim >= 3 and activation.shape[:2] == shape))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 NO_LIMIT = 10**9
-"""A context from here on is one that neither the config nor the tokenizer states."""
+"""A context of at least this value means that neither the config nor the tokenizer states one."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length"
 class LanguageModel:
     """A causal language model in evaluation mode whose activations can be read and replaced by site.
 
-    Rows of tokens may be padded on the right. No attention mask is passed: in a causal model no position
-    sees what comes after it, so the padding changes nothing before it.
+    Rows of tokens may be padded on the right. No attention mask is needed: in a causal model a position sees only
+    earlier ones, so padding changes nothing before it.
     """
 
     name: str
@@ -52,8 +52,8 @@ class LanguageModel:
     tokenizer: "PreTrainedTokenizerBase"
     """Its Hugging Face tokenizer."""
     context: int
-    """The most positions the model takes. Where its config does not say, the tokenizer's
-    `model_max_length`, which is 10^30 in models without a limit."""
+    """Most positions that the model accepts. If its config does not say, the tokenizer's `model_max_length`, which is
+    10^30 in models without a limit."""
     num_layers: int
     vocab_size: int
     sites: dict[str, Site]
@@ -86,15 +86,15 @@ class LanguageModel:
         Args:
             name_or_path: "embedded" for the model in the package, a local folder, or a name on the Hub.
             dtype: "float32", "bfloat16" or "float16".
-            device: Where the model goes: "cpu", "cuda", "cuda:1", ...; not together with `device_map`.
+            device: Device of the model: "cpu", "cuda", "cuda:1", ...; not together with `device_map`.
             device_map: Spreads a model over several devices ("auto", or module paths to devices);
                 needs the package `accelerate`.
             revision: Branch, tag or commit on the Hub.
             trust_remote_code: Whether code that comes with the weights may run on this machine.
 
         Raises:
-            FileNotFoundError: no such folder, or files are missing from it.
-            ValueError: unknown dtype, no such device, no such model, no causal language model, or weights
+            FileNotFoundError: the folder does not exist, or files are missing from it.
+            ValueError: the dtype, device or model is unknown, the model is not a causal language model, or weights are
                 missing from the checkpoint.
         """
         name = str(name_or_path)
@@ -110,7 +110,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in: the device of the embedding."""
+        """Device of the embedding, i.e. of the model's inputs."""
         return next(self.module.get_input_embeddings().parameters()).device
 
     @property
@@ -125,7 +125,7 @@ class LanguageModel:
 
     @property
     def middle_site(self) -> str:
-        """The residual stream that leaves the middle block: what is trained on where no site is given.
+        """The residual stream that leaves the middle block: the default site for training.
 
         Raises:
             ValueError: the blocks of this model are not known by name.
@@ -141,11 +141,11 @@ class LanguageModel:
 
     @property
     def example_site(self) -> str:
-        """The path of a site deep inside the model, which shows what such paths look like."""
+        """The path of a site deep inside the model, as an example of such paths."""
         return example_path(self.module)
 
     def d_in(self, site: str) -> int:
-        """The width of the activation at a site.
+        """Return the width of the activation at a site.
 
         Raises:
             ValueError: the model has no such site, its module runs more than once in a forward pass, or the model does
@@ -165,10 +165,10 @@ class LanguageModel:
         return self._widths[site]
 
     def tokens(self, text: str) -> Int[Tensor, " positions"]:
-        """The token ids of a text as training reads them: BOS (EOS where there is no BOS) first, cut at `context`.
+        """Return the token ids of a text as training reads them: BOS (or else EOS) first, cut at `context`.
 
         Raises:
-            ValueError: the text has no tokens, or tokens that the model does not take.
+            ValueError: the text has no tokens, or tokens that the model does not accept.
         """
         rows = list(
             tokenise(
@@ -192,7 +192,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def activations(self, tokens: TextOrTokens, sites: str | Sequence[str]) -> RowActs | dict[str, RowActs]:
-        """Activations at some sites; the forward pass stops after the deepest of them.
+        """Return the activations at some sites; the forward pass stops after the deepest site.
 
         Position 0 of a text is its BOS, which training leaves out: use `[1:]` for what SAEs are trained on.
 
@@ -202,12 +202,11 @@ class LanguageModel:
             sites: A name or module path, or several of them.
 
         Returns:
-            The activations [positions, d_in] of a text or one row, [sequences, positions, d_in] of rows; a dict by
-            site, in the order of `sites`, where several are given. Each is in the dtype and on the device in which the
-            model computed it.
+            The activations [positions, d_in] of a text or one row, or [sequences, positions, d_in] of rows. For several
+            sites, a dict by site in the order of `sites`. Dtype and device are those of the model at that site.
 
         Raises:
-            ValueError: unknown site, a site without one activation per token, or tokens that the model does not take.
+            ValueError: unknown site, a site without one activation per token, or tokens that the model does not accept.
         """
         if not sites:
             raise ValueError(f"sites must name at least one site, got {sites!r}.")
@@ -221,13 +220,13 @@ class LanguageModel:
 
     @torch.no_grad()
     def prefix(self, tokens: Tokens, site: str) -> Prefix | None:
-        """What the blocks before a site make of some tokens, for `logits` with edits at that site to start from.
+        """Return the output of the blocks before a site for some tokens, from which `logits` can start at that site.
 
-        None where there is nothing to save: the site lies in the first block, in none, or in a model whose blocks
-        are not known by name or run more than once.
+        It is None if nothing can be saved: the site lies in the first block or outside the blocks, or the model's
+        blocks are not known by name or run more than once.
         """
         blocks = blocks_before(find_site(site, self.sites, self.module), self.sites, self.num_layers)
-        # A block that runs again behind the site must not return there what it returned before it.
+        # A block that runs again after the site must not return its earlier output there.
         if not blocks or any(self._survey.runs[self.module.get_submodule(block)] != 1 for block in blocks):
             return None
         with recorded(self.module, blocks) as found:
@@ -235,22 +234,22 @@ class LanguageModel:
         return found[0]
 
     def logits(self, tokens: Tokens, edits: Mapping[str, Edit] | None = None, *, after: Prefix | None = None) -> Logits:
-        """The model's logits, with the activations at some sites replaced on the way.
+        """Return the model's logits, with the activations at some sites replaced.
 
-        Gradients are recorded only where an edit returns something that needs them.
+        Gradients are recorded only if an edit returns a tensor that requires them.
 
         Args:
             tokens: Rows of token ids, on any device.
-            edits: For each site a function that gets the activation [sequences, positions, d_in] and
-                returns its replacement in the same shape. What it returns is cast to the model's dtype and
-                device. It must not change its argument in place.
-            after: The `prefix` of the same tokens, whose blocks need not run again; the edits' sites lie behind it.
+            edits: For each site a function that takes the activation [sequences, positions, d_in] and returns its
+                replacement with the same shape. The replacement is cast to the model's dtype and device. The function
+                must not change its argument in place.
+            after: The `prefix` of the same tokens, whose blocks need not run again; all edited sites come after it.
 
         Returns:
             Logits over the vocabulary for the token that follows each position.
 
         Raises:
-            ValueError: as for `activations`, or an edit returns another shape or no floating point.
+            ValueError: same as for `activations`; or an edit returns another shape or not floating point.
         """
         edits = edits or {}
         start = replayed(self.module, after) if after else nullcontext()
@@ -262,7 +261,7 @@ class LanguageModel:
         return survey(self.module, self._forward, self._few_tokens())
 
     def _few_tokens(self) -> Tokens:
-        """Two rows that differ in the last token; ids from the middle, where no special tokens are."""
+        """Return two rows that differ in the last token, with ids from the middle, which are not special tokens."""
         tokens = torch.full((2, min(3, self.context)), self.vocab_size // 2, device="cpu")
         tokens[1, -1] = self.vocab_size // 3
         return tokens

@@ -1,4 +1,4 @@
-"""Where a language model comes from: a local folder, looked at first, or a name on the Hub, which is asked once."""
+"""Source of a language model: a local folder, checked first, or a name on the Hub, which is asked once."""
 
 import difflib
 import json
@@ -29,20 +29,20 @@ _HUB_TIMEOUT = 10.0
 
 
 class Source(NamedTuple):
-    """What to hand to `transformers`."""
+    """Arguments for `transformers`."""
 
     path: str
     """A folder, or a name on the Hub."""
     only_local: bool
-    """Whether to read nothing but the cache, because the Hub does not answer."""
+    """Whether to read only the cache, because the Hub does not answer."""
 
 
 def find_source(name: str, *, revision: str | None) -> Source:
-    """The folder or the Hub's repository that a model's name means.
+    """Return the folder or the Hub's repository that a model's name refers to.
 
     Raises:
-        FileNotFoundError: no such folder, or files are missing from it.
-        ValueError: the folder holds something else than a model, or the Hub has no such model or does not answer.
+        FileNotFoundError: the folder does not exist, or files are missing from it.
+        ValueError: the folder does not hold a model, or the Hub has no such model or does not answer.
     """
     if name == "embedded":
         _check_embedded()
@@ -88,7 +88,7 @@ def tell_code(source: str, revision: str | None) -> None:
 
 
 def _auto_map(path: Path) -> Iterator[str]:
-    """The classes that a model's or tokenizer's config takes from code."""
+    """Yield the classes that a model's or tokenizer's config loads from code."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _check_is_something_else(folder: Path, name: str) -> None:
-    """Name the folders that are often given in the place of a model's."""
+    """Raise an error that names the content of folders that are often given instead of a model's."""
     has_config = (folder / "config.json").exists()
     found = ""
     if (folder / "adapter_config.json").exists() and not has_config:
@@ -169,9 +169,9 @@ def _may_be_on_the_hub(name: str) -> bool:
 
 
 def _hub_answers(name: str, folder: Path, revision: str | None) -> bool:
-    """Ask the Hub for the model once; if it does not answer, whether the model is in the cache decides.
+    """Ask the Hub for the model once; if the Hub does not answer, the model must be in the cache.
 
-    Without this, `transformers` tries again for half a minute where there is no network.
+    Without this check, `transformers` retries for half a minute without a network.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
@@ -184,7 +184,7 @@ def _hub_answers(name: str, folder: Path, revision: str | None) -> bool:
     except EntryNotFoundError as error:
         _check_no_adapter(name, ask, error)
         return True
-    # Each version of the Hub's client has errors of its own for a network that is not there.
+    # Each version of the Hub's client has its own errors for a missing network.
     except Exception as error:
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             logger.warning("The Hub does not give %s (%s); it is read from the cache.", name, _first_line(error))
@@ -220,7 +220,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _nearest(folder: Path) -> str:
-    """The folder next to a mistyped one that is spelt most like it."""
+    """Return a hint at the folder whose name is most similar to a mistyped one."""
     there = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     close = difflib.get_close_matches(folder.name, there, n=1)
     return f" (did you mean {str(folder.with_name(close[0]))!r}?)" if close else ""

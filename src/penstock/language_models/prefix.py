@@ -1,7 +1,7 @@
-"""Starting a forward pass in the middle: blocks whose outcome is known return it without computing anything.
+"""Starts a forward pass in the middle: blocks whose output is known return it without computing anything.
 
-An evaluation runs the same tokens many times with another replacement at one site. What comes before the site is the
-same every time: it is computed once, and each run begins at the site.
+An evaluation runs the same tokens many times with different replacements at one site. The output before the site is
+always the same, so it is computed once and each run begins at the site.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,19 +14,19 @@ from penstock.language_models.sites import Site
 
 
 class Prefix(NamedTuple):
-    """What the first blocks of a model make of some tokens."""
+    """Output of the first blocks of a model for some tokens."""
 
     blocks: tuple[str, ...]
     """Paths of the blocks, from the first on."""
     outcome: Any
-    """What the last of them returned, in its own form: a tensor, or a tuple that begins with one."""
+    """Output of the last of these blocks, in its own form: a tensor, or a tuple that begins with one."""
 
 
 def blocks_before(site: Site, named: Mapping[str, Site], num_layers: int) -> tuple[str, ...]:
-    """The blocks that a replacement at `site` does not reach, in the order in which they run.
+    """Return the blocks that a replacement at `site` does not affect, in the order in which they run.
 
-    A block whose own output is replaced is one of them. Empty where the model's blocks are not known by name, or the
-    site lies in none of them.
+    A block whose own output is replaced is included. The result is empty if the model's blocks are not known by name,
+    or the site lies outside them.
     """
     if "resid_post.0" not in named:
         return ()
@@ -41,7 +41,7 @@ def blocks_before(site: Site, named: Mapping[str, Site], num_layers: int) -> tup
 
 @contextmanager
 def recorded(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[list[Prefix]]:
-    """Run blocks in the `with` block, which ends after the last of them; fills in their prefix."""
+    """Record the prefix of blocks in the forward pass in the `with` block, which ends after the last of them."""
     found: list[Prefix] = []
 
     def record(module: nn.Module, args: tuple, output: Any) -> None:
@@ -59,9 +59,9 @@ def recorded(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[list[Prefix]
 
 @contextmanager
 def replayed(model: nn.Module, prefix: Prefix) -> Iterator[None]:
-    """Let the prefix's blocks return its outcome, while the `with` block lasts; hooks on them still run."""
+    """Let the prefix's blocks return their recorded output inside the `with` block; hooks on them still run."""
     with ExitStack() as stack:
-        # The earlier ones may return anything of the right form, as the last one does not look at it.
+        # Earlier blocks may return anything of the right form, because the last one ignores it.
         for path in prefix.blocks:
             _replace_forward(model.get_submodule(path), lambda *args, **kwargs: _copied(prefix.outcome), stack)
         yield
@@ -72,12 +72,12 @@ class _Recorded(Exception):
 
 
 def _copied(output: Any) -> Any:
-    """With a tensor of its own, because some models go on to add to it in place."""
+    """Return a copy of the output's tensor, because some models later add to it in place."""
     return output.clone() if isinstance(output, Tensor) else (output[0].clone(), *output[1:])
 
 
 def _replace_forward(module: nn.Module, forward: Callable[..., Any], stack: ExitStack) -> None:
-    # An instance may have a `forward` of its own already (accelerate's, for weights that lie elsewhere).
+    # An instance may already have its own `forward` (accelerate's, for weights on another device).
     own = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
 

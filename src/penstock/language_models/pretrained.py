@@ -1,4 +1,4 @@
-"""From a name to a Hugging Face model and its tokenizer, with errors that name what was asked for."""
+"""Loads a Hugging Face model and its tokenizer by name, with errors that name the request."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ def load_pretrained(
     revision: str | None,
     trust_remote_code: bool,
 ) -> tuple[Any, "PreTrainedTokenizerBase"]:
-    """A causal language model and its tokenizer; arguments and errors as for `LanguageModel.load`."""
+    """Load a causal language model and its tokenizer; arguments and errors are the same as for `LanguageModel.load`."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
@@ -59,14 +59,14 @@ def load_pretrained(
         module, report = loaded
         _check_is_complete(report["missing_keys"])
         return module if device_map is not None else module.to(device), tokenizer
-    # Damaged files come as plain Exception from tokenizers and as others from safetensors.
+    # Damaged files raise a plain Exception in tokenizers and other types in safetensors.
     except Exception as error:
         raise ValueError(f"Cannot load the language model {name!r}: {error}\n({ALLOWED})") from error
 
 
 @contextmanager
 def _no_bars_without_a_terminal() -> Iterator[None]:
-    """Keep the progress bars of `transformers` out of log files, and leave its setting as it was."""
+    """Keep the progress bars of `transformers` out of log files, then restore its setting."""
     from transformers.utils import logging
 
     silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
@@ -119,7 +119,7 @@ def _check_is_causal(config: "PretrainedConfig") -> None:
 
 
 def _check_makes_tokens(tokenizer: "PreTrainedTokenizerBase") -> None:
-    # Where its files are missing, transformers may hand out a tokenizer without a vocabulary.
+    # If files are missing, transformers may return a tokenizer without a vocabulary.
     if not tokenizer("text", add_special_tokens=False)["input_ids"]:
         raise ValueError("its tokenizer makes no tokens of text; the tokenizer's files are missing or damaged.")
 

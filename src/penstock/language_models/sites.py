@@ -5,17 +5,17 @@ A site is the input or the output of one module, written `MODULE.input` or `MODU
 names that mean the same in all of them; L counts the layers from 0:
 
     resid_pre.L    the residual stream that enters block L
-    attn_z.L       the heads' outputs side by side: what W_O, the attention's output projection, reads
-    attn_out.L     what the attention adds to the residual stream
-    mlp_act.L      the MLP's neurons after the nonlinearity (and after the gate, where there is one):
-                   what the MLP's output projection reads
-    mlp_out.L      what the MLP adds to the residual stream
+    attn_z.L       the concatenated outputs of the heads: the input of W_O, the attention's output projection
+    attn_out.L     the attention's contribution to the residual stream
+    mlp_act.L      the MLP's neurons after the nonlinearity (and after the gate, if there is one):
+                   the input of the MLP's output projection
+    mlp_out.L      the MLP's contribution to the residual stream
     resid_post.L   the residual stream that leaves block L
 
-so that resid_pre.L + attn_out.L + mlp_out.L = resid_post.L, except where `families.py` says otherwise. A layer has the
-names whose modules it has: a layer with several experts has no mlp_act, a layer without attention no attn_z.
+so resid_pre.L + attn_out.L + mlp_out.L = resid_post.L, unless `families.py` says otherwise. A layer only has the names
+whose modules exist: a layer with several experts has no mlp_act, and a layer without attention no attn_z.
 
-TransformerLens' names for these sites are understood as well: `blocks.1.hook_resid_post` is `resid_post.1`.
+TransformerLens' names for these sites also work: `blocks.1.hook_resid_post` is `resid_post.1`.
 """
 
 import difflib
@@ -46,7 +46,7 @@ SIDES: tuple[Side, ...] = ("input", "output")
 
 
 class Site(NamedTuple):
-    """One place in a model: a module and which side of it."""
+    """One place in a model: a module, and its input or output."""
 
     module: str
     """Path of the module, as in `model.named_modules()`."""
@@ -54,7 +54,7 @@ class Site(NamedTuple):
 
 
 def named_sites(model: nn.Module, model_type: str, num_layers: int) -> dict[str, Site]:
-    """The named sites of a model, layer by layer in the order in which they are computed.
+    """Return the named sites of a model, layer by layer in the order in which they are computed.
 
     Args:
         model: The language model.
@@ -62,7 +62,7 @@ def named_sites(model: nn.Module, model_type: str, num_layers: int) -> dict[str,
         num_layers: The number of its blocks.
 
     Returns:
-        Name to site, for the modules that the model has; empty where `model_type` is not in `FAMILIES`.
+        Name to site, for the modules that the model has; empty if `model_type` is not in `FAMILIES`.
     """
     modules = {path for path, _ in model.named_modules(remove_duplicate=False)}
     found: dict[str, Site] = {}
@@ -83,10 +83,10 @@ def _with_wrapped(paths: tuple[str, ...]) -> list[str]:
 
 
 def site_name(site: str) -> str:
-    """Our name for a site that is given by TransformerLens' name; any other name as it is.
+    """Translate TransformerLens' name of a site to ours; any other name is returned unchanged.
 
     Raises:
-        ValueError: a name of TransformerLens for a place that has no name here; says which path to take instead.
+        ValueError: TransformerLens' name is of a place without a name here; says which path to use instead.
     """
     match = _TRANSFORMER_LENS_NAME.fullmatch(site)
     if match is None:
@@ -140,7 +140,7 @@ def _parse(path: str) -> Site:
 
 
 def _abbreviated(named: Mapping[str, Site]) -> str:
-    """`resid_pre.0 ... resid_pre.11, ...`, so that a deep model's list still fits on a screen."""
+    """Abbreviate names to `resid_pre.0 ... resid_pre.11, ...`, so that a deep model's list fits on a screen."""
     layers: dict[str, list[str]] = {}
     for name in named:
         layers.setdefault(name.split(".")[0], []).append(name)
@@ -149,7 +149,7 @@ def _abbreviated(named: Mapping[str, Site]) -> str:
 
 
 def example_path(model: nn.Module) -> str:
-    """A site deep inside the model, which shows what the paths of its modules look like."""
+    """Return the path of a site deep inside the model, as an example."""
     paths = [path for path, _ in model.named_modules() if re.search(r"\.\d+\.", path)]
     everything = [path for path, _ in model.named_modules() if path]
     return f"{(paths or everything)[-1]}.output"

@@ -1,4 +1,4 @@
-"""What one forward pass over a few tokens shows of a model: how often each module runs, how wide each activation is."""
+"""Observes one forward pass over a few tokens: how often each module runs, and how wide each activation is."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ from penstock.shapes import Logits, Tokens
 
 @dataclass(frozen=True)
 class Survey:
-    """What was seen of every module of a model."""
+    """Observations of every module of a model."""
 
     model: nn.Module
     shape: tuple[int, int]
@@ -27,7 +27,7 @@ class Survey:
     """The tensor at each side of each module; on the device `meta`, so it has a shape and a dtype but no values."""
 
     def width(self, name: str, site: Site) -> int:
-        """The width of the activation at a site, which is called `name` in errors.
+        """Return the width of the activation at a site, which is called `name` in errors.
 
         Raises:
             ValueError: its module does not run, runs more than once, or has no activation for each token there.
@@ -45,7 +45,7 @@ class Survey:
         return by_position(self.tensors[module, site.side], self.shape, name).shape[-1]
 
     def has_activations(self, site: Site) -> bool:
-        """Whether a site holds one activation for each token, made by a module that runs once."""
+        """Return whether a site holds one activation for each token, from a module that runs once."""
         module = self.model.get_submodule(site.module)
         tensor = self.tensors.get((module, site.side))
         return self.runs[module] == 1 and tensor is not None and is_by_position(tensor, self.shape)
@@ -58,8 +58,8 @@ def survey(model: nn.Module, forward: Callable[[Tokens], Logits], tokens: Tokens
     Args:
         model: The language model.
         forward: Its forward pass.
-        tokens: Two rows that differ in the last token only. With three positions or more, no two axes of an activation
-            can be mistaken for each other.
+        tokens: Two rows that differ only in the last token. They have at least three positions, so that no two axes of
+            an activation can be confused.
 
     Raises:
         ValueError: the last token changes what the model predicts before it.
@@ -80,7 +80,7 @@ def survey(model: nn.Module, forward: Callable[[Tokens], Logits], tokens: Tokens
 
 @contextmanager
 def _watched(found: Survey) -> Iterator[None]:
-    """Note what modules take and return while the block lasts."""
+    """Note what modules take and return inside the `with` block."""
 
     def note(side: Side, module: nn.Module, tensor: Tensor | None) -> None:
         if tensor is not None:
