@@ -38,7 +38,7 @@ def test_an_architecture_looks_the_same_in_every_run() -> None:
 
 
 def test_every_architecture_of_a_run_has_its_own_colour_and_shape() -> None:
-    archs = ["gated", "relu", "jumprelu", "topk", "batch_topk", "matryoshka", "mine"]
+    archs = ["gated", "relu", "jumprelu", "a", "b", "c", "d"]
     slots = [arm.slot for arm in find_arms([record(arch) for arch in archs])]
     assert len(set(slots)) == len(archs) == len(SHAPES) == len(COLORS) == len(DARK_COLORS)
 

@@ -261,7 +261,7 @@ def test_rates_that_were_asked_for_set_arms_apart_and_those_of_a_rule_do_not() -
 
 
 def test_other_architectures_can_be_named() -> None:
-    (found,) = compare(GATED + RELU, arm="relu", baseline="gated")
+    (found,) = compare(GATED + RELU, baseline="gated")
     assert found["ratio"] == pytest.approx(2, rel=1e-9)
 
 

@@ -7,27 +7,33 @@ architecture.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from penstock.evaluation.arms import CONTROLS, Arm, is_control
+from penstock.saes import ARCHITECTURES, Look
+from penstock.saes.architecture import Marker
 
-Shape = Literal["circle", "square", "triangle", "diamond", "down", "hexagon", "star"]
+_SPARE = (
+    Look(colour="#0b6bb3", dark_colour="#62b5f5", marker="circle"),
+    Look(colour="#c44e0a", dark_colour="#f4894a", marker="square"),
+    Look(colour="#007f5f", dark_colour="#3fc99f", marker="triangle"),
+    Look(colour="#a3458f", dark_colour="#e58fd0", marker="diamond"),
+    Look(colour="#8a6100", dark_colour="#e0b040", marker="down"),
+    Look(colour="#5a5fc7", dark_colour="#a5a9ff", marker="hexagon"),
+    Look(colour="#4a5258", dark_colour="#c3c9cf", marker="star"),
+)
+"""For architectures that do not say how they are drawn; those that others have taken are left out."""
 
-ARCH_NAMES = {
-    "gated": "Gated",
-    "relu": "ReLU",
-    "jumprelu": "JumpReLU",
-    "topk": "TopK",
-    "batch_topk": "BatchTopK",
-    "matryoshka": "Matryoshka",
-}
+_DECLARED = {name: architecture.look for name, architecture in ARCHITECTURES.items() if architecture.look is not None}
 
-SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "diamond", "down", "hexagon", "star")
+_LOOKS = (*_DECLARED.values(), *(look for look in _SPARE if look not in _DECLARED.values()))
 
-COLORS = ("#0b6bb3", "#c44e0a", "#007f5f", "#a3458f", "#8a6100", "#5a5fc7", "#4a5258")
+SHAPES: tuple[Marker, ...] = tuple(look.marker for look in _LOOKS)
+
+COLORS = tuple(look.colour for look in _LOOKS)
 """Colours of the architectures on a light page; contrast against white at least 4.5:1."""
 
-DARK_COLORS = ("#62b5f5", "#f4894a", "#3fc99f", "#e58fd0", "#e0b040", "#a5a9ff", "#c3c9cf")
+DARK_COLORS = tuple(look.dark_colour for look in _LOOKS)
 """Colours of the architectures on a dark page; contrast at least 6:1."""
 
 
@@ -50,7 +56,8 @@ class ArmLook:
 
 def arch_name(arch: str | None) -> str:
     """Return the usual name of an architecture or control; an unknown one is returned unchanged."""
-    return ARCH_NAMES.get(str(arch)) or CONTROLS.get(str(arch)) or str(arch)
+    known = ARCHITECTURES.get(str(arch))
+    return known.label if known else CONTROLS.get(str(arch), str(arch))
 
 
 def arch_and_width(arch: str, d_sae: int) -> str:
@@ -65,7 +72,7 @@ def find_arms(records: Sequence[Mapping[str, Any]]) -> list[ArmLook]:
 
 def looks_of(keys: Sequence[Arm]) -> list[ArmLook]:
     """How each of some arms is called and drawn, so that all of them can be told apart."""
-    known = list(ARCH_NAMES)
+    known = list(ARCHITECTURES)
     archs = sorted(
         dict.fromkeys(key.arch for key in keys),
         key=lambda arch: known.index(arch) if arch in known else len(known),
@@ -96,7 +103,7 @@ def place_of(key: Arm, looks: Sequence[ArmLook]) -> int:
 
 def _slot(arch: str, archs: Sequence[str]) -> int:
     """Return the look of an architecture: fixed for a known one; unknown ones get looks that the run leaves unused."""
-    known = list(ARCH_NAMES)
+    known = list(_DECLARED)
     if arch in known:
         return known.index(arch)
     taken = {known.index(other) for other in archs if other in known}

@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+from penstock.cli.architecture_options import of_many_saes, of_one_sae
 from penstock.cli.conversion import ConvertGelu1L, convert
 from penstock.cli.help import help_of, help_of_commands
 from penstock.cli.numbers import NUMBERS
@@ -44,7 +45,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 def option_classes() -> dict[str, type]:
     """The dataclass of each command's options, by what is typed after `penstock`."""
     studies = {f"study {name}": options for name, (options, _) in study_commands().items()}
-    commands = {name: options for name, (options, _) in _COMMANDS.items() if name != "study"}
+    commands = {name: options for name, (options, _) in _commands().items() if name != "study"}
     return {**commands, **studies}
 
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in STUDIES:
         # As studies were called before they had a command of their own.
         arguments = ["study", *arguments]
-    program, about, commands = "penstock", _PROGRAM, _COMMANDS
+    program, about, commands = "penstock", _PROGRAM, _commands()
     if arguments[:1] == ["study"]:
         program, about, commands = "penstock study", summary_of(StudyCommand), study_commands()
         arguments = arguments[1:]
@@ -128,6 +129,11 @@ def _one_spelled(argument: str, known: set[str]) -> str:
         return argument
     other = name.removesuffix("s") if name.endswith("s") else f"{name}s"
     return f"{other}{equals}{value}" if other in known else argument
+
+
+def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
+    """The commands, with the options that follow from the architectures; at each call, as users may have added some."""
+    return {**_COMMANDS, "sweep": (of_many_saes(Sweep), train), "train": (of_one_sae(Train), train)}
 
 
 def _again(parsed: Any) -> str:

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from penstock.cli.architecture_options import aims_of, own_names
 from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, print_saes, write_figures
 from penstock.kernels.threads import cpu_threads
 from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
 from penstock.runs.run_lock import locked
+from penstock.saes import ARCHITECTURES, BASELINE, DEFAULT_ARCH, training_of
 from penstock.training.config import (
     DataConfig,
     EvalConfig,
@@ -24,8 +26,6 @@ from penstock.training.config import (
 )
 from penstock.training.outcome import outcome_of
 from penstock.training.trackers import TRACKERS, check_trackers
-
-RecipeName = Literal["paper_clipped", "paper", "norm_weighted", "norm_weighted_frozen"]
 
 DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)
 
@@ -72,13 +72,13 @@ class _Run:
 class Train(_Run):
     """Train one SAE, evaluate it on held-out tokens, and write its report."""
 
-    arch: Literal["gated", "relu"] = "gated"
+    arch: str = DEFAULT_ARCH
     """Architecture of the SAE."""
     site: str | None = None
     """Where in the language model (`penstock info --model NAME`); by default the residual stream in the middle."""
     d_sae: int | None = None
     """Number of latents; by default 8 times the width of the site."""
-    recipe: RecipeName | None = None
+    recipe: str | None = None
     """Training recipe (docs/training.md); by default the one of the architecture."""
     target_l0: float | None = None
     """Mean number of latents that fire per token, which training steers to; by default 32."""
@@ -102,7 +102,8 @@ class Train(_Run):
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
         site = self.site or model.middle_site
         aims = (self.target_l0, self.sparsity_coef, self.paper_lambda)
-        target = 32.0 if aims == (None, None, None) else self.target_l0
+        steered = aims == (None, None, None) and "target_l0" in training_of(self.arch).aims
+        target = 32.0 if steered else self.target_l0
         own = (
             "arch",
             "sparsity_coef",
@@ -115,6 +116,7 @@ class Train(_Run):
             "resample_at",
         )
         settings = {name: getattr(self, name) for name in own}
+        settings["settings"] = {name: value for name, value in _own_values(self).items() if value is not None}
         d_sae = 8 * model.d_in(site) if self.d_sae is None else self.d_sae
         return (SAEConfig(site=site, d_sae=d_sae, recipe=self.recipe, target_l0=target, **settings),)
 
@@ -123,13 +125,13 @@ class Train(_Run):
 class Sweep(_Run):
     """Train every combination of the given values on one stream, evaluate, compare, and write a report."""
 
-    arch: tuple[Literal["gated", "relu"], ...] = ("gated", "relu")
+    arch: tuple[str, ...] = (DEFAULT_ARCH, BASELINE)
     """Architectures of the SAEs."""
     site: tuple[str, ...] = ()
     """Where in the language model (`penstock info --model NAME`); by default the residual stream in the middle."""
     d_sae: tuple[int, ...] = ()
     """Numbers of latents; by default 8 times the width of the site."""
-    recipe: tuple[RecipeName, ...] = ()
+    recipe: tuple[str, ...] = ()
     """Training recipes (docs/training.md); by default the one of each architecture."""
     target_l0: tuple[float, ...] = ()
     """Mean numbers of latents that fire per token, which training steers to; by default 8 16 32 64."""
@@ -144,9 +146,11 @@ class Sweep(_Run):
     """Learning rates; by default a rule chooses one for each SAE (docs/training.md)."""
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
+        self._check_effects()
         return tuple(
             SAEConfig(
                 arch=arch,
+                settings=settings,
                 recipe=recipe,
                 site=site,
                 d_sae=d_sae,
@@ -157,17 +161,46 @@ class Sweep(_Run):
             for site in self.site or (model.middle_site,)
             for d_sae in self.d_sae or (8 * model.d_in(site),)
             for arch in self.arch
-            for recipe, aim, seed, lr in product(
-                self.recipe or (None,), self._aims(arch), self.seed, self.lr or (None,)
+            for settings, recipe, aim, seed, lr in product(
+                self._settings(arch),
+                self.recipe or (None,),
+                aims_of(arch, self._aims, {"target_l0": DEFAULT_L0}),
+                self.seed,
+                self.lr or (None,),
             )
         )
 
-    def _aims(self, arch: str) -> list[dict[str, Any]]:
-        """How sparse the SAEs of an architecture shall be; the paper's lambdas are a Gated SAE's alone."""
-        targets = self.target_l0 or (() if self.sparsity_coef or self.paper_lambda else DEFAULT_L0)
-        lambdas = () if arch == "relu" and (targets or self.sparsity_coef) else self.paper_lambda
-        given = {"target_l0": targets, "sparsity_coef": self.sparsity_coef, "paper_lambda": lambdas}
-        return [{name: value} for name, values in given.items() for value in values]
+    @property
+    def _aims(self) -> dict[str, tuple[float, ...]]:
+        return {
+            "target_l0": self.target_l0,
+            "sparsity_coef": self.sparsity_coef,
+            "paper_lambda": self.paper_lambda,
+        }
+
+    def _settings(self, arch: str) -> list[dict[str, Any]]:
+        """Every combination of the values given for an architecture's own settings."""
+        own = ARCHITECTURES[arch].settings.names()
+        given = {name: values for name, values in _own_values(self).items() if name in own and values}
+        return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+
+    def _check_effects(self) -> None:
+        """Refuse options that none of the architectures takes."""
+        taken = {
+            name for arch in self.arch for name in (*ARCHITECTURES[arch].settings.names(), *training_of(arch).aims)
+        }
+        given = [name for name, values in {**_own_values(self), **self._aims}.items() if values]
+        idle = [f"--{name.replace('_', '-')}" for name in given if name not in taken]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)} has no effect on {', '.join(self.arch)}. Leave it out, or train an architecture "
+                "that takes it."
+            )
+
+
+def _own_values(options: Train | Sweep) -> dict[str, Any]:
+    """What was given for the settings that architectures have of their own, by name."""
+    return {name: getattr(options, name) for name in own_names() if hasattr(options, name)}
 
 
 def train(options: Train | Sweep) -> None:

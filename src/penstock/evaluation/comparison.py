@@ -17,6 +17,7 @@ from torch import Tensor
 from penstock.evaluation.arms import Arm
 from penstock.evaluation.statistics import LEVEL, few_groups_factor, resampled_metrics
 from penstock.metrics import metrics_of
+from penstock.saes import baseline_of
 
 GRID = 5
 """Qualities, evenly spaced in log(1 - loss recovered), at which the arms are compared."""
@@ -48,8 +49,12 @@ def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Ten
     return Point(Arm.of(record), record["site"], record["seed"], **metrics)
 
 
-def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "relu") -> list[dict[str, Any]]:
-    """Compare two architectures at every site, for every recipe and width they were trained with.
+def compare(points: Sequence[Point], *, baseline: str | None = None) -> list[dict[str, Any]]:
+    """Compare every arm with those of the baseline, at every site, for every recipe and width they were trained with.
+
+    Args:
+        points: The SAEs of a run.
+        baseline: The architecture to compare with; see `penstock.saes.baseline_of` if left out.
 
     Returns:
         For each pair of arms: site, names, `ratio` of L0 arm / baseline averaged (geometrically) over the
@@ -57,6 +62,7 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
         (the interval then covers seeds, too), the `overlap` in loss recovered, and a `grid`
         of single values. `ratio` is None with a `reason` where the arms cannot be compared.
     """
+    baseline = baseline or baseline_of(point.arm.arch for point in points)
     by_site: dict[str, dict[Arm, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
         by_site[point.site][point.arm].append(point)
@@ -70,7 +76,7 @@ def compare(points: Sequence[Point], *, arm: str = "gated", baseline: str = "rel
         for site, arms in by_site.items()
         for one in arms
         for other in arms
-        if one.arch == arm and other.arch == baseline
+        if one.arch != baseline and other.arch == baseline
     ]
 
 

@@ -10,6 +10,7 @@ from penstock.evaluation.evaluate import LOGITS
 from penstock.paper.reproduction import Plan
 from penstock.runs.estimate import estimate, parameters
 from penstock.runs.splitting import split, undivided
+from penstock.saes import training_of
 from penstock.studies import STUDIES
 from penstock.training.config import (
     DataConfig,
@@ -203,7 +204,7 @@ class Preset:
         saes: list[SAEConfig] = []
         for arm in site.arms.values():
             aims: list[dict[str, Any]] = [{"target_l0": target} for target in arm.target_l0s.value]
-            if arm.arch == "gated" and arm.coefs.value:
+            if "paper_lambda" in training_of(arm.arch).aims and arm.coefs.value:
                 aims = [{"paper_lambda": coef} for coef in arm.coefs.value]
             settings: dict[str, Any] = {
                 "arch": arm.arch,

@@ -79,8 +79,8 @@ class FinishedRun:
         )
 
     def coef_of(self, name: str) -> float:
-        """The coefficient that an SAE ended with."""
-        return self.about[name]["sparsity_coef"]
+        """The coefficient that an SAE ended with; 0 for one whose loss has no penalty."""
+        return self.about[name]["sparsity_coef"] or 0.0
 
     def activations(self, num_tokens: int) -> dict[str, Acts]:
         """For each site the first activations [at most num_tokens, d_in] that the run was trained on, raw units."""

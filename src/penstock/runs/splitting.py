@@ -172,7 +172,7 @@ def _compared(saes: Sequence[ResolvedSAE]) -> list[list[ResolvedSAE]]:
 
 def from_sparse_to_dense(sae: SAEConfig) -> tuple[float, float]:
     """Ascending from sparse to dense, for SAEs that all have a target, all a coefficient, or all a lambda."""
-    return sae.target_l0 or 0.0, -(sae.sparsity_coef or sae.paper_lambda or 0.0)
+    return sae.aimed_l0 or 0.0, -(sae.sparsity_coef or sae.paper_lambda or 0.0)
 
 
 def _too_large(sae: SAEConfig, cost: Estimate, max_bytes: int) -> str:

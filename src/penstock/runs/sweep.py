@@ -343,7 +343,7 @@ def _text_of(path: Path) -> str:
 
 def _controls_of(config: ResolvedRun, model: LanguageModel) -> list[Candidate]:
     acts = fill_cache(training_stream(config, model), min(CONTROL_TOKENS, config.data.tokens), seed=0).acts
-    targets = {round(sae.target_l0) for sae in config.saes if sae.target_l0 is not None} or {8, 32}
+    targets = {round(sae.aimed_l0) for sae in config.saes if sae.aimed_l0 is not None} or {8, 32}
     found = []
     for site in config.sites:
         d_in = acts[site].shape[1]

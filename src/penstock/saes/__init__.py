@@ -1,5 +1,7 @@
 """Architectures: one page each, ending in one declaration of its facts, and a line in ARCHITECTURES."""
 
+from collections.abc import Iterable
+
 from penstock.saes.ablations import ABLATION_RULES, GATED_NO_AUXILIARY, GATED_NO_R_MAG, GATED_UNTIED
 from penstock.saes.architecture import Aim, Architecture, LearningRate, Look, Training
 from penstock.saes.base import SAE, Loss, TrainableSAE
@@ -22,8 +24,22 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """Every architecture by name, in the order in which tables and figures list them."""
 
+DEFAULT_ARCH = GATED.name
+"""The architecture that is trained unless another is asked for."""
+
 BASELINE = RELU.name
 """The architecture that the others are compared with."""
+
+
+def baseline_of(archs: Iterable[str]) -> str | None:
+    """Which of some architectures the others are compared with: BASELINE, or without it the first of ARCHITECTURES."""
+    given = set(archs)
+    return next((name for name in (BASELINE, *ARCHITECTURES) if name in given), None)
+
+
+def baseline_first() -> tuple[str, ...]:
+    """Names of the architectures that users choose from, BASELINE before all others."""
+    return (BASELINE, *(name for name in offered() if name != BASELINE))
 
 
 def trainable() -> tuple[str, ...]:
@@ -54,6 +70,7 @@ __all__ = [
     "ARCHITECTURES",
     "BASELINE",
     "DECODER_RULES",
+    "DEFAULT_ARCH",
     "NO_SETTINGS",
     "SAE",
     "Aim",
@@ -68,6 +85,8 @@ __all__ = [
     "Settings",
     "Training",
     "TrainableSAE",
+    "baseline_first",
+    "baseline_of",
     "offered",
     "trainable",
     "training_of",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.runs.finished_run import FinishedRun
+from penstock.saes.gated import GATED
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import measured_records
 from penstock.studies.shared.study_records import Record
@@ -78,7 +79,7 @@ def ablation_variants(run: ResolvedRun, config: AblationsConfig, coef_of: CoefOf
     Raises:
         ValueError: the run has no Gated SAE, or none with such a target.
     """
-    wanted = [sae for sae in run.saes if sae.arch == "gated" and sae.rule.decoder_norm == "unit"]
+    wanted = [sae for sae in run.saes if sae.arch == GATED.name and sae.rule.decoder_norm == "unit"]
     wanted = [sae for sae in wanted if not config.target_l0s or sae.target_l0 in config.target_l0s]
     if not wanted:
         raise ValueError(

@@ -11,6 +11,7 @@ from penstock.inspection.concept_rules import Kinds, kind_shares, kinds
 from penstock.inspection.differences import SeedPair, share_differences
 from penstock.inspection.token_facts import token_facts
 from penstock.runs.finished_run import FinishedRun
+from penstock.saes import BASELINE
 from penstock.studies.shared.declaration import Records, Study, Table
 from penstock.studies.shared.pairs import SAEPair, Sides, arm_in, bootstrap_settings, check_factor, pairs, sides_of
 from penstock.studies.shared.study_records import Record
@@ -66,11 +67,11 @@ def concepts(run: FinishedRun, config: ConceptsConfig) -> list[Record]:
 
 
 def _differences_of_shares(run: FinishedRun, judged: Mapping[str, Kinds], paired: Iterable[SAEPair]) -> list[Record]:
-    """For each site, Gated arm and baseline, what `share_differences` says of their pairs."""
+    """For each site, arm and baseline, what `share_differences` says of their pairs."""
     by_sides: dict[Sides, list[SeedPair]] = defaultdict(list)
     for a, b, _ in paired:
         sides = sides_of(run, a, b)
-        if sides.arm.arch == "gated" and sides.baseline.arch != "gated":
+        if sides.arm.arch != BASELINE and sides.baseline.arch == BASELINE:
             arm, baseline = (a, b) if arm_in(run, a) == sides.arm else (b, a)
             by_sides[sides].append(SeedPair(arm, baseline, run.about[a]["seed"]))
     return [

@@ -17,7 +17,7 @@ from penstock.activations.sources import measure_scale
 from penstock.charts.lines_by_l0 import Value, arm_series, at_site, draw_lines, grid, legend, line_of, sites_of
 from penstock.runs.estimate import step_flops, training_bytes
 from penstock.runs.finished_run import FinishedRun
-from penstock.saes import SAE, GatedSAE, TrainableSAE
+from penstock.saes import ARCHITECTURES, BASELINE, SAE, TrainableSAE, training_of
 from penstock.shapes import Acts
 from penstock.studies.shared.declaration import Records, Study, columns
 from penstock.studies.shared.study_records import Record
@@ -59,8 +59,9 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
             sae, x = run.saes[name], acts[run.about[name]["site"]]
             tasks[name, "step_seconds"] = _training_step(run, sae, settings[name], x)
             tasks[name, "encode_seconds"] = lambda sae=sae, x=x: sae.encode_sparse(x)
-            if isinstance(sae, GatedSAE):
-                exported = sae.to_jumprelu()
+            inference_form = ARCHITECTURES[sae.arch].inference_form
+            if inference_form is not None:
+                exported = inference_form(sae)
                 tasks[name, "encode_seconds_as_jumprelu"] = lambda sae=exported, x=x: sae.encode_sparse(x)
         for (name, key), quartiles in _quartiles(tasks, config.repeats, run.config.language_model.device).items():
             rows[name] |= dict(zip((f"{key}_q25", key, f"{key}_q75"), quartiles, strict=True))
@@ -141,7 +142,7 @@ def _counts(sae: SAE, settings: ResolvedSAE, batch: int, l0: float) -> dict[str,
     and that of b_dec through the encoder, a product with all of W_enc where it is written with matrices: 6. A Gated
     step adds the auxiliary reconstruction and the gradient of its code: 8.
     """
-    dense = 8 if isinstance(sae, GatedSAE) else 6
+    dense = 4 + 2 * training_of(settings.arch).codes_decoded
     return {
         "step_flops": step_flops(settings, sae.d_in, batch, l0),
         "step_flops_dense": dense * 2.0 * batch * sae.d_in * sae.d_sae,
@@ -152,20 +153,21 @@ def _counts(sae: SAE, settings: ResolvedSAE, batch: int, l0: float) -> dict[str,
 def _ratios(row: Record, rows: list[Record]) -> dict[str, Any]:
     """A Gated SAE's cost over that of the baseline nearest in L0, of its width and site; empty for all others."""
     baselines = [
-        other for other in rows if other["arch"] == "relu" and all(other[key] == row[key] for key in ("site", "d_sae"))
+        other
+        for other in rows
+        if other["arch"] == BASELINE and all(other[key] == row[key] for key in ("site", "d_sae"))
     ]
-    if row["arch"] != "gated" or not baselines:
+    if row["arch"] == BASELINE or not baselines:
         return {}
     baseline = min(baselines, key=lambda other: abs(other["l0"] - row["l0"]))
     keys = (
         *("step_seconds", "encode_seconds", "step_flops", "step_flops_dense"),
         *("parameter_bytes", "training_bytes"),
     )
-    return (
-        {"baseline": baseline["name"]}
-        | {f"{key}_ratio": row[key] / baseline[key] for key in keys}
-        | {"encode_seconds_as_jumprelu_ratio": row["encode_seconds_as_jumprelu"] / baseline["encode_seconds"]}
-    )
+    ratios = {"baseline": baseline["name"]} | {f"{key}_ratio": row[key] / baseline[key] for key in keys}
+    if "encode_seconds_as_jumprelu" in row:
+        ratios["encode_seconds_as_jumprelu_ratio"] = row["encode_seconds_as_jumprelu"] / baseline["encode_seconds"]
+    return ratios
 
 
 def draw_cost(records: Records) -> "Figure":

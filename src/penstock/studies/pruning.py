@@ -1,7 +1,7 @@
 """Low activations dropped at inference: does it close the baseline's gap? (section 7, left open there)"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from penstock.evaluation.measuring import Described
 from penstock.posthoc.thresholds import (
@@ -13,7 +13,7 @@ from penstock.posthoc.thresholds import (
     threshold_for_l0,
 )
 from penstock.runs.finished_run import FinishedRun
-from penstock.saes import SAE, trainable
+from penstock.saes import SAE, baseline_first, trainable
 from penstock.shapes import Acts, PerLatent
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
@@ -29,7 +29,7 @@ class PruningConfig:
     prices: tuple[float, ...] = (0.5, 1.0, 2.0)
     """What a firing latent costs where thresholds are optimised, in units of the SAE's squared error per firing latent:
     a firing is kept if it saves more error than it costs."""
-    archs: tuple[str, ...] = ("relu", "gated")
+    archs: tuple[str, ...] = field(default_factory=baseline_first)
     """Architectures whose SAEs are pruned; Gated ones are the control."""
     fit_tokens: int = 50_000
     """Training activations on which thresholds and scales are fitted."""

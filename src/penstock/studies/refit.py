@@ -13,6 +13,7 @@ from penstock.evaluation.measuring import Described
 from penstock.formats import load_sae, read_facts, save_sae
 from penstock.posthoc.refitting import RefitConfig, fine_tune, rescale_and_shift
 from penstock.runs.finished_run import FinishedRun
+from penstock.saes import ARCHITECTURES, BASELINE, baseline_first
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
 from penstock.studies.shared.study_records import Record, asked, study_folder
@@ -24,19 +25,24 @@ METHODS = {"rescale_and_shift": rescale_and_shift, "fine_tune": fine_tune}
 """How magnitudes are refitted, by name."""
 
 
+def refittable() -> tuple[str, ...]:
+    """Architectures that can be written as a Gated SAE, whose magnitudes are then fitted behind its gate."""
+    return tuple(name for name in baseline_first() if ARCHITECTURES[name].as_gated is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefitStudyConfig:
     refit: RefitConfig = field(default_factory=RefitConfig)
-    archs: tuple[str, ...] = ("relu", "gated")
+    archs: tuple[str, ...] = field(default_factory=refittable)
     """Architectures whose SAEs are refitted; Gated ones are the control."""
     fit_tokens: int = 500_000
     """Training activations on which magnitudes are refitted. `loss_before` and `loss_after` are of those held back, on
     which the SAE was trained, though; whether they were enough, FVU on the held-out tokens says."""
 
     def __post_init__(self) -> None:
-        wrong = [arch for arch in self.archs if arch not in ("relu", "gated")]
+        wrong = [arch for arch in self.archs if arch not in refittable()]
         if wrong:
-            raise ValueError(f"archs={wrong[0]} cannot be refitted: allowed are relu, gated.")
+            raise ValueError(f"archs={wrong[0]} cannot be refitted: allowed are {', '.join(refittable())}.")
         check_fit_tokens(self.fit_tokens)
 
 
@@ -88,9 +94,9 @@ def _make_room(folder: Path, wanted: set[str]) -> None:
 def _to_refit(run: FinishedRun, archs: Sequence[str]) -> list[str]:
     arch = {name: run.about[name]["arch"] for name in run.saes}
     size = {name: (run.about[name]["site"], run.about[name]["d_sae"]) for name in run.saes}
-    gated_sizes = {size[name] for name in arch if arch[name] == "gated"}
-    baselines = {name for name in arch if arch[name] == "relu"}
-    matched = {name for name in baselines if size[name] in gated_sizes}
+    rival_sizes = {size[name] for name in arch if arch[name] != BASELINE}
+    baselines = {name for name in arch if arch[name] == BASELINE}
+    matched = {name for name in baselines if size[name] in rival_sizes}
     left_out = baselines - matched if matched else set()
     return [name for name in arch if arch[name] in archs and name not in left_out]
 

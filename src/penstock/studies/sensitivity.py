@@ -22,6 +22,7 @@ from penstock.evaluation.comparison import Point
 from penstock.evaluation.frontier import Frontier, frontier_of, log_lost, ratio_with_interval
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import from_sparse_to_dense
+from penstock.saes import training_of
 from penstock.studies.shared.declaration import Records, Study, Table, columns
 from penstock.studies.shared.ratios_to_run import own_points
 from penstock.studies.shared.study_records import Record
@@ -128,6 +129,9 @@ def sensitivity_variants(run: ResolvedRun, config: SensitivityConfig, coef_of: C
     found: dict[str, Variant] = {}
     for centre in centres:
         for factors in _grid(config):
+            if factors["sparsity_coef"] != 1 and not training_of(centre.arch).aims:
+                # Its own settings decide how many latents fire: there is no coefficient that could be off.
+                continue
             sae = _with(centre, factors, coef_of(centre.folder))
             found[sae.folder] = Variant(sae, centre.folder, factors)
     return list(found.values())
@@ -203,7 +207,7 @@ def _with(centre: ResolvedSAE, factors: Factors, coef: float) -> ResolvedSAE:
         "d_sae": round(centre.d_sae * factors["d_sae"]),
         "warmup_share": centre.warmup_share * factors["warmup_share"],
     }
-    if factors["sparsity_coef"] != 1 or centre.target_l0 is None:
+    if training_of(centre.arch).aims and (factors["sparsity_coef"] != 1 or centre.target_l0 is None):
         changed |= {"target_l0": None, "paper_lambda": None, "sparsity_coef": coef * factors["sparsity_coef"]}
     return replace(centre, **changed)
 

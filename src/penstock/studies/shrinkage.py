@@ -29,7 +29,7 @@ from penstock.charts.lines_by_l0 import (
 from penstock.inspection.magnitude_ratios import matched_magnitudes, ratio_summary
 from penstock.metrics import token_terms
 from penstock.runs.finished_run import FinishedRun
-from penstock.saes import ARCHITECTURES, DECODER_RULES, SAE
+from penstock.saes import ARCHITECTURES, BASELINE, DECODER_RULES, SAE, baseline_first, training_of
 from penstock.shapes import Acts
 from penstock.studies.shared.declaration import Records, Study, Table, columns
 from penstock.studies.shared.pairs import arm_in, pairs
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATIO_TICKS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 5.0, 10.0)
-
-ARCHS = ("relu", "gated")
-"""The baseline, and what it is compared with."""
 
 TOY_STEPS, TOY_RATE = 50, 0.2
 """Gradient descent on the toy, until its error is below 1e-9."""
@@ -107,9 +104,10 @@ def toy_rows(coefs: tuple[float, ...]) -> list[Record]:
             "arch": arch,
             "sparsity_coef": coef,
             "magnitude": trained_toy(arch, coef),
-            "exact": 1.0 if arch == "gated" else 1 - coef / 2,
+            "exact": 1 - coef / 2 if training_of(arch).shrinks_magnitudes else 1.0,
         }
-        for arch in ARCHS
+        for arch in baseline_first()
+        if "sparsity_coef" in training_of(arch).aims
         for coef in coefs
     ]
 
@@ -157,7 +155,7 @@ def _pair_rows(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
 
 
 def _compared(run: FinishedRun, l0: dict[str, float], most_apart: float) -> list[_Compared]:
-    """Gated (a) against ReLU (b), equal widths first, then seeds."""
+    """Other architectures (a) against the baseline (b), equal widths first, then seeds."""
 
     def found() -> Iterator[_Compared]:
         for a, b, kind in pairs(run, l0, most_apart):
@@ -165,9 +163,10 @@ def _compared(run: FinishedRun, l0: dict[str, float], most_apart: float) -> list
                 yield _Compared(a, b, kind)
                 continue
             by_arch = {run.about[name]["arch"]: name for name in (a, b)}
-            # Two arms of one architecture say nothing about the difference between these two.
-            if by_arch.keys() == set(ARCHS):
-                yield _Compared(by_arch["gated"], by_arch["relu"], kind)
+            # Two arms of one architecture say nothing about the difference between architectures.
+            if BASELINE in by_arch and len(by_arch) == 2:
+                baseline = by_arch.pop(BASELINE)
+                yield _Compared(*by_arch.values(), baseline, kind)
 
     def widths_differ(pair: _Compared) -> bool:
         return run.about[pair.a]["d_sae"] != run.about[pair.b]["d_sae"]

@@ -123,7 +123,7 @@ class SAEConfig:
     def aimed_l0(self) -> float | None:
         """The mean number of firing latents that is asked for; None for a coefficient, which asks for no L0."""
         own_l0 = training_of(self.arch).own_l0
-        return self.target_l0 if own_l0 is None else own_l0(self.own_settings)
+        return self.target_l0 if own_l0 is None else float(own_l0(self.own_settings))
 
     @property
     def folder(self) -> str:

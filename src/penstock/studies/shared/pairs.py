@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from penstock.evaluation.arms import Arm
 from penstock.runs.finished_run import FinishedRun
+from penstock.saes import BASELINE
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class Sides(NamedTuple):
 
 
 def sides_of(run: FinishedRun, a: str, b: str) -> Sides:
-    """The arms of two SAEs, a Gated one first."""
-    arms = sorted([arm_in(run, a), arm_in(run, b)], key=lambda arm: (arm.arch != "gated", arm))
+    """The arms of two SAEs, one of the baseline last."""
+    arms = sorted([arm_in(run, a), arm_in(run, b)], key=lambda arm: (arm.arch == BASELINE, arm))
     return Sides(run.about[a]["site"], *arms)
 
 

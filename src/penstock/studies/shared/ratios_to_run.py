@@ -24,10 +24,8 @@ from penstock.evaluation.stored_comparisons import read_comparison
 from penstock.evaluation.sums import SUMS_FILE, SequenceSums, read_sums
 from penstock.files import write_whole
 from penstock.runs.sweep import read_config
+from penstock.saes import BASELINE
 from penstock.studies.shared.study_records import read_lines, study_folder
-
-ARM = "gated"
-"""The architecture that every series is measured against."""
 
 
 class _Series(NamedTuple):
@@ -154,17 +152,19 @@ def _origins(one: _Series, other: _Series, at_site: Mapping[_Series, Sequence[Ma
 def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
     """Which series are compared with which: arm, baseline."""
     arms = [one for one in at_site if one.curve is None]
-    gated = [arm for arm in arms if arm.arm.arch == ARM]
+    rivals = [arm for arm in arms if arm.arm.arch != BASELINE]
     found = []
     for series in at_site:
         if series.curve is None:
             continue
         own = [arm for arm in arms if arm.arm == series.arm]
-        if series.arm.arch == ARM:
+        if series.arm.arch != BASELINE:
             found += [(arm, series) for arm in own]
-            found += [(series, other) for other in at_site if other.curve == series.curve and other.arm.arch != ARM]
+            found += [
+                (series, other) for other in at_site if other.curve == series.curve and other.arm.arch == BASELINE
+            ]
         else:
-            found += [(arm, series) for arm in gated] + [(series, arm) for arm in own]
+            found += [(arm, series) for arm in rivals] + [(series, arm) for arm in own]
     return found
 
 
