@@ -240,7 +240,7 @@ def test_a_part_of_another_run_is_refused(
     if changed == "another SAE":
         other = replace(config, saes=(*config.saes, replace(config.saes[0], seed=1)))
     prepare(other, tmp_path / "part", tiny_lm)
-    with pytest.raises(ValueError, match="part is no part of the run in .*: it has other settings or other SAEs"):
+    with pytest.raises(ValueError, match="part is not a part of the run in .*: it has other settings or other SAEs"):
         join(tmp_path / "run", [tmp_path / "part"])
 
 

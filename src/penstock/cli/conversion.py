@@ -12,7 +12,7 @@ from penstock.language_models.gelu_1l import convert_gelu_1l
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertGelu1L:
-    """Write GELU-1L, which is no Hugging Face model, as one that every command takes."""
+    """Convert GELU-1L, which is not in a Hugging Face format, to a model that every command accepts."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Holds config.json and the weights of NeelNanda/GELU_1L512W_C4_Code, and the files of its tokenizer,

@@ -93,7 +93,7 @@ def print_saes(run_dir: Path, outcome: Outcome) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of texts, aligned; says so where there is no row."""
+    """Return an aligned table of texts, or a sentence if it has no rows."""
     print(_aligned([columns, *rows]) if rows else "nothing to compare")
 
 

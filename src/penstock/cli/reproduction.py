@@ -45,8 +45,8 @@ class Reproduce:
     device: str = "cpu"
     """Where the language model and the SAEs live: cpu, cuda, cuda:1."""
     memory: float | None = None
-    """GiB that training may need (--dry-run tells); what needs more, a run or what a study trains beside it, is trained
-    in parts, one after the other. Evaluation holds as many SAEs at once as fit beside the language model."""
+    """GiB that training may need (see --dry-run). A run or a training study that needs more is trained in parts, one
+    after the other. Evaluation holds as many SAEs at once as fit together with the language model."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:

@@ -231,7 +231,7 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
         if options.from_ is not None:
             _alone(options, "--from", "--out")
         if options.out is None:
-            raise Usage("--out is missing: give the directory that this run shall have, e.g. --out runs/first.")
+            raise Usage("--out is missing: give a directory for this run, e.g. --out runs/first.")
         study.check_run_dir(options.out)
         if options.from_ is not None:
             config = study.config_from_file(options.from_)
@@ -246,11 +246,11 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
 
 
 _OF_THIS_COMMAND = ("--track", "--trust-remote-code")
-"""Flags that are no settings of the run, or that its config.json cannot give."""
+"""Flags that are not settings of the run, or that its config.json cannot give."""
 
 
 def _alone(options: Train | Sweep, flag: str, *allowed: str) -> None:
-    """Refuse settings beside --resume or --from, where they would have no effect."""
+    """Refuse settings together with --resume or --from, where they would have no effect."""
     idle = [name for name in given(options, type(options)()) if name not in (flag, *allowed, *_OF_THIS_COMMAND)]
     if idle:
         raise Usage(

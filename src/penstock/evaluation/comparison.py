@@ -81,11 +81,11 @@ def compare(points: Sequence[Point], *, baseline: str | None = None) -> list[dic
 
 
 def l0_ratio(arm: Sequence[Point], baseline: Sequence[Point]) -> dict[str, Any]:
-    """The ratio of L0, arm / baseline, at equal loss recovered: what `compare` says of a pair of arms, less its names.
+    """Return the ratio of L0, arm / baseline, at equal loss recovered: an entry of `compare` without the arms' names.
 
     Args:
-        arm: At one site; the points of a seed lie on one curve.
-        baseline: Likewise, with the same resamples.
+        arm: Points of the arm at one site; the points of a seed lie on one curve.
+        baseline: Points of the baseline at the same site, with the same resamples.
     """
     empty = {"metric": "loss_recovered", "ratio": None, "interval": None, "by_seed": [], "overlap": None, "grid": []}
     curves = _curves(arm), _curves(baseline)
@@ -135,7 +135,7 @@ def l0_ratio(arm: Sequence[Point], baseline: Sequence[Point]) -> dict[str, Any]:
 
 
 def _seeds_drawn(log_ratio: Floats) -> Floats:
-    """The mean over seeds drawn with replacement, anew for each resample: [seeds, grid, resamples] in.
+    """Return the mean over seeds, drawn with replacement for each resample; the input is [seeds, grid, resamples].
 
     What drawing seeds changes is widened by `few_groups_factor`: two or three seeds say little about all others. The
     resamples of sequences come widened already (`resampled_metrics`).

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Described(NamedTuple):
-    """A candidate, and what its record says beside the numbers."""
+    """A candidate, and the part of its record that is not measured."""
 
     candidate: Candidate
     about: Mapping[str, Any]
@@ -37,12 +37,12 @@ def measure(text: Text, settings: EvalConfig, described: Iterable[Described], ma
     """Evaluate candidates on the held-out tokens of a text.
 
     Args:
-        text: Its held-out split is evaluated on.
-        settings: How many tokens, how many resamples.
-        described: What to measure. Taken one by one: a generator that reads an SAE when its turn comes holds few.
-        max_bytes: What the weights of candidates may take at once, beside those of one more; each counts for itself,
-            though several may share an SAE. All are evaluated together if left out, which is faster: for every group
-            the language model runs anew.
+        text: Text whose held-out split is used.
+        settings: Numbers of tokens and resamples.
+        described: Candidates to measure, taken one by one, so that a generator that loads each SAE in turn holds few.
+        max_bytes: Most bytes of candidates' weights in memory, plus those of one more candidate. Candidates that share
+            an SAE are counted separately. Default: all are evaluated together. That is faster, because the language
+            model runs again for every group.
     """
     rows = text.held_out(settings.eval_tokens, seed=settings.eval_seed)
     weights = resample_weights(len(rows.tokens), settings.bootstrap, settings.eval_seed)

@@ -11,7 +11,7 @@ class SAEFileError(ValueError):
 
 
 class SAEFacts(NamedTuple):
-    """What a folder says of its SAE beside the weights."""
+    """Information about an SAE in its folder, apart from the weights."""
 
     arch: str
     d_in: int

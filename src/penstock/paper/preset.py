@@ -25,7 +25,7 @@ from penstock.training.config import (
 from penstock.training.defaults import PlannedModel
 
 UNSTATED = "not stated in the paper; chosen: "
-"""Begins the source of a setting that the paper leaves open."""
+"""Begins the source of a setting that the paper does not state."""
 
 OURS = "ours: "
 """Begins the source of a setting that no experiment of the paper has."""
@@ -52,7 +52,7 @@ class ArmPreset:
     coefs: Cited
     """The paper's lambdas, the largest first; a Gated arm is trained with them."""
     target_l0s: Cited
-    """Ascending; what an arm is trained for that is no Gated arm, or has no lambdas."""
+    """Target L0s, ascending, for arms that are not Gated or have no lambdas."""
     published: Cited
     """What the paper reports here, as `PublishedRun`s."""
 
@@ -66,7 +66,7 @@ class SitePreset:
     d_in: Cited
     arms: Mapping[str, ArmPreset]
     studies: Cited
-    """Names of the studies made here, beside the frontier."""
+    """Names of the studies made here, in addition to the frontier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Preset:
         return found
 
     def unstated(self) -> dict[str, Cited]:
-        """The settings that the paper leaves open and that are chosen here."""
+        """The settings that the paper does not state and that are chosen here."""
         return {path: cited for path, cited in self.cited().items() if UNSTATED in cited.source}
 
     def quick(self) -> "Preset":
@@ -160,13 +160,13 @@ class Preset:
         )
 
     def plans(self, *, model: str | None = None, device: str = "cpu", max_bytes: int | None = None) -> dict[str, Plan]:
-        """For each site its run and its studies, to be handed to `reproduce`.
+        """Return for each site its run and its studies, for `reproduce`.
 
         Args:
-            model: As of `run_configs`.
-            device: As of `run_configs`.
-            max_bytes: What training may need, by `estimate`; larger runs are trained in parts. An evaluation holds as
-                many SAEs at once as fit beside the language model and its logits.
+            model: See `run_configs`.
+            device: See `run_configs`.
+            max_bytes: Most bytes that training may need, by `estimate`; larger runs are trained in parts. An evaluation
+                holds as many SAEs at once as fit together with the language model and its logits.
         """
         configs = self.run_configs(model=model, device=device)
         settings = {name: cited.value for name, cited in self.study_settings.items()}

@@ -166,7 +166,7 @@ GELU_1L = Preset(
     model_parameters=Cited(53_097_984, "shapes of the checkpoint: d_model 512, 48,262 tokens, 1,024 positions"),
     data=_paper_data(
         "datasets:allenai/c4:en",
-        "C4, which the model was trained on beside code",
+        "C4, on which the model was trained, together with code",
         128,
         f"{UNSTATED}as for Pythia-2.8B",
     ),
@@ -186,7 +186,7 @@ GELU_1L = Preset(
     deviations=(
         *DEVIATIONS,
         "The paper has no table of this model: widths are those of its other models, the L0s our own.",
-        "The model is no Hugging Face model: convert it with `penstock convert-gelu-1l FOLDER OUT`, give --model OUT.",
+        "The model is not in a Hugging Face format. Run `penstock convert-gelu-1l FOLDER OUT`, then give --model OUT.",
         f"Which GELU the model computes is {UNSTATED}what its config.json says, where gelu is the exact function as in "
         "TransformerLens 3.5.1. The code that trained it (neelnanda-io/solu_project at 2e76d17) computes the tanh "
         "approximation: for that, write gelu_new there.",

@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     divide: Divide = undivided
     """What becomes of the run, and of those that its studies train."""
     max_bytes: int | None = None
-    """What the weights of SAEs may take at once where many are measured, as of `measure`."""
+    """Most bytes of SAEs' weights in memory during an evaluation (see `measure`)."""
 
 
 def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:

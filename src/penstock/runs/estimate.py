@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
     """Its weights; what a forward pass needs besides is not counted."""
     bytes_parameters: int
     bytes_optimiser: int
-    """What is kept for each SAE beside its parameters: Adam's state, and when each latent last fired."""
+    """Bytes for each SAE in addition to its parameters: Adam's state, and when each latent last fired."""
     bytes_activations: int
     """The shuffle buffer while it is refilled, or the cache while it is filled."""
     bytes_batch: int
@@ -184,7 +184,8 @@ def _optimiser_bytes(sae: ResolvedSAE, d_in: int) -> int:
 
 
 def _activation_bytes(config: ResolvedRun, widths: Mapping[str, int]) -> int:
-    """A buffer is refilled beside the old one: old, kept and fresh, and both joined. A cache is filled in parts."""
+    """Bytes while refilling a buffer, with the old one still in memory: old, kept, fresh and joined rows. A cache is
+    filled in parts."""
     data = config.data
     rows = 2 * data.cache_tokens if data.cache_tokens else 3 * data.buffer_tokens
     return FLOAT * rows * sum(widths[site] for site in config.sites)

@@ -34,13 +34,13 @@ class FinishedRun:
     saes: Mapping[str, SAE]
     """By name, in the order of the settings: raw activations in and out. From disk each time they are asked for."""
     about: Mapping[str, Mapping[str, Any]]
-    """For each SAE's name what its record says beside the numbers."""
+    """The part of each SAE's record that is not measured, by the SAE's name."""
     metadata: Mapping[str, dict[str, Any]]
     """For each SAE's name all that was saved with it."""
     divide: Divide = undivided
-    """What becomes of a run that a study trains beside this one."""
+    """Trains a study's own run."""
     max_bytes: int | None = None
-    """What the weights of SAEs may take at once where many are measured, as of `measure`."""
+    """Most bytes of SAEs' weights in memory during an evaluation (see `measure`)."""
 
     @classmethod
     def load(

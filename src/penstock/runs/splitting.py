@@ -5,9 +5,9 @@
 `train_divided` does all of it but the evaluation.
 
 Every part sees the same activations in the same order, and what an SAE draws does not depend on which others are in
-its run: it becomes what it would have become in the whole, but for the rounding of CPU kernels where its share of the
-threads differs. A part harvests anew, so few parts are faster than many. Only training is split; `measure` bounds what
-an evaluation holds.
+its run. So it trains as it would in the whole run, except for the rounding of CPU kernels if its share of the threads
+differs. Each part harvests again, so few parts are faster than many. Only training is split; `measure` bounds the
+memory of an evaluation.
 """
 
 from collections import defaultdict
@@ -41,7 +41,7 @@ def train_divided(config: RunConfig, folder: Path, model: LanguageModel, divide:
         config: The whole run.
         folder: Its directory, new or with what was done of it.
         model: Its language model.
-        divide: As of `Divide`.
+        divide: See `Divide`.
 
     Raises:
         ValueError: the folder, or one of a part, holds a run with other settings; an SAE does not fit alone; the
@@ -128,7 +128,7 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
         own = read_config(part)
         if replace(own, saes=config.saes) != config or set(own.saes) - set(config.saes):
             raise ValueError(
-                f"{part} is no part of the run in {folder}: it has other settings or other SAEs. Leave it out, or "
+                f"{part} is not a part of the run in {folder}: it has other settings or other SAEs. Leave it out, or "
                 "train it again as `split` gives it."
             )
         outcome = outcome_of(own, part)

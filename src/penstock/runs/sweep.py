@@ -218,7 +218,7 @@ def evaluate_run(folder: Path, model: LanguageModel, max_bytes: int | None = Non
     Args:
         folder: The run's directory.
         model: Its language model.
-        max_bytes: As of `measure`.
+        max_bytes: See `measure`.
 
     Raises:
         ValueError: as `load_run`.

@@ -106,7 +106,7 @@ def read_saes(folders: Sequence[Path], *, device: str) -> FoundSAEs:
 
 
 def about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the record of an SAE says beside the numbers."""
+    """Return the part of an SAE's record that is not measured."""
     kept = (
         "recipe", "model", "site", "sparsity_coef", "paper_lambda", "target_l0", "coef_path", "seed", "lr",
         "lr_rule", "steps", "batch_size", "tokens_trained", "unique_tokens", "passes", "train_seconds", "resampled",

@@ -1,4 +1,4 @@
-"""What a Gated SAE costs beside its baseline: seconds and counted operations of a training step and of encoding, bytes.
+"""Cost of a Gated SAE compared with its baseline: seconds and operations of a training step and of encoding, bytes.
 
 The paper (section 3.2.1 and appendix D) puts a Gated step at most 1.5 times a baseline step, because the decoder runs
 twice, and inference at about the same. Here both are measured at the sizes of a run, on its own activations.
@@ -100,7 +100,7 @@ def _groups(rows: Sequence[Record], max_bytes: int | None) -> list[list[str]]:
 def _training_step(run: FinishedRun, sae: SAE, settings: ResolvedSAE, x: Acts) -> Callable[[], None]:
     """A whole step (loss, gradients, optimiser) at learning rate 0, so that every repetition does the same work."""
     trained = copy.deepcopy(sae).float().requires_grad_(True)
-    assert isinstance(trained, TrainableSAE), f"{settings.folder} is no architecture that is trained"
+    assert isinstance(trained, TrainableSAE), f"{settings.folder} holds an architecture that cannot be trained"
     scale = measure_scale([x])
     trained.fold_input_scale_(1 / scale)
     rule, coef = settings.rule, run.coef_of(settings.folder)

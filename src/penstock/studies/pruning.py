@@ -1,4 +1,4 @@
-"""Low activations dropped at inference: does it close the baseline's gap? (section 7, left open there)"""
+"""Does dropping low activations at inference close the baseline's gap? (section 7, an open question there)"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -108,9 +108,9 @@ STUDY = Study(
     name="pruning",
     title="Pruning low activations",
     question="Does dropping the baseline's low activations close its gap?",
-    source="section 7, left open there",
+    source="section 7, an open question there",
     reading="Activations below a threshold are dropped at inference, by three rules, fitted on training activations. "
-    "The paper leaves open (section 7) whether this closes the baseline's gap. Gated SAEs are pruned alike.",
+    "The paper does not test (section 7) whether this closes the baseline's gap. Gated SAEs are pruned, too.",
     settings=PruningConfig,
     records=pruning,
     measures_saes=True,

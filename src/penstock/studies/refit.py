@@ -114,7 +114,7 @@ STUDY = Study(
     source="section 5.2, figure 9; Wright & Sharkey 2024",
     reading="The gate of the width-matched baseline is frozen and its magnitudes are fitted to the reconstruction "
     "alone: rescaled and shifted (section 5.2), or fine-tuned together with the decoder (after Wright & Sharkey "
-    "2024). Gated SAEs are the control: what the same fit gains them is no mended shrinkage.",
+    "2024). Gated SAEs are the control: they have no shrinkage to repair, so their gain has another cause.",
     settings=RefitStudyConfig,
     records=refit,
     measures_saes=True,

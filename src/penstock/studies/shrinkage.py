@@ -78,8 +78,8 @@ def shrinkage(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
 
     Pairs are a Gated SAE (a) and a ReLU SAE (b) of one seed at nearly equal L0, those of equal width first; then, as
     the yardstick, two seeds of one arm. A latent's `ratio` is sqrt(sum b^2 / sum a^2) over the tokens where both
-    fire: below 1, b's is shrunk beside a's. It is the geometric mean of the slope of b on a and the inverse of that of
-    a on b, so noise in one of the two does not pull it towards 0.
+    fire. Below 1, b's magnitude is shrunk compared with a's. It is the geometric mean of the slope of b on a and the
+    inverse slope of a on b, so noise in one of the two does not pull it towards 0.
 
     Returns:
         `kind` "toy": arch, sparsity_coef, magnitude (trained), exact (of the minimum).

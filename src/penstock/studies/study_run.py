@@ -14,11 +14,13 @@ from penstock.studies.shared.study_records import Record, stored
 def study_run(
     folder: Path, name: str, settings: Any, load: Callable[[Path], FinishedRun] = FinishedRun.load
 ) -> list[Record]:
-    """One study of a finished run, from disk if it was made before; only else is the run loaded.
+    """Return the records of a study of a finished run. They are read from disk if the same study was made before.
+
+    The run is loaded only if the study has to be made.
 
     Raises:
-        FileNotFoundError: there is no run in `folder`.
-        ValueError: its training is not over, or the settings do not fit it.
+        FileNotFoundError: `folder` does not hold a run.
+        ValueError: the run's training is not finished, or the settings do not fit the run.
     """
     read_config(folder)
     records = stored(folder, name, settings, lambda: STUDIES[name].records(load(folder), settings))

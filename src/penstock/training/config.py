@@ -132,7 +132,7 @@ class RunConfig:
     log_steps: int = 25
     """Steps between two rows of metrics.jsonl."""
     threads: int | None = None
-    """CPU threads; all cores if left open. Written when the run starts: a resumed run must use as many."""
+    """CPU threads (default: all cores). Written when the run starts: a resumed run must use as many."""
 
     def __post_init__(self) -> None:
         if not self.saes:

@@ -1,4 +1,4 @@
-"""What settings of a run become when they are left open; for those of an SAE see `resolve_sae`."""
+"""Defaults of a run's settings; for those of an SAE see `resolve_sae`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

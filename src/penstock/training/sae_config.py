@@ -16,8 +16,8 @@ from penstock.training.recipes import KNOWN_RECIPES, RECIPES, Recipe
 class SAEConfig:
     """One SAE of a run. Give exactly one of `sparsity_coef`, `paper_lambda` and `target_l0`; the rest has defaults.
 
-    An architecture whose own settings decide how many latents fire takes none of the three. What is left open is
-    decided by the architecture, by the recipe and by the learning-rate rule.
+    An architecture whose own settings decide how many latents fire takes none of the three. Defaults come from the
+    architecture, the recipe and the learning-rate rule.
     """
 
     arch: str
@@ -27,10 +27,10 @@ class SAEConfig:
     d_sae: int
     """Number of latents."""
     settings: OwnSettings = None
-    """The architecture's own settings, by name or as its settings class; its defaults if left open."""
+    """The architecture's own settings, by name or as its settings class (default: its defaults)."""
     recipe: str | None = None
-    """`paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (docs/training.md); the architecture's
-    default if left open."""
+    """`paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (docs/training.md; default: the
+    architecture's)."""
     sparsity_coef: float | None = None
     """Weight of the penalty, for activations scaled to unit mean squared norm and errors summed over d_in."""
     paper_lambda: float | None = None
@@ -43,22 +43,22 @@ class SAEConfig:
     name: str | None = None
     """Folder of this SAE in the run."""
     lr: float | None = None
-    """Learning rate; the rule of its arm if left open (docs/training.md)."""
+    """Learning rate (default: the rule of its arm, see docs/training.md)."""
     lr_rule: str | None = None
     """Where `lr` comes from; written when the run starts."""
     warmup_share: float | None = None
-    """Share of the steps over which the learning rate rises linearly; that of the run if left open."""
+    """Share of the steps over which the learning rate rises linearly (default: that of the run)."""
     beta1: float | None = None
-    """Adam's first-moment decay; the recipe's if left open."""
+    """Adam's first-moment decay (default: the recipe's)."""
     optimiser: Literal["latent_adam", "adam"] | None = None
     """`latent_adam` visits only the latents that fired and needs beta1 = 0; `adam` is PyTorch's, on every row. The
-    same steps up to rounding. By beta1 if left open."""
+    same steps up to rounding. Default: by beta1."""
     grad_clip: float | None = None
-    """Largest norm of the whole gradient, 0 for none; the recipe's if left open."""
+    """Largest norm of the whole gradient, 0 for none (default: the recipe's)."""
     decoder_init_norm: float | None = None
-    """Norm of the decoder rows at the start; the recipe's if left open. `paper` allows only 1."""
+    """Norm of the decoder rows at the start (default: the recipe's). `paper` allows only 1."""
     resample_at: tuple[float, ...] | None = None
-    """When dead latents are resampled, in `unit`; empty for never; the recipe's if left open."""
+    """When dead latents are resampled, in `unit`; empty for never (default: the recipe's)."""
 
     def __post_init__(self) -> None:
         training = training_of(self.arch)

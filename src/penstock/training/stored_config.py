@@ -1,4 +1,4 @@
-"""The settings of a run as JSON: what config.json holds, and what is said when it does not fit."""
+"""The settings of a run as JSON: the contents of config.json, and the errors if they are invalid."""
 
 import json
 from dataclasses import asdict
@@ -42,10 +42,10 @@ def _own_settings(value: Any) -> Any:
 
 
 def resolved_from_json(text: str, source: str) -> ResolvedRun:
-    """The settings of a run that was begun; what older versions left open is decided as they did.
+    """Read the settings of a run that was started; settings that older versions did not store get their defaults then.
 
     Raises:
-        ValueError: see `config_from_json`; or a setting is open that needs the language model.
+        ValueError: see `config_from_json`; or a missing setting needs the language model.
     """
     config = config_from_json(text, source)
     undecided = ["data.context"] if config.data.context is None else []

@@ -1,4 +1,4 @@
-"""Figure of a study that changes the SAEs of a run: its points beside the run's own frontier."""
+"""Figure of a study that changes the SAEs of a run: its points together with the run's own frontier."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,12 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def draw_frontier(run_records: Records, records: Records) -> "Figure":
-    """What a study made of SAEs of a run, beside the frontier of the run, a line for each arm.
+    """Draw a study's SAEs together with the frontier of the run, which is one line for each arm.
 
     Args:
-        run_records: Of the run's SAEs.
-        records: Of the study, with `series`, which tells what looks alike, `curve`, which tells what is joined, and
-            `of`, the SAE it was made from.
+        run_records: Records of the run's SAEs.
+        records: Records of the study. Those with the same `series` look alike, those with the same `curve` are joined,
+            and `of` names the original SAE.
     """
     from matplotlib.figure import Figure
 

@@ -64,5 +64,5 @@ class Study:
     """What is printed and shown of its records; it is not given those of the kind `difference`, which have a table of
     their own."""
     figure: "Callable[[Records], Figure] | None" = None
-    """Draws its records, those of the kind `difference` left out. If None, SAEs that it measured are drawn beside the
-    frontier of the run, and other rows are not drawn."""
+    """Draws the study's records, without those of the kind `difference`. If None, SAEs that it measured are drawn with
+    the frontier of the run, and other rows are not drawn."""

@@ -1,10 +1,9 @@
-"""How many firing latents the SAEs of a study need beside the run's own arms: ratios at equal loss recovered.
+"""Firing latents that a study's SAEs need compared with the run's own arms: ratios at equal loss recovered.
 
-A study measures on the run's own held-out tokens, so the same resamples serve both, and a difference is paired by
-sequence and by seed as between two arms (`comparison.py`). One curve are the candidates of one seed that were made in
-the same way (`curve` in their records) from the SAEs of one arm. Beside that arm it is compared with the very SAEs that
-it was made from: curves bend between their points, and one that has fewer of them than the other would seem better or
-worse by a few percent.
+A study measures on the run's own held-out tokens, so both use the same resamples, and a difference is paired by
+sequence and by seed as between two arms (`comparison.py`). A curve consists of the candidates of one seed that were
+made in the same way (`curve` in their records) from the SAEs of one arm. It is compared with exactly those SAEs of the
+arm. Curves bend between their points, so a curve with fewer points would seem better or worse by a few percent.
 """
 
 import json
@@ -143,7 +142,7 @@ def _ratio(arm: _Series, baseline: _Series, at_site: Mapping[_Series, Sequence[M
 
 
 def _origins(one: _Series, other: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> list[Point]:
-    """Of an arm what the other side was made from; all of anything else."""
+    """Return the points of `one` to compare with `other`: if `one` is its arm, only the SAEs it was made from."""
     origins = {made.of for made in at_site[other]}
     own_arm = one.curve is None and one.arm == other.arm
     return [made.point for made in at_site[one] if not own_arm or made.of in origins]

@@ -47,7 +47,7 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
     Args:
         run: The run's directory.
         name: Of the study.
-        settings: A dataclass; everything that decides the study beside the run.
+        settings: A dataclass with everything that decides the study, except the run.
         compute: Makes the records.
 
     Raises:
@@ -67,7 +67,7 @@ def _stored(folder: Path, text: str, compute: Callable[[], list[Record]]) -> lis
         return read_lines(records_file)
     made = "".join(json.dumps(record) + "\n" for record in compute())
     for name_of_file in ("table.csv", "figure.png", "figure.svg"):
-        # Of an earlier study, and not always drawn anew.
+        # Files of an earlier study, which are not always written again.
         (folder / name_of_file).unlink(missing_ok=True)
     # The settings come last, and those of an earlier study go first: they vouch for the records.
     settings_file.unlink(missing_ok=True)

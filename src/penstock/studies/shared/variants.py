@@ -1,4 +1,4 @@
-"""SAEs trained anew beside those of a run: on its stream, for its length, measured on its held-out tokens."""
+"""Trains additional SAEs like those of a run: on its stream, for its length, measured on its held-out tokens."""
 
 import hashlib
 from collections.abc import Callable, Sequence
