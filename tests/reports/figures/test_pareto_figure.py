@@ -59,7 +59,7 @@ def test_missing_metrics_intervals_and_l0_leave_gaps_not_errors(tmp_path: Path) 
 
 
 def papers(arch: str, d_sae: int, l0: float, recovered: float | None, gamma: float | None) -> dict[str, Any]:
-    where = {"arch": arch, "d_sae": d_sae, "site": "resid_post.2"}
+    where = {"name": arch, "arch": arch, "d_sae": d_sae, "site": "resid_post.2"}
     return {**where, "l0": l0, "loss_recovered": recovered, "reconstruction_bias": gamma}
 
 

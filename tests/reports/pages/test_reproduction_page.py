@@ -59,7 +59,7 @@ def write_studied_run(run: Path) -> None:
         folder.mkdir(parents=True)
         write_lines(folder / "records.jsonl", rows.get(study, measured))
     compared = {
-        "site": "s.0",
+        **{"site": "s.0", "metric": "loss_recovered", "arm": "gated", "baseline": "relu"},
         "arm_label": NASTY,
         "baseline_label": "relu with harsh",
         "ratio": 0.5,
