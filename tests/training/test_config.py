@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ from penstock.training.config import (
     LanguageModelConfig,
     OptimConfig,
     ResamplingConfig,
+    ResolvedRun,
     RunConfig,
     SAEConfig,
 )
 from penstock.training.defaults import PlannedModel
 from penstock.training.recipes import KNOWN_RECIPES
 from penstock.training.sae_config import resolve_sae
-from penstock.training.stored_config import config_from_json, config_to_json
+from penstock.training.stored_config import config_from_json, config_to_json, resolved_from_json
 
 MODEL = PlannedModel("model", context=128, widths={"resid_post.1": 16})
 
@@ -33,8 +35,12 @@ def run(**changes: Any) -> RunConfig:
     return RunConfig(**({"saes": (sae(),), "data": DataConfig(tokens=409_600)} | changes))
 
 
+def resolved(**changes: Any) -> ResolvedRun:
+    return run(**changes).resolve(MODEL)
+
+
 def everything_set() -> RunConfig:
-    """No setting has its default."""
+    """No setting has its default, but for one of two that exclude each other."""
     return RunConfig(
         saes=(
             sae(
@@ -84,7 +90,6 @@ def everything_set() -> RunConfig:
             unit="steps", window_tokens=500, inputs=77, encoder_scale=0.3, lr_dip=0.2, lr_dip_steps=5
         ),
         eval=EvalConfig(eval_tokens=50, bootstrap=20, eval_seed=4),
-        checkpoint_minutes=1.5,
         checkpoint_steps=7,
         keep_checkpoints=True,
         log_steps=2,
@@ -117,6 +122,7 @@ def test_everything_set_leaves_no_default() -> None:
             "sparsity_coef",
             "paper_lambda",
             "cache_tokens",
+            "checkpoint_minutes",
         }
 
 
@@ -259,6 +265,43 @@ NO_EFFECT: list[tuple[Callable[[], object], tuple[str, ...]]] = [
         lambda: run(saes=(sae(resample_at=(100.0,)),), resampling=ResamplingConfig(unit="steps")),
         ("resample_at=100 (steps) is step 100", "check resampling.unit (share, steps or tokens)"),
     ),
+    (
+        lambda: resolved(resampling=ResamplingConfig(window_tokens=409_600)),
+        ("resampling.window_tokens=409600 is not below the 409600 tokens of the run", "Lower it (25600 if left out)"),
+    ),
+    (
+        lambda: resolved(resampling=ResamplingConfig(window_tokens=60_000)),
+        ("resample_at=0.125 (share) is after 49152 tokens, before a latent can count", "Choose a later moment"),
+    ),
+    (
+        lambda: resolved(saes=(sae(resample_at=(0.05,)),)),
+        ("resample_at=0.05 (share) is after 20480 tokens", "(resampling.window_tokens=25600)"),
+    ),
+    (
+        lambda: resolved(saes=(sae(resample_at=(0.5, 0.501)),)),
+        ("resample_at=0.5 (share) has no effect: another moment is the same step 50", "Leave one of them out"),
+    ),
+    (
+        lambda: resolved(resampling=ResamplingConfig(lr_dip=1.0, lr_dip_steps=3)),
+        ("resampling.lr_dip_steps=3 has no effect with resampling.lr_dip=1", "Leave one of them out"),
+    ),
+    (
+        lambda: resolved(checkpoint_minutes=5.0, checkpoint_steps=10),
+        ("checkpoint_minutes=5 has no effect with checkpoint_steps=10", "Leave one of them out"),
+    ),
+    (lambda: sae(lr_rule="mine"), ("lr_rule='mine' has no effect without lr", "Leave it out")),
+    (
+        lambda: resolved(language_model=LanguageModelConfig(revision="main")),
+        ("revision='main' has no effect with model='embedded', which lies in the package", "Leave it out"),
+    ),
+    (
+        lambda: resolved(language_model=LanguageModelConfig(trust_remote_code=True)),
+        ("trust_remote_code=True has no effect with model='embedded'", "Leave it out"),
+    ),
+    (
+        lambda: resolved(language_model=LanguageModelConfig(model=str(Path(__file__).parent), revision="main")),
+        ("revision='main' has no effect with model=", "lies in a local folder", "Leave it out"),
+    ),
 ]
 
 
@@ -330,7 +373,7 @@ def test_what_an_sae_leaves_open_is_the_recipes_and_what_it_sets_stays(recipe: s
     assert decided.lr_rule not in (None, "given")
     assert resolve_sae(decided, MODEL, num_steps=100, warmup_share=0.05) == decided
     assert decided.asked() == replace(open_sae, **{name: getattr(decided, name) for name in vars(open_sae)})
-    assert resolve_sae(decided.asked(lr=None), MODEL, num_steps=100, warmup_share=0.05) == decided
+    assert resolve_sae(decided.asked(lr=None, lr_rule=None), MODEL, num_steps=100, warmup_share=0.05) == decided
 
     own = replace(open_sae, lr=0.02, beta1=0.3, grad_clip=2.0, resample_at=(0.4,))
     chosen = resolve_sae(own, MODEL, num_steps=100, warmup_share=0.05)
@@ -342,3 +385,25 @@ def test_the_papers_moments_of_resampling_are_not_taken_for_steps_or_tokens() ->
     for unit in ("steps", "tokens"):
         decided = resolve_sae(sae(), MODEL, num_steps=100, warmup_share=0.05, unit=unit)
         assert decided.resample_at == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "decided"),
+    [({}, (10.0, None)), ({"checkpoint_minutes": 0.0}, (0.0, None)), ({"checkpoint_steps": 7}, (None, 7))],
+)
+def test_a_run_saves_by_time_or_by_steps(asked: dict[str, Any], decided: tuple[Any, Any]) -> None:
+    found = resolved(**asked)
+    assert (found.checkpoint_minutes, found.checkpoint_steps) == decided
+    text = config_to_json(found)
+    assert resolved_from_json(text, "config.json") == found
+    assert config_from_json(text, "config.json").resolve(MODEL) == found
+
+
+def test_a_run_of_an_older_version_goes_on_with_settings_that_are_refused_now() -> None:
+    """Such a version stored both ways to save, and took any window."""
+    older = json.loads(config_to_json(resolved()))
+    older |= {"checkpoint_minutes": 10.0, "checkpoint_steps": 7}
+    older["resampling"]["window_tokens"] = 10**9
+    found = resolved_from_json(json.dumps(older), "config.json")
+    assert (found.checkpoint_minutes, found.checkpoint_steps) == (None, 7)
+    assert found.resampling.window_tokens == 10**9

@@ -45,8 +45,8 @@ class _Run:
     optim: Annotated[OptimConfig, Flat] = field(default_factory=OptimConfig)
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
     eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
-    checkpoint_minutes: float = 10.0
-    """Minutes between two checkpoints."""
+    checkpoint_minutes: float | None = None
+    """Minutes between two checkpoints; by default 10, without --checkpoint-steps."""
     checkpoint_steps: int | None = None
     """Save a checkpoint every N steps, not by the clock."""
     keep_checkpoints: bool = False

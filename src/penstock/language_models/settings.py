@@ -1,6 +1,7 @@
 """Settings that say which language model is used, and where it lives."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +18,22 @@ class LanguageModelConfig:
     """Branch, tag or commit on the Hub."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for sources you trust."""
+
+    def resolve(self) -> "LanguageModelConfig":
+        """These settings, checked against the place where the model lies.
+
+        Raises:
+            ValueError: a setting would have no effect.
+        """
+        if self.model == "embedded":
+            self._refuse("in the package", revision=self.revision, trust_remote_code=self.trust_remote_code or None)
+        elif Path(self.model).expanduser().is_dir():
+            self._refuse("in a local folder", revision=self.revision)
+        return self
+
+    def _refuse(self, where: str, **idle: object) -> None:
+        for name, value in idle.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value!r} has no effect with model={self.model!r}, which lies {where}. Leave it out."
+                )

@@ -45,7 +45,12 @@ CONTROL_TOKENS = 100_000
 
 
 def load_language_model(settings: LanguageModelConfig) -> LanguageModel:
-    """The language model that the settings name."""
+    """The language model that the settings name.
+
+    Raises:
+        ValueError: a setting would have no effect on it; and as `LanguageModel.load`.
+    """
+    settings = settings.resolve()
     return LanguageModel.load(
         settings.model,
         dtype=settings.dtype,

@@ -39,6 +39,9 @@ __all__ = [
     "SAEConfig",
 ]
 
+CHECKPOINT_MINUTES = 10.0
+"""Minutes between two checkpoints, unless minutes or steps are asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -123,8 +126,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint_minutes: float = 10.0
-    """Time between two checkpoints."""
+    checkpoint_minutes: float | None = None
+    """Minutes between two checkpoints; 10 if `checkpoint_steps` is not given either."""
     checkpoint_steps: int | None = None
     """Save every so many steps instead (used where the moment must be exact)."""
     keep_checkpoints: bool = False
@@ -177,7 +180,12 @@ class RunConfig:
         Raises:
             ValueError: settings do not fit the model or each other, or would have no effect; names the setting.
         """
-        decided = decide(self, model)
+        if self.checkpoint_minutes is not None and self.checkpoint_steps is not None:
+            raise ValueError(
+                f"checkpoint_minutes={self.checkpoint_minutes:g} has no effect with checkpoint_steps="
+                f"{self.checkpoint_steps}, which says when to save. Leave one of them out."
+            )
+        decided = decide(replace(self, language_model=self.language_model.resolve()), model)
         if decided.data.context > model.context:
             raise ValueError(
                 f"context={decided.data.context} is more than the {model.context} positions of {model.name}. Lower it."
@@ -187,7 +195,10 @@ class RunConfig:
                 f"buffer_tokens={decided.data.buffer_tokens} is less than batch_size={self.optim.batch_size}: a "
                 "batch must fit into the buffer. Raise one or lower the other."
             )
-        if not any(sae.resample_at for sae in decided.saes):
+        _check_window(decided)
+        if any(sae.resample_at for sae in decided.saes):
+            _check_dip(decided)
+        else:
             _check_no_resampling(decided)
         return decided
 
@@ -230,6 +241,7 @@ def decide(config: RunConfig, model: ModelFacts) -> ResolvedRun:
     precision = "bfloat16" if config.language_model.device.startswith("cuda") else "float32"
     window_tokens = resampling.window_tokens or default_window_tokens(config.data.tokens)
     lr_dip_steps = resampling.lr_dip_steps or default_dip_steps(config.num_steps)
+    minutes = CHECKPOINT_MINUTES if config.checkpoint_minutes is None else config.checkpoint_minutes
     decided = values_of(
         config,
         saes=tuple(_resolve_sae(config, sae, model) for sae in config.saes),
@@ -237,6 +249,7 @@ def decide(config: RunConfig, model: ModelFacts) -> ResolvedRun:
         optim=ResolvedOptim(**values_of(optim, encoder_precision=optim.encoder_precision or precision)),
         resampling=ResolvedResampling(**values_of(resampling, window_tokens=window_tokens, lr_dip_steps=lr_dip_steps)),
         threads=config.threads or torch.get_num_threads(),
+        checkpoint_minutes=None if config.checkpoint_steps else minutes,
     )
     return ResolvedRun(**decided)
 
@@ -245,6 +258,41 @@ def _resolve_sae(config: RunConfig, sae: SAEConfig, model: ModelFacts) -> Resolv
     return resolve_sae(
         sae, model, num_steps=config.num_steps, warmup_share=config.optim.warmup_share, unit=config.resampling.unit
     )
+
+
+def _check_window(run: ResolvedRun) -> None:
+    """Refuse a window in which no latent can die, and moments of resampling that cannot find a dead latent."""
+    window, batch, unit = run.resampling.window_tokens, run.optim.batch_size, run.resampling.unit
+    tokens = run.num_steps * batch
+    if window >= tokens:
+        raise ValueError(
+            f"resampling.window_tokens={window} is not below the {tokens} tokens of the run, so no latent would ever "
+            f"count as dead. Lower it ({default_window_tokens(tokens)} if left out), or raise tokens."
+        )
+    for sae in run.saes:
+        steps = run.resampling_steps(sae)
+        for moment, step in zip(sae.resample_at, steps, strict=True):
+            if step * batch < window:
+                raise ValueError(
+                    f"resample_at={moment:g} ({unit}) is after {step * batch} tokens, before a latent can count as "
+                    f"dead (resampling.window_tokens={window}), so nothing would be resampled. Choose a later moment "
+                    "or a smaller window."
+                )
+            if steps.count(step) > 1:
+                raise ValueError(
+                    f"resample_at={moment:g} ({unit}) has no effect: another moment is the same step {step}. Leave one "
+                    "of them out."
+                )
+
+
+def _check_dip(run: ResolvedRun) -> None:
+    """Refuse a length of the dip where the learning rate does not dip."""
+    steps = run.resampling.lr_dip_steps
+    if run.resampling.lr_dip == 1 and steps != default_dip_steps(run.num_steps):
+        raise ValueError(
+            f"resampling.lr_dip_steps={steps} has no effect with resampling.lr_dip=1, which leaves the learning rate "
+            "as it is. Leave one of them out."
+        )
 
 
 def _check_no_resampling(run: ResolvedRun) -> None:

@@ -298,7 +298,8 @@ class TrainingRun:
     def _checkpoint_is_due(self, saved_at: float) -> bool:
         if self.config.checkpoint_steps is not None:
             return self.step % self.config.checkpoint_steps == 0
-        return time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.monotonic() - saved_at > 60 * minutes
 
     def _trainer(self, sae: ResolvedSAE) -> SAETrainer:
         optim, resampling, steps = self.config.optim, self.config.resampling, self.config.num_steps

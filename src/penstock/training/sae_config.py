@@ -78,6 +78,10 @@ class SAEConfig:
                 f"target_l0={self.target_l0} is out of range: it must lie between 0 and d_sae={self.d_sae}."
             )
         between("lr", self.lr, 1e-9, 10.0)
+        if self.lr_rule is not None and self.lr is None:
+            raise ValueError(
+                f"lr_rule={self.lr_rule!r} has no effect without lr: it only says where lr comes from. Leave it out."
+            )
         between("warmup_share", self.warmup_share, 0.0, 0.9)
         between("beta1", self.beta1, 0.0, 0.9999)
         if self.optimiser == "latent_adam" and self.beta1:

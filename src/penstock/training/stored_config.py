@@ -29,6 +29,9 @@ def config_from_json(text: str, source: str) -> RunConfig:
     stored, not_finite = parse_object(text, source)
     if not_finite:
         raise FileError(f"{source} holds a number that is NaN or infinite, which no setting can be. Restore the file.")
+    if stored.get("checkpoint_steps") is not None:
+        # Older versions also stored the minutes, which had no effect.
+        stored.pop("checkpoint_minutes", None)
     converter = strict_converter()
     # Which settings an architecture has of its own, `SAEConfig` itself checks.
     converter.register_structure_hook_func(lambda wanted: wanted == OwnSettings, lambda value, _: _own_settings(value))
