@@ -115,8 +115,9 @@ def test_a_cache_is_harvested_once() -> None:
 
 
 def test_a_buffer_left_open_has_its_default_size() -> None:
-    config = run_config(sae_config(), data={"tokens": 80})
-    assert estimate(config, {"resid_post.0": D_IN}, 1000, 4).bytes_activations == 4 * 3 * 2**18 * 6
+    for tokens, held in ((2**19, 2**18), (80, 80)):
+        config = run_config(sae_config(), data={"tokens": tokens})
+        assert estimate(config, {"resid_post.0": D_IN}, 1000, 4).bytes_activations == 4 * 3 * held * 6
 
 
 def test_half_precision_halves_the_language_model_only() -> None:

@@ -407,3 +407,27 @@ def test_a_run_of_an_older_version_goes_on_with_settings_that_are_refused_now() 
     found = resolved_from_json(json.dumps(older), "config.json")
     assert (found.checkpoint_minutes, found.checkpoint_steps) == (None, 7)
     assert found.resampling.window_tokens == 10**9
+
+
+@pytest.mark.parametrize(("tokens", "held"), [(2**20, 2**18), (2**18, 2**18), (8 * 4096, 8 * 4096)])
+def test_the_default_buffer_holds_no_more_than_the_run_trains_on(tokens: int, held: int) -> None:
+    assert resolved(data=DataConfig(tokens=tokens)).data.buffer_tokens == held
+
+
+def test_models_and_texts_on_disk_are_found_from_every_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A relative model path once became a name on the Hub from another directory."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "a.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    there = resolved(
+        data=DataConfig(text="a.jsonl", tokens=409_600), language_model=LanguageModelConfig(model="./model")
+    )
+    assert (there.data.text, there.data.text_field) == (str(tmp_path / "a.jsonl"), "text")
+    assert there.language_model.model == str(tmp_path / "model")
+    elsewhere = resolved(
+        data=DataConfig(text="datasets:a", tokens=409_600), language_model=LanguageModelConfig(model="gpt2")
+    )
+    assert (elsewhere.data.text, elsewhere.language_model.model) == ("datasets:a", "gpt2")
+    assert (resolved().data.text, resolved().language_model.model) == ("embedded", "embedded")

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.activations.sources import ShuffleBuffer
 from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.metrics_log import MetricsLog, SAERows
-from penstock.training.run import TrainingRun, _workers
+from penstock.training.run import TrainingRun, _workers, activation_source
 from penstock.training.stored_config import config_from_json, config_to_json
 from penstock.training.trainer import DivergenceError, SAETrainer
 
@@ -540,6 +541,17 @@ def test_what_is_left_open_is_decided_once_and_for_all(tiny_run: MakeRun, tiny_l
     again = config_from_json(config_to_json(decided), "config.json")
     assert type(again) is RunConfig
     assert again.resolve(tiny_lm) == decided == decided.resolve(tiny_lm)
+
+
+def test_a_short_run_harvests_little_more_than_it_trains_on(tiny_run: MakeRun, tiny_lm: LanguageModel) -> None:
+    """The default buffer once made a run of 4,096 tokens harvest 269,231."""
+    config = tiny_run(steps=10)
+    config = replace(config, data=replace(config.data, buffer_tokens=None)).resolve(tiny_lm)
+    source = activation_source(config, tiny_lm)
+    assert isinstance(source, ShuffleBuffer)
+    for _ in range(config.num_steps):
+        source.next_batch(config.optim.batch_size)
+    assert source.served == 640 <= source.harvested_first_pass <= 2 * 640 and not source.restarts
 
 
 def test_saes_at_the_same_step_of_resampling_see_an_lr_dip(

@@ -1,8 +1,10 @@
 """Settings that say which activations are harvested, and how many."""
 
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from penstock.settings import MAX_SEED, at_least, between, values_of
@@ -25,7 +27,7 @@ class DataConfig:
     """Harvest this many activations once, keep them in memory, and pass over them until `tokens` are trained on. By
     default activations are streamed: each one is new until the texts end."""
     buffer_tokens: int | None = None
-    """Activations in the shuffle buffer when streaming, by default 2^18; mixed token by token."""
+    """Activations in the shuffle buffer when streaming, by default 2^18 or `tokens`; mixed token by token."""
     model_batch_rows: int = 32
     """Rows in one forward pass of the language model."""
     shuffle_seed: int = 0
@@ -61,6 +63,13 @@ class DataConfig:
                 f"text_field={self.text_field!r} has no effect with text={self.text!r}, which has no "
                 "columns. Leave it out, or name a text that has some (.jsonl, .parquet, datasets:NAME)."
             )
+
+    def located(self) -> "DataConfig":
+        """The same with the path of a file or folder absolute, so that it is found from every directory."""
+        path = Path(self.text).expanduser()
+        if self.text == "embedded" or not path.exists():
+            return self
+        return replace(self, text=os.path.abspath(path))
 
     @property
     def has_columns(self) -> bool:

@@ -1,6 +1,7 @@
 """Settings that say which language model is used, and where it lives."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -20,16 +21,19 @@ class LanguageModelConfig:
     """Run code that comes with the model. Only for sources you trust."""
 
     def resolve(self) -> "LanguageModelConfig":
-        """These settings, checked against the place where the model lies.
+        """The same with the path of a local folder absolute, so that it is found from every directory.
 
         Raises:
             ValueError: a setting would have no effect.
         """
         if self.model == "embedded":
             self._refuse("in the package", revision=self.revision, trust_remote_code=self.trust_remote_code or None)
-        elif Path(self.model).expanduser().is_dir():
-            self._refuse("in a local folder", revision=self.revision)
-        return self
+            return self
+        folder = Path(self.model).expanduser()
+        if not folder.is_dir():
+            return self
+        self._refuse("in a local folder", revision=self.revision)
+        return replace(self, model=os.path.abspath(folder))
 
     def _refuse(self, where: str, **idle: object) -> None:
         for name, value in idle.items():

@@ -185,7 +185,8 @@ class RunConfig:
                 f"checkpoint_minutes={self.checkpoint_minutes:g} has no effect with checkpoint_steps="
                 f"{self.checkpoint_steps}, which says when to save. Leave one of them out."
             )
-        decided = decide(replace(self, language_model=self.language_model.resolve()), model)
+        located = replace(self, language_model=self.language_model.resolve(), data=self.data.located())
+        decided = decide(located, model)
         if decided.data.context > model.context:
             raise ValueError(
                 f"context={decided.data.context} is more than the {model.context} positions of {model.name}. Lower it."
@@ -241,11 +242,13 @@ def decide(config: RunConfig, model: ModelFacts) -> ResolvedRun:
     precision = "bfloat16" if config.language_model.device.startswith("cuda") else "float32"
     window_tokens = resampling.window_tokens or default_window_tokens(config.data.tokens)
     lr_dip_steps = resampling.lr_dip_steps or default_dip_steps(config.num_steps)
+    # What is harvested beyond `tokens` would never be served.
+    buffer_tokens = max(2, min(DEFAULT_BUFFER_TOKENS, config.data.tokens))
     minutes = CHECKPOINT_MINUTES if config.checkpoint_minutes is None else config.checkpoint_minutes
     decided = values_of(
         config,
         saes=tuple(_resolve_sae(config, sae, model) for sae in config.saes),
-        data=config.data.resolve(lambda: min(model.context, LONGEST_CONTEXT), buffer_tokens=DEFAULT_BUFFER_TOKENS),
+        data=config.data.resolve(lambda: min(model.context, LONGEST_CONTEXT), buffer_tokens=buffer_tokens),
         optim=ResolvedOptim(**values_of(optim, encoder_precision=optim.encoder_precision or precision)),
         resampling=ResolvedResampling(**values_of(resampling, window_tokens=window_tokens, lr_dip_steps=lr_dip_steps)),
         threads=config.threads or torch.get_num_threads(),
