@@ -98,7 +98,9 @@ def test_the_settings_on_disk_are_decided_and_give_the_same_run_again(
     config = study.read_config(folder)
     assert config.data.context == 32
     assert all(sae.lr is not None and sae.resample_at is not None for sae in config.saes)
-    assert study.config_from_file(folder) == study.config_from_file(folder / "config.json") == config
+    asked = study.config_from_file(folder)
+    assert asked == study.config_from_file(folder / "config.json")
+    assert asked.resolve(tiny_lm) == config
     again = study.run_sweep(config, tmp_path / "again")
     for name in (GATED, RELU):
         weights = [(run / "saes" / name / "sae.safetensors").read_bytes() for run in (folder, tmp_path / "again")]

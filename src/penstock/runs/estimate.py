@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from penstock.activations.memory import activation_bytes
 from penstock.kernels.reference import BLOCK
 from penstock.language_models.pretrained import DTYPES
 from penstock.saes import ARCHITECTURES, TrainableSAE, training_of
@@ -96,7 +97,7 @@ def estimate(
         model_parameters * DTYPES[dtype].itemsize,
         sum(FLOAT * parameters(sae, widths[sae.site]) for sae in config.saes),
         sum(_optimiser_bytes(sae, widths[sae.site]) for sae in config.saes),
-        _activation_bytes(config, widths),
+        activation_bytes(config.data, sum(widths[site] for site in config.sites)),
         _batch_bytes(config, widths),
     )
     return Estimate(
@@ -181,14 +182,6 @@ def _optimiser_bytes(sae: ResolvedSAE, d_in: int) -> int:
         return moments + INT + 2 * latents
     tensors = 2 + len(_class_of(sae).encoder_matrices) + len(_class_of(sae).encoder_biases)
     return 2 * moments + FLOAT * tensors + latents
-
-
-def _activation_bytes(config: ResolvedRun, widths: Mapping[str, int]) -> int:
-    """Bytes while refilling a buffer, with the old one still in memory: old, kept, fresh and joined rows. A cache is
-    filled in parts."""
-    data = config.data
-    rows = 2 * data.cache_tokens if data.cache_tokens else 3 * data.buffer_tokens
-    return FLOAT * rows * sum(widths[site] for site in config.sites)
 
 
 def _batch_bytes(config: ResolvedRun, widths: Mapping[str, int]) -> int:

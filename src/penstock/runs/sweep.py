@@ -33,7 +33,7 @@ from penstock.training.checkpoint import remove_checkpoints
 from penstock.training.config import ResolvedRun, RunConfig
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import outcome_of
-from penstock.training.run import TrainingRun, training_stream, training_text
+from penstock.training.run import TrainingRun, check_memory, training_stream, training_text
 from penstock.training.stored_config import config_from_json, config_to_json, resolved_from_json
 from penstock.training.trackers import Tracker
 from penstock.training.trainer import DivergenceError
@@ -130,10 +130,11 @@ def prepare(config: RunConfig, folder: Path, model: LanguageModel) -> ResolvedRu
         FileExistsError: the directory already holds a run.
         OSError: the directory cannot be made or written to.
         RunInUseError: another process is about to make it one.
-        ValueError: the settings do not fit the model, or the text has nothing to train or evaluate on.
+        ValueError: the settings do not fit the model or into memory, or the text has nothing to train or evaluate on.
     """
     check_run_dir(folder)
     decided = config.resolve(model)
+    check_memory(decided, model)
     training_text(decided, model).check()
     try:
         folder.mkdir(parents=True, exist_ok=True)

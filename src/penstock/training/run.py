@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from penstock.activations.harvest import Text, TrainingStream, fill_cache
+from penstock.activations.memory import check_activations_fit
 from penstock.activations.screening import outlier_warning, passes_warning
 from penstock.activations.sources import ActivationSource, ShuffleBuffer, measure_scale
 from penstock.files import PickedRows, write_whole
@@ -35,6 +36,7 @@ from penstock.training.checkpoint import (
     save_checkpoint,
 )
 from penstock.training.config import ResolvedRun, ResolvedSAE
+from penstock.training.defaults import ModelFacts
 from penstock.training.interrupts import Interrupts
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import DIVERGED_FILE
@@ -363,14 +365,25 @@ class TrainingRun:
 
 
 def activation_source(config: ResolvedRun, model: LanguageModel) -> ActivationSource:
-    """Where a run's batches come from; a cache is harvested now, a shuffle buffer when it is first asked."""
+    """Where a run's batches come from; a cache is harvested now, a shuffle buffer when it is first asked.
+
+    Raises:
+        ValueError: they need more memory than is free.
+    """
     data = config.data
+    check_memory(config, model)
     stream = training_stream(config, model)
     if data.cache_tokens is not None:
         logger.info("Harvesting %s activations at %s", f"{data.cache_tokens:,}", ", ".join(config.sites))
         return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
     device = config.language_model.device
     return ShuffleBuffer(stream, capacity=data.buffer_tokens, seed=data.shuffle_seed, device=device)
+
+
+def check_memory(config: ResolvedRun, model: ModelFacts) -> None:
+    """Raise ValueError if a run's activations need more memory than is free on its device."""
+    width = sum(model.d_in(site) for site in config.sites)
+    check_activations_fit(config.data, width, config.language_model.device)
 
 
 def training_text(config: ResolvedRun, model: LanguageModel) -> Text:
