@@ -13,7 +13,9 @@ from penstock.formats import load_sae, save_sae
 from penstock.kernels import forced
 from penstock.saes import ARCHITECTURES, SAE, trainable, training_of
 from penstock.training.config import SAEConfig
+from penstock.training.defaults import PlannedModel
 from penstock.training.recipes import KNOWN_RECIPES
+from penstock.training.sae_config import ResolvedSAE, resolve_sae
 from penstock.training.schedules import Schedule
 from penstock.training.trainer import SAETrainer
 
@@ -22,12 +24,13 @@ KERNELS = ("reference", "cpu", "cuda") if importlib.util.find_spec("triton") els
 MakeSAE = Callable[..., SAE]
 
 
-def asked(arch: str) -> SAEConfig:
+def settled(arch: str) -> ResolvedSAE:
     aim = {} if not training_of(arch).aims else {"sparsity_coef": 0.1}
-    return SAEConfig(
+    asked = SAEConfig(
         arch=arch, site="resid_post.0", d_sae=10, lr=0.01, beta1=0.0, optimiser="latent_adam", grad_clip=0.0,
         decoder_init_norm=1.0, **aim,
     )  # fmt: skip
+    return resolve_sae(asked, PlannedModel("model", 8, {}), num_steps=4, warmup_share=0.0)
 
 
 @pytest.mark.parametrize("arch", trainable())
@@ -38,7 +41,7 @@ def test_two_steps_are_the_same_on_every_kernel(arch: str, monkeypatch: pytest.M
     found = {}
     for kernels in KERNELS:
         trainer = SAETrainer(
-            asked(arch), Schedule(num_steps=4, warmup=0, decay=0, sparsity_warmup=0), d_in=6, beta2=0.999,
+            settled(arch), Schedule(num_steps=4, warmup=0, decay=0, sparsity_warmup=0), d_in=6, beta2=0.999,
             encoder_precision="float32", dead_window=10**6, encoder_scale=0.2, device="cpu",
         )  # fmt: skip
         with forced(kernels):

@@ -133,7 +133,12 @@ def _one_spelled(argument: str, known: set[str]) -> str:
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
     """The commands, with the options that follow from the architectures; at each call, as users may have added some."""
-    return {**_COMMANDS, "sweep": (of_many_saes(Sweep), train), "train": (of_one_sae(Train), train)}
+    extended = {"sweep": of_many_saes, "train": of_one_sae}
+    return {name: (extended.get(name, _unchanged)(options), act) for name, (options, act) in _COMMANDS.items()}
+
+
+def _unchanged(options: type) -> type:
+    return options
 
 
 def _again(parsed: Any) -> str:
