@@ -6,11 +6,11 @@ BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .PHONY: demo test check format bench gpu docs clean
 
-# Trains Gated and baseline SAEs on the embedded language model; open runs/demo/report.html.
+# Trains Gated and ReLU SAEs, three seeds each, on the embedded language model; open runs/demo/report.html.
 DEMO_OUT ?= runs/demo
 demo: $(INSTALLED)
-	$(VENV)/bin/penstock sweep --model embedded --site resid_post.2 --arch gated relu \
-	  --target-l0 4 8 16 32 --d-sae 1024 --batch-size 512 --tokens 1536000 --cache-tokens 512000 --model-batch-rows 8 \
+	$(VENV)/bin/penstock sweep --model embedded --site resid_post.2 --arch gated relu --seed 0 1 2 \
+	  --target-l0 8 16 32 --d-sae 1024 --batch-size 512 --tokens 768000 --cache-tokens 384000 --model-batch-rows 8 \
 	  --eval-tokens 50000 --out $(DEMO_OUT)
 
 test: $(INSTALLED)
