@@ -177,17 +177,23 @@ def test_a_target_that_does_not_hold_on_held_out_tokens_is_said(fake_evaluation:
 
 def test_an_sae_that_is_worse_than_nothing_is_named_and_a_control_is_not(fake_evaluation: MakeEvaluation) -> None:
     evaluation = fake_evaluation()
-    ruined = changed(
+    ruined = changed(evaluation, square_error=2 * evaluation.sums["square_deviation"])
+    assert not record(evaluation, TRAINED)["warnings"]
+    (warning,) = record(ruined, TRAINED)["warnings"]
+    assert warning.startswith("worse than nothing: FVU is 2, ") and "learning rate" in warning
+    assert not record(ruined, {**ABOUT, "arch": "mean"})["warnings"]
+
+
+def test_a_silent_sae_is_not_blamed_on_its_learning_rate(fake_evaluation: MakeEvaluation) -> None:
+    evaluation = fake_evaluation()
+    closed = changed(
         evaluation,
-        square_error=2 * evaluation.sums["square_deviation"],
+        square_error=1.01 * evaluation.sums["square_deviation"],
         l0=torch.zeros_like(evaluation.sums["l0"]),
     )
-    about = {**ABOUT, "recipe": "paper"}
-    assert not [w for w in record(evaluation, about)["warnings"] if "nothing" in w or "No latent" in w]
-    found = record(ruined, about)["warnings"]
-    assert any(w.startswith("worse than nothing: FVU is 2, ") for w in found)
-    assert "No latent fires on any held-out token." in found
-    assert not record(ruined, {**ABOUT, "arch": "mean"})["warnings"]
+    (warning,) = record(closed, TRAINED)["warnings"]
+    assert warning.startswith("silent: the mean L0 is 0 on held-out tokens.") and "sparsity_coef" in warning
+    assert "learning rate" not in warning
 
 
 def test_one_sequence_has_no_interval_and_few_draw_a_warning(fake_evaluation: MakeEvaluation) -> None:

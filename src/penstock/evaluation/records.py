@@ -19,6 +19,9 @@ WITH_INTERVALS = ("l0", "delta_ce", "loss_recovered", "fvu", "reconstruction_bia
 DENSE = 0.1
 """A latent that fires on more than this share of the tokens is dense."""
 
+SILENT = 0.05
+"""Firing latents per token below which an SAE counts as silent."""
+
 MISSED_TARGET = 0.25
 """Relative distance of the held-out L0 from its target that draws a warning."""
 
@@ -86,13 +89,16 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any],
             )
     # Controls are as bad as they are meant to be.
     if not is_control(about):
-        if metrics["fvu"] is not None and metrics["fvu"] > 1:
+        if metrics["l0"] is not None and metrics["l0"] < SILENT:
             warnings.append(
-                f"worse than nothing: FVU is {metrics['fvu']:.3g}, and the mean activation alone has 1. Its training "
-                "has failed, most likely at too high a learning rate; ignore what else is said of it."
+                f"silent: the mean L0 is {metrics['l0']:.3g} on held-out tokens. The penalty has closed its latents: lower "
+                "sparsity_coef, or give a target_l0. An SAE without the auxiliary task ends like this by design."
             )
-        if metrics["l0"] == 0:
-            warnings.append("No latent fires on any held-out token.")
+        elif metrics["fvu"] is not None and metrics["fvu"] > 1:
+            warnings.append(
+                f"worse than nothing: FVU is {metrics['fvu']:.3g}, and the mean activation alone has 1. Training has "
+                "failed, most likely at too high a learning rate. Ignore the other numbers of this SAE."
+            )
         warnings += _doubts(metrics, resampled, len(evaluation.sums["tokens"]), vocab_size)
     target = about.get("target_l0")
     if target is not None and metrics["l0"] is not None and abs(metrics["l0"] / target - 1) > MISSED_TARGET:
