@@ -69,6 +69,11 @@ def undocumented(module_name: str) -> Iterator[str]:
 API_PAGE = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize("module", API_PAGE)
+def test_every_public_name_of_the_api_page_is_documented(module: str) -> None:
+    assert not list(undocumented(module))
+
+
 def test_the_api_page_begins_with_the_package_and_shows_no_module_twice() -> None:
     assert API_PAGE[0] == penstock.__name__
     assert len(set(API_PAGE)) == len(API_PAGE)

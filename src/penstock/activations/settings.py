@@ -12,6 +12,8 @@ from penstock.settings import MAX_SEED, at_least, between, values_of
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """Which text is read, and how its activations reach the SAEs."""
+
     text: str = "embedded"
     """`embedded` (the source of Python's standard library), a .txt, .jsonl or .parquet file, a folder of such files, or
     datasets:NAME[:CONFIG[:SPLIT]] on the Hugging Face Hub. .txt and .jsonl files may be compressed."""

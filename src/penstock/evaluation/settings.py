@@ -7,6 +7,8 @@ from penstock.settings import MAX_SEED, at_least, between
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
+    """How SAEs are evaluated: on how many held-out tokens, with how many bootstrap resamples."""
+
     eval_tokens: int = 100_000
     """Held-out tokens to evaluate on (the paper uses more than a million)."""
     bootstrap: int = 1000

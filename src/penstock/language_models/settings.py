@@ -7,6 +7,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
+    """Which language model is read, on which device and in which precision."""
+
     model: str = "embedded"
     """`embedded`, a local folder, or a name on the Hugging Face Hub."""
     dtype: str = "float32"

@@ -45,6 +45,8 @@ CHECKPOINT_MINUTES = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    """How SAEs are optimised: batch size, schedules, precision."""
+
     batch_size: int = 4096
     """Activations in one optimiser step."""
     beta2: float = 0.999
