@@ -91,8 +91,8 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any],
     if not is_control(about):
         if metrics["l0"] is not None and metrics["l0"] < SILENT:
             warnings.append(
-                f"silent: the mean L0 is {metrics['l0']:.3g} on held-out tokens. The penalty has closed its latents: lower "
-                "sparsity_coef, or give a target_l0. An SAE without the auxiliary task ends like this by design."
+                f"silent: the mean L0 is {metrics['l0']:.3g} on held-out tokens. The penalty has closed its latents: "
+                "lower sparsity_coef, or give a target_l0. An SAE without the auxiliary task ends like this by design."
             )
         elif metrics["fvu"] is not None and metrics["fvu"] > 1:
             warnings.append(
