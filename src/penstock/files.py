@@ -107,7 +107,7 @@ def safetensors_blocks(tensors: Mapping[str, Tensor | PickedRows]) -> Iterator[b
     yield len(text).to_bytes(8, "little") + text
     for name in names:
         for block in _blocks(tensors[name]):
-            yield memoryview(block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            yield block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _values(entry: Tensor | PickedRows) -> Tensor:

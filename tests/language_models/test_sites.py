@@ -86,13 +86,11 @@ def projection_path(family: Family, kind: str) -> str:
     return f"{family.blocks}.1.{family.attn_projection if kind.startswith('attn') else family.mlp_projection}"
 
 
-@pytest.mark.parametrize(
-    ("family_name", "read"), [part for part in PARTS if not part[1].endswith("out")], scope="session"
-)
+@pytest.mark.parametrize(("name", "read"), [part for part in PARTS if not part[1].endswith("out")])
 def test_heads_and_neurons_are_what_the_output_projections_read(
-    lm: LanguageModel, family: Family, tokens: Tensor, read: str
+    name: str, load_tiny: Callable[..., LanguageModel], tokens: Tensor, read: str
 ) -> None:
-    path = projection_path(family, read)
+    lm, path = load_tiny(name), projection_path(FAMILIES[name], read)
     acts = lm.activations(tokens, [f"{read}.1", f"{path}.output"])
     module: Any = lm.module.get_submodule(path)
     weight = module.weight if isinstance(module, nn.Linear) else module.weight.T  # GPT-2's Conv1D
@@ -102,11 +100,11 @@ def test_heads_and_neurons_are_what_the_output_projections_read(
     torch.testing.assert_close(projected, acts[f"{path}.output"])
 
 
-@pytest.mark.parametrize(("family_name", "kind"), PARTS, scope="session")
+@pytest.mark.parametrize(("name", "kind"), PARTS)
 def test_splicing_zeros_at_a_part_equals_zeroing_its_output_projection(
-    family_name: str, family: Family, load_tiny: Callable[..., LanguageModel], tokens: Tensor, kind: str
+    name: str, load_tiny: Callable[..., LanguageModel], tokens: Tensor, kind: str
 ) -> None:
-    model = load_tiny(family_name)
+    model, family = load_tiny(name), FAMILIES[name]
     spliced = model.logits(tokens, {f"{kind}.1": zeros})
     clean = model.logits(tokens)
     projection: Any = model.module.get_submodule(projection_path(family, kind))

@@ -44,7 +44,7 @@ def _options(settings: type, prefix: str) -> Iterator[Option]:
     explanations = _explanations(settings)
     for field in dataclasses.fields(settings):
         kind, notes = _parts(hints[field.name])
-        about = next((note for note in notes if isinstance(note, _ARG)), tyro.conf.arg())
+        about: Any = next((note for note in notes if isinstance(note, _ARG)), tyro.conf.arg())
         name = field.name.rstrip("_").replace("_", "-") if about.name is None else about.name
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
