@@ -255,6 +255,7 @@ def test_a_site_that_does_not_matter_has_no_loss_recovered_and_the_record_says_w
     assert [warning.split(":")[0] for warning in found["warnings"]] == [
         "loss_recovered is undefined",
         "loss_recovered_mean is undefined",
+        "few sequences",
     ]
 
 

@@ -56,8 +56,9 @@ def test_padding_on_the_right_changes_nothing_before_it(lm: LanguageModel, token
     short, long = lm.activations(tokens, sites), lm.activations(padded, sites)
 
     for site in sites:
-        torch.testing.assert_close(long[site][:, :9], short[site])
-    torch.testing.assert_close(lm.logits(padded)[:, :9], lm.logits(tokens))
+        # Rows of another length may be summed in another order.
+        torch.testing.assert_close(long[site][:, :9], short[site], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lm.logits(padded)[:, :9], lm.logits(tokens), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt"])

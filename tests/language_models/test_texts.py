@@ -154,7 +154,7 @@ BAD_LINES = {
     "latin-1": ('{"text": "caf\udce9"}', r"corpus\.jsonl:3: this line is not JSON"),
     "nested": (
         '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}",
-        r"corpus\.jsonl:3: this line is JSON nested too deep",
+        r"corpus\.jsonl:3: the JSON in this line is nested too deep",
     ),
 }
 

@@ -298,7 +298,7 @@ def test_a_decoder_row_of_zeros_is_no_error_and_stays_finite() -> None:
 
 @both
 def test_an_sae_without_a_gate_of_its_own_cannot_be_refitted(refit: Refit) -> None:
-    with pytest.raises(ValueError, match="architecture 'jumprelu'; allowed are 'relu' and 'gated'.*Give a baseline"):
+    with pytest.raises(ValueError, match="architecture 'jumprelu'; allowed are 'gated', 'relu', .*Give a baseline"):
         refit(JumpReLUSAE(12, 20), planted(800).x, SHORT)
 
 

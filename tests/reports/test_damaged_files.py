@@ -15,6 +15,7 @@ from fake_run import write_fake_run
 from penstock.evaluation.sums import read_sums
 from penstock.formats import SAEFileError, load_sae, read_facts, save_sae
 from penstock.json_files import FileError, read_object, read_rows
+from penstock.language_models.loading import LanguageModel
 from penstock.reports.data.run_data import read_published
 from penstock.reports.pages.report import write_report
 from penstock.runs.sweep import read_config
@@ -138,7 +139,10 @@ DOORS = {
 
 @pytest.fixture(scope="module")
 def whole(
-    tmp_path_factory: pytest.TempPathFactory, random_sae: Callable[..., SAE], tiny_run: Callable[..., RunConfig]
+    tmp_path_factory: pytest.TempPathFactory,
+    random_sae: Callable[..., SAE],
+    tiny_run: Callable[..., RunConfig],
+    tiny_lm: LanguageModel,
 ) -> Path:
     """A run's directory with all files that are read."""
     run = tmp_path_factory.mktemp("whole") / "run"
@@ -149,7 +153,7 @@ def whole(
     published = [{"name": "gated", "arch": "gated", "d_sae": 10, "site": "resid_post.2", "l0": 8.0}]
     (run / "published.json").write_text(json.dumps(published))
     save_sae(random_sae("gated"), run / "saes" / "a", {"name": "a", "site": "resid_post.0", "lr": 0.1})
-    (run / "config.json").write_text(config_to_json(tiny_run()))
+    (run / "config.json").write_text(config_to_json(tiny_run().resolve(tiny_lm)))
     stored(run, "toy", EvalConfig(), lambda: records[:2])
     (run / "studies" / "toy" / "comparison.json").write_text((run / "comparison.json").read_text())
     save_checkpoint(run / "checkpoints", 3, {"W": torch.ones(3)}, {"scales": {"a": 1.5}, "saes": {"a": [1, None]}})

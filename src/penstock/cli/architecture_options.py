@@ -4,7 +4,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import MISSING, Field, field, fields, make_dataclass
+from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
@@ -54,7 +54,7 @@ def aims_of(
 
 def _extended(options: type, choices: dict[str, Any], form: Callable[[Any], tuple[Any, Any]]) -> type:
     old = {one.name: one for one in fields(options)}
-    added: list[tuple[str, Any, Field[Any]]] = [
+    added: list[tuple[str, Any, Any]] = [
         (name, kind, field(default=old[name].default)) for name, kind in choices.items()
     ]
     for name in own_names():

@@ -99,14 +99,14 @@ def _lines(option: Option) -> list[str]:
 
 def _columns(left: str, right: str) -> list[str]:
     """Two columns; a long left one has a line of its own."""
-    text = textwrap.wrap(right, _width() - _INDENT) or [""]
+    text = textwrap.wrap(right, _width() - _INDENT, break_on_hyphens=False) or [""]
     if len(left) + 3 > _INDENT:
         return [f"  {left}", *(" " * _INDENT + line for line in text)]
     return [f"  {left}".ljust(_INDENT) + text[0], *(" " * _INDENT + line for line in text[1:])]
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _width())
+    return textwrap.wrap(text, _width(), break_on_hyphens=False)
 
 
 def _width() -> int:

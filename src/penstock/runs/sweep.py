@@ -344,7 +344,12 @@ def _text_of(path: Path) -> str:
         raise FileNotFoundError(
             f"{path} does not exist, so there is no run to read. Start one with penstock train or sweep --out DIR."
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Restore the file."
+        ) from error
 
 
 def _controls_of(config: ResolvedRun, model: LanguageModel) -> list[Candidate]:

@@ -108,7 +108,7 @@ def _with_target(config: AblationsConfig) -> str:
 STUDY = Study(
     name="ablations",
     title="Ablations",
-    question="Which parts of the method matter? Trains the run's Gated SAEs once more, one part changed.",
+    question="Which parts of the method matter? Trains the run's Gated SAEs once more with one part changed.",
     source="section 5.1, figure 8",
     reading="The Gated SAEs trained once more with one part of the method changed (paper, figure 8). The inconsistent "
     "mixture (penalty weighted by norms that pass a gradient, decoder frozen in the auxiliary task) is what the "

@@ -166,7 +166,8 @@ def _compared(run: FinishedRun, l0: dict[str, float], most_apart: float) -> list
             # Two arms of one architecture say nothing about the difference between architectures.
             if BASELINE in by_arch and len(by_arch) == 2:
                 baseline = by_arch.pop(BASELINE)
-                yield _Compared(*by_arch.values(), baseline, kind)
+                (arm,) = by_arch.values()
+                yield _Compared(arm, baseline, kind)
 
     def widths_differ(pair: _Compared) -> bool:
         return run.about[pair.a]["d_sae"] != run.about[pair.b]["d_sae"]
