@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from penstock.language_models.pretrained import EMBEDDED_FOLDER
+from penstock.language_models.model_source import EMBEDDED_FOLDER
 from penstock.language_models.texts import documents
 from penstock.language_models.tokens import tokenise
 

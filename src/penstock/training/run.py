@@ -127,8 +127,7 @@ class TrainingRun:
         self.step = self.saved_step = checkpoint.step
         self.source.load_state(checkpoint.tensors.under("source/"))
         self.seconds = checkpoint.numbers["seconds"]
-        # Checkpoints of before runs went on without their diverged SAEs do not have it.
-        self._leave_out(checkpoint.numbers.get("diverged", {}))
+        self._leave_out(checkpoint.numbers["diverged"])
         for trainer in self.trainers:
             name = trainer.config.folder
             trainer.load(checkpoint.tensors.under(f"{name}/"), checkpoint.numbers["saes"][name])

@@ -206,8 +206,7 @@ class SAETrainer:
         # Checkpoints of before there was a trend do not have it.
         if "loss_trend" in numbers:
             self.loss_trend.load_state(numbers["loss_trend"])
-        # Checkpoints of before there was a `paper_lambda` do not have it.
-        self.coef = numbers.get("coef", self.coef)
+        self.coef = numbers["coef"]
         self.resampled = int(numbers["resampled"])
         self.density = float(numbers["density"])
 
