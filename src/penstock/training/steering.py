@@ -27,11 +27,11 @@ class L0Controller:
     """Moves the coefficient until the mean L0 holds a target, and goes on to the last step.
 
     An integral controller on log(L0 / target): L0 falls roughly as a power of the coefficient, so in logs the loop is
-    linear. It has to be fast, because L0 rises by 10 to 35% while the learning rate decays: less noise lets more
-    latents fire. And it has to be no faster than the SAE, or the coefficient winds up while L0 cannot follow. An SAE
+    linear. It has to be fast, because L0 rises while the learning rate decays (by 23 to 34% for ReLU, docs/training.md): less
+    noise lets more latents fire. And it has to be no faster than the SAE, or the coefficient winds up while L0 cannot follow. An SAE
     answers in proportion to its learning rate, so the gain is `GAIN` * sqrt(highest rate * rate now). The root is a
     compromise for the decay: with the rate itself L0 escapes in the last steps, with a constant gain the
-    coefficient winds up. The noise of a batch moves the coefficient by about 1%, which averages out.
+    coefficient winds up. Gain and root were chosen by trial on a few runs (benchmarks/steering/).
     """
 
     def __init__(self, target_l0: float, initial_coef: float, *, num_steps: int, steer_from: int, lr: float) -> None:
@@ -92,5 +92,4 @@ class L0Controller:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
         self.coef, self.smoothed = float(state["coef"]), float(state["smoothed"])
-        # Checkpoints of before the path was kept do not have it.
-        self.sums = [list(part) for part in state.get("sums", self.sums)]
+        self.sums = [list(part) for part in state["sums"]]
