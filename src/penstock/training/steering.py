@@ -30,8 +30,8 @@ class L0Controller:
     linear. It has to be fast, because less noise lets more latents fire: L0 rises while the learning rate decays, by 23
     to 34% for ReLU (docs/training.md). And it has to be no faster than the SAE, or the coefficient winds up while L0
     cannot follow. An SAE answers in proportion to its learning rate, so the gain is `GAIN` * sqrt(highest rate * rate
-    now). The root is a compromise for the decay: with the rate itself L0 escapes in the last steps, with a constant gain
-    the coefficient winds up. Gain and root were chosen by trial on a few runs (benchmarks/steering/).
+    now). The root is a compromise for the decay: with the rate itself L0 escapes in the last steps, with a constant
+    gain the coefficient winds up. Gain and root were chosen by trial on a few runs (benchmarks/steering/).
     """
 
     def __init__(self, target_l0: float, initial_coef: float, *, num_steps: int, steer_from: int, lr: float) -> None:
