@@ -16,7 +16,7 @@ import torch
 from penstock.activations.sources import ShuffleBuffer
 from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
-from penstock.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from penstock.training.checkpoint import CheckpointError, latest_checkpoint
 from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.metrics_log import MetricsLog, SAERows
 from penstock.training.run import TrainingRun, _workers, activation_source
@@ -451,20 +451,6 @@ def test_what_has_diverged_is_not_tried_again_after_a_crash(
     assert results(folder) == results(tmp_path / "whole") and logged(folder) == logged(tmp_path / "whole")
     told = [(at / "saes" / RELU / "diverged.txt").read_text() for at in (folder, tmp_path / "whole")]
     assert told[0] == told[1]
-
-
-def test_a_checkpoint_that_says_nothing_of_divergence_is_read(
-    uninterrupted: tuple[RunConfig, Path], tiny_lm: LanguageModel, tmp_path: Path
-) -> None:
-    config, _ = uninterrupted
-    folder = tmp_path / "run"
-    with pytest.raises(Crash):
-        train(config, folder, tiny_lm, at=45, then=crash)
-    checkpoint = load_checkpoint(folder / "checkpoints" / "step_00000040")
-    numbers = {key: value for key, value in checkpoint.numbers.items() if key != "diverged"}
-    save_checkpoint(folder / "checkpoints", 40, checkpoint.tensors, numbers)
-    train(config, folder, tiny_lm)
-    assert same_as(folder, uninterrupted)
 
 
 def test_a_run_stops_when_no_sae_is_left(
