@@ -14,7 +14,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.sweep import run_sweep
 from penstock.saes import ARCHITECTURES, SAE
-from penstock.training.config import (
+from penstock.training.settings import (
     DataConfig,
     EvalConfig,
     LanguageModelConfig,

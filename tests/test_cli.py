@@ -23,7 +23,7 @@ from penstock.paper.presets import PRESETS
 from penstock.runs.sweep import run_sweep
 from penstock.saes import GatedSAE
 from penstock.studies import STUDIES
-from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
+from penstock.training.settings import ResamplingConfig, RunConfig, SAEConfig
 
 PACKAGE = Path(penstock.__file__).parent
 COMMANDS = ("sweep", "train", "eval", "report", "info", "study", "reproduce", "convert-gelu-1l")

@@ -11,7 +11,7 @@ import pytest
 from penstock.cli import main
 from penstock.runs.environment import environment_of
 from penstock.shell import quoted, resume_command
-from penstock.training.config import RunConfig
+from penstock.training.settings import RunConfig
 
 
 def test_arguments_that_a_shell_would_split_are_quoted() -> None:

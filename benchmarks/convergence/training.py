@@ -28,7 +28,7 @@ from penstock.evaluation.evaluate import Candidate, evaluate  # noqa: E402
 from penstock.language_models.loading import LanguageModel  # noqa: E402
 from penstock.metrics import metrics_of  # noqa: E402
 from penstock.sparse import SparseCode  # noqa: E402
-from penstock.training.config import OptimConfig, SAEConfig  # noqa: E402
+from penstock.training.settings import OptimConfig, SAEConfig  # noqa: E402
 from penstock.training.trainer import DivergenceError  # noqa: E402
 
 SITE = "resid_post.2"

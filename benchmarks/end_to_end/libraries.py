@@ -59,7 +59,7 @@ class TimedBatches:
 def run_penstock(work: Workload, model_folder: Path, out: Path) -> Timing:
     """penstock: what `penstock train` does after loading the model, streaming, with its default recipe."""
     from penstock.runs.sweep import load_model, prepare, train
-    from penstock.training.config import DataConfig, LanguageModelConfig, OptimConfig, RunConfig, SAEConfig
+    from penstock.training.settings import DataConfig, LanguageModelConfig, OptimConfig, RunConfig, SAEConfig
 
     sae = SAEConfig(
         arch="gated",

@@ -62,10 +62,10 @@ class Arm:
 
 def penstock(arch: str, setting: Setting, device: str, *, autocast: bool) -> Arm:
     """penstock's trainer with its default recipe."""
-    from penstock.training.config import SAEConfig
-    from penstock.training.defaults import PlannedModel
-    from penstock.training.sae_config import resolve_sae
     from penstock.training.schedules import Schedule
+    from penstock.training.settings import SAEConfig
+    from penstock.training.settings.defaults import PlannedModel
+    from penstock.training.settings.sae_config import resolve_sae
     from penstock.training.trainer import SAETrainer
 
     config = SAEConfig(

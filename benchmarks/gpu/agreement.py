@@ -109,7 +109,7 @@ def trained(arch: str, recipe: str, device: str, precision: str, steps: int) -> 
 
 def make_trainer(trainer: Any, schedule: Any, arch: str, recipe: str, device: str, precision: str, steps: int) -> Any:
     """A trainer of 256 latents with fixed settings."""
-    from penstock.training.config import SAEConfig
+    from penstock.training.settings import SAEConfig
 
     unit = recipe in ("paper", "paper_clipped")
     config = SAEConfig(

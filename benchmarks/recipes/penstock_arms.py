@@ -18,10 +18,10 @@ import torch
 from common import Activations, append_line, batches, load_activations, measure, scale_to
 
 from penstock.saes import trainable
-from penstock.training.config import OptimConfig, SAEConfig
-from penstock.training.defaults import PlannedModel
-from penstock.training.sae_config import resolve_sae
 from penstock.training.schedules import Schedule
+from penstock.training.settings import OptimConfig, SAEConfig
+from penstock.training.settings.defaults import PlannedModel
+from penstock.training.settings.sae_config import resolve_sae
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from common import Activations, append_line, batches, load_activations, measure, scale_to
 
-from penstock.training.config import DataConfig, OptimConfig, RunConfig, SAEConfig
-from penstock.training.defaults import PlannedModel
 from penstock.training.schedules import Schedule
+from penstock.training.settings import DataConfig, OptimConfig, RunConfig, SAEConfig
+from penstock.training.settings.defaults import PlannedModel
 from penstock.training.trainer import SAETrainer
 
 MEASURED_TOKENS = 40_000

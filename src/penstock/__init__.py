@@ -4,7 +4,7 @@ from penstock.formats import load_sae, save_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.runs.sweep import run_sweep
 from penstock.saes import ARCHITECTURES, SAE, Architecture, DecoderRule, GatedSAE, JumpReLUSAE, ReLUSAE
-from penstock.training.config import (
+from penstock.training.settings import (
     DataConfig,
     EvalConfig,
     LanguageModelConfig,
@@ -13,7 +13,7 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.recipes import RECIPES, Recipe
+from penstock.training.settings.recipes import RECIPES, Recipe
 from penstock.version import __version__
 
 __all__ = [

@@ -12,11 +12,11 @@ from penstock.cli.runs import Train
 from penstock.formats import load_sae, save_sae
 from penstock.kernels import forced
 from penstock.saes import ARCHITECTURES, SAE, trainable, training_of
-from penstock.training.config import SAEConfig
-from penstock.training.defaults import PlannedModel
-from penstock.training.recipes import KNOWN_RECIPES
-from penstock.training.sae_config import ResolvedSAE, resolve_sae
 from penstock.training.schedules import Schedule
+from penstock.training.settings import SAEConfig
+from penstock.training.settings.defaults import PlannedModel
+from penstock.training.settings.recipes import KNOWN_RECIPES
+from penstock.training.settings.sae_config import ResolvedSAE, resolve_sae
 from penstock.training.trainer import SAETrainer
 
 KERNELS = ("reference", "cpu", "cuda") if importlib.util.find_spec("triton") else ("reference", "cpu")

@@ -18,8 +18,8 @@ from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
 from penstock.studies.sensitivity import SensitivityConfig
 from penstock.studies.shared.study_records import Record
-from penstock.training.config import ResamplingConfig, ResolvedRun, RunConfig, SAEConfig
-from penstock.training.defaults import PlannedModel
+from penstock.training.settings import ResamplingConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.settings.defaults import PlannedModel
 
 MakeRun = Callable[..., RunConfig]
 

@@ -23,9 +23,9 @@ from penstock.saes import SAE
 from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.shared.study_records import stored
 from penstock.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from penstock.training.config import EvalConfig, RunConfig
 from penstock.training.metrics_log import MetricsLog
-from penstock.training.stored_config import config_to_json
+from penstock.training.settings import EvalConfig, RunConfig
+from penstock.training.settings.config_json import config_to_json
 
 OURS = (FileError, SAEFileError, CheckpointError, FileNotFoundError, ValueError)
 """Not their subclasses: those of ValueError are Python's own, of a decoder or a codec."""

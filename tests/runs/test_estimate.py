@@ -11,10 +11,10 @@ from penstock.kernels.dispatch import forced
 from penstock.paper.presets import PRESETS
 from penstock.runs.estimate import Estimate, estimate, parameters, step_flops
 from penstock.saes import ARCHITECTURES, trainable
-from penstock.training.config import DataConfig, LanguageModelConfig, OptimConfig, ResolvedRun, RunConfig, SAEConfig
-from penstock.training.defaults import PlannedModel
-from penstock.training.recipes import RECIPES
 from penstock.training.schedules import Schedule
+from penstock.training.settings import DataConfig, LanguageModelConfig, OptimConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.settings.defaults import PlannedModel
+from penstock.training.settings.recipes import RECIPES
 from penstock.training.trainer import SAETrainer
 
 D_IN, D_SAE = 6, 10

@@ -15,7 +15,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
 from penstock.runs.run_lock import RunInUseError, locked
 from penstock.studies.shared.study_records import stored
-from penstock.training.config import RunConfig
+from penstock.training.settings import RunConfig
 
 MakeRun = Callable[..., RunConfig]
 

@@ -16,8 +16,8 @@ from penstock.runs.estimate import estimate
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import GIB, join, split
 from penstock.runs.sweep import evaluate_run, prepare, read_config, train
-from penstock.training.config import DataConfig, OptimConfig, ResolvedRun, RunConfig, SAEConfig
-from penstock.training.defaults import PlannedModel
+from penstock.training.settings import DataConfig, OptimConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.settings.defaults import PlannedModel
 
 MakeRun = Callable[..., RunConfig]
 

@@ -17,7 +17,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.language_models.texts import documents
 from penstock.runs import sweep as study
 from penstock.saes import GatedSAE
-from penstock.training.config import DataConfig, EvalConfig, LanguageModelConfig, RunConfig
+from penstock.training.settings import DataConfig, EvalConfig, LanguageModelConfig, RunConfig
 
 MakeRun = Callable[..., RunConfig]
 

@@ -20,7 +20,7 @@ from penstock.studies.sensitivity import SensitivityConfig
 from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.shared.variants import train_variants
 from penstock.studies.study_run import study_run
-from penstock.training.config import ResamplingConfig, RunConfig, SAEConfig
+from penstock.training.settings import ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.trainer import DivergenceError
 
 MakeRun = Callable[..., RunConfig]

@@ -13,10 +13,10 @@ from penstock.kernels.dispatch import forced
 from penstock.language_models.loading import LanguageModel
 from penstock.saes import DECODER_RULES, GatedSAE
 from penstock.training import run as module
-from penstock.training.config import RunConfig
-from penstock.training.defaults import coefficient
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.run import TrainingRun
+from penstock.training.settings import RunConfig
+from penstock.training.settings.defaults import coefficient
 
 
 def paper_loss(x: np.ndarray, weights: dict[str, np.ndarray], coef: float) -> float:

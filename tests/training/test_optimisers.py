@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from penstock.saes import ARCHITECTURES, DECODER_RULES, TrainableSAE, trainable
-from penstock.training.config import SAEConfig
-from penstock.training.defaults import PlannedModel
 from penstock.training.optimisers import DenseAdam, LatentAdam, make_optimiser
-from penstock.training.recipes import RECIPES
-from penstock.training.sae_config import resolve_sae
+from penstock.training.settings import SAEConfig
+from penstock.training.settings.defaults import PlannedModel
+from penstock.training.settings.recipes import RECIPES
+from penstock.training.settings.sae_config import resolve_sae
 
 D_IN, D_SAE, BATCH, STEPS = 12, 40, 32, 200
 LR, BETA2 = 3e-3, 0.99

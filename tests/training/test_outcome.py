@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from penstock.training.config import DataConfig, RunConfig, SAEConfig
 from penstock.training.outcome import outcome_of
+from penstock.training.settings import DataConfig, RunConfig, SAEConfig
 
 
 def test_each_sae_is_finished_or_diverged_or_missing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from penstock.cli import main
 from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
-from penstock.training.config import RunConfig
+from penstock.training.settings import RunConfig
 
 STEPS = 300
 DEADLINE = 120

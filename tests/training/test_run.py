@@ -17,10 +17,10 @@ from penstock.activations.sources import ShuffleBuffer
 from penstock.formats import load_sae
 from penstock.language_models.loading import LanguageModel
 from penstock.training.checkpoint import CheckpointError, latest_checkpoint
-from penstock.training.config import DataConfig, ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.metrics_log import MetricsLog, SAERows
 from penstock.training.run import TrainingRun, _workers, activation_source
-from penstock.training.stored_config import config_from_json, config_to_json
+from penstock.training.settings import DataConfig, ResamplingConfig, RunConfig, SAEConfig
+from penstock.training.settings.config_json import config_from_json, config_to_json
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 MakeRun = Callable[..., RunConfig]

@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from penstock.training.config import SAEConfig
-from penstock.training.defaults import PlannedModel
 from penstock.training.optimisers import project_gradient_, unit_norm_rows_
-from penstock.training.sae_config import resolve_sae
 from penstock.training.schedules import Schedule
+from penstock.training.settings import SAEConfig
+from penstock.training.settings.defaults import PlannedModel
+from penstock.training.settings.sae_config import resolve_sae
 from penstock.training.trainer import DivergenceError, SAETrainer, _placed_like
 
 D_IN, D_SAE, BATCH = 6, 12, 32

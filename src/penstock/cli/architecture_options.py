@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from penstock.saes import ARCHITECTURES, Settings, offered, training_of
-from penstock.training.recipes import RECIPES
+from penstock.training.settings.recipes import RECIPES
 
 
 def own_names() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from penstock.reports.pages.reproduction_page import write_reproduction_page
 from penstock.runs.estimate import Estimate, estimate
 from penstock.runs.splitting import GIB
 from penstock.studies import STUDIES
-from penstock.training.config import ResolvedRun
+from penstock.training.settings import ResolvedRun
 from penstock.training.trainer import DivergenceError
 
 SPEEDS = {

@@ -15,7 +15,8 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
 from penstock.runs.run_lock import locked
 from penstock.saes import ARCHITECTURES, BASELINE, DEFAULT_ARCH, training_of
-from penstock.training.config import (
+from penstock.training.outcome import outcome_of
+from penstock.training.settings import (
     DataConfig,
     EvalConfig,
     LanguageModelConfig,
@@ -24,7 +25,6 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.outcome import outcome_of
 from penstock.training.trackers import TRACKERS, check_trackers
 
 DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)

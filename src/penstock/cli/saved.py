@@ -15,9 +15,9 @@ from penstock.runs import sweep as study
 from penstock.runs.environment import versions
 from penstock.runs.run_lock import is_locked, locked
 from penstock.shell import quoted, resume_command
-from penstock.training.config import EvalConfig
 from penstock.training.metrics_log import read_metrics
 from penstock.training.outcome import Outcome, outcome_of
+from penstock.training.settings import EvalConfig
 
 
 @dataclass(frozen=True, kw_only=True)

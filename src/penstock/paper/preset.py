@@ -12,7 +12,7 @@ from penstock.runs.estimate import estimate, parameters
 from penstock.runs.splitting import split, undivided
 from penstock.saes import training_of
 from penstock.studies import STUDIES
-from penstock.training.config import (
+from penstock.training.settings import (
     DataConfig,
     EvalConfig,
     LanguageModelConfig,
@@ -22,7 +22,7 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.defaults import PlannedModel
+from penstock.training.settings.defaults import PlannedModel
 
 UNSTATED = "not stated in the paper; chosen: "
 """Begins the source of a setting that the paper does not state."""

@@ -14,8 +14,8 @@ from penstock.runs.sweep import evaluate_run, load_model
 from penstock.studies import STUDIES
 from penstock.studies.shared.study_records import Record
 from penstock.studies.study_run import study_run
-from penstock.training.config import ResolvedRun, RunConfig
-from penstock.training.defaults import ModelFacts
+from penstock.training.settings import ResolvedRun, RunConfig
+from penstock.training.settings.defaults import ModelFacts
 from penstock.training.trainer import DivergenceError
 
 logger = logging.getLogger(__name__)

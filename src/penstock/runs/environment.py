@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.shell import quoted
-from penstock.training.config import RunConfig
+from penstock.training.settings import RunConfig
 from penstock.version import __version__
 
 

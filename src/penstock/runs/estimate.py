@@ -14,7 +14,7 @@ from penstock.activations.memory import activation_bytes
 from penstock.kernels.reference import BLOCK
 from penstock.language_models.pretrained import DTYPES
 from penstock.saes import ARCHITECTURES, TrainableSAE, training_of
-from penstock.training.config import ResolvedRun, ResolvedSAE, SAEConfig
+from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 from penstock.training.trainer import PAIRS_AT_ONCE
 
 FLOAT, INT = 4, 8

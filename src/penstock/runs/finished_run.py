@@ -16,8 +16,8 @@ from penstock.runs.sweep import load_model, read_config
 from penstock.runs.trained_saes import load_run
 from penstock.saes import SAE
 from penstock.shapes import Acts
-from penstock.training.config import ResolvedRun
 from penstock.training.run import training_stream, training_text
+from penstock.training.settings import ResolvedRun
 
 MODEL_ROWS = 8
 """Rows in one forward pass of the language model."""

@@ -20,8 +20,8 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs.estimate import Estimate, estimate
 from penstock.runs.run_lock import locked
 from penstock.runs.sweep import is_trained, prepare_once, read_config, train_to_end
-from penstock.training.config import ResolvedRun, ResolvedSAE, RunConfig, SAEConfig
 from penstock.training.outcome import outcome_of
+from penstock.training.settings import ResolvedRun, ResolvedSAE, RunConfig, SAEConfig
 
 GIB = 2**30
 

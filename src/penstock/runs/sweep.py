@@ -30,11 +30,11 @@ from penstock.runs.run_lock import locked
 from penstock.runs.trained_saes import about_sae, load_run, read_saes
 from penstock.shell import resume_command
 from penstock.training.checkpoint import remove_checkpoints
-from penstock.training.config import ResolvedRun, RunConfig
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import outcome_of
 from penstock.training.run import TrainingRun, check_memory, training_stream, training_text
-from penstock.training.stored_config import config_from_json, config_to_json, resolved_from_json
+from penstock.training.settings import ResolvedRun, RunConfig
+from penstock.training.settings.config_json import config_from_json, config_to_json, resolved_from_json
 from penstock.training.trackers import Tracker
 from penstock.training.trainer import DivergenceError
 

@@ -10,8 +10,8 @@ from penstock.evaluation.measuring import Described
 from penstock.formats import load_sae, read_facts
 from penstock.saes import SAE
 from penstock.shell import resume_command
-from penstock.training.config import RunConfig
 from penstock.training.outcome import outcome_of
+from penstock.training.settings import RunConfig
 from penstock.training.trainer import DivergenceError
 
 logger = logging.getLogger(__name__)

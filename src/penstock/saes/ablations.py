@@ -1,7 +1,7 @@
 """Gated SAEs with one part changed, and the decoder rules that change one: what the paper's ablations compare.
 
 Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.1 and figure 8; for the mixture the
-authors' reply on penalties weighted by decoder norms (saes/recipes.py). They exist to be compared with, not to be
+authors' reply on penalties weighted by decoder norms (saes/decoder_rules.py). They exist to be compared with, not to be
 used: `penstock ablations` trains them.
 """
 

@@ -3,7 +3,7 @@
 Sources: `unit` is Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 3.2. The two `norm_weighted`
 forms follow the authors' reply on how to combine Gated SAEs with a penalty weighted by decoder norms (Anthropic,
 Circuits Updates April 2024): unfreeze the decoder in the auxiliary task, or stop the gradient of the norms in the
-penalty, but not one without the other. Optimiser settings belong to recipes (training/recipes.py).
+penalty, but not one without the other. Optimiser settings belong to recipes (training/settings/recipes.py).
 """
 
 from dataclasses import dataclass

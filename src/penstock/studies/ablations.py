@@ -15,7 +15,7 @@ from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import measured_records
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
-from penstock.training.config import ResolvedRun, ResolvedSAE, SAEConfig
+from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 
 
 def _with_recipe(recipe: str) -> Callable[[ResolvedSAE], SAEConfig]:

@@ -21,8 +21,8 @@ from penstock.saes import ARCHITECTURES, BASELINE, SAE, TrainableSAE, training_o
 from penstock.shapes import Acts
 from penstock.studies.shared.declaration import Records, Study, columns
 from penstock.studies.shared.study_records import Record
-from penstock.training.config import ResolvedSAE
 from penstock.training.optimisers import make_optimiser
+from penstock.training.settings import ResolvedSAE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from penstock.studies.shared.declaration import Records, Study, Table, columns
 from penstock.studies.shared.ratios_to_run import own_points
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
-from penstock.training.config import ResolvedRun, ResolvedSAE, SAEConfig
+from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from torch import Tensor
 from penstock.kernels.dispatch import kernels_for
 from penstock.kernels.protocol import AdamStep
 from penstock.saes import TrainableSAE
-from penstock.training.sae_config import ResolvedSAE
+from penstock.training.settings.sae_config import ResolvedSAE
 
 EPS = 1e-8
 """Added to the root of the second moment, as in PyTorch."""

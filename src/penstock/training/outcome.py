@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from penstock.training.config import RunConfig
+from penstock.training.settings import RunConfig
 
 DIVERGED_FILE = "diverged.txt"
 """In the folder of an SAE that has diverged: the message, instead of cfg.json and sae.safetensors."""

@@ -35,12 +35,12 @@ from penstock.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from penstock.training.config import ResolvedRun, ResolvedSAE
-from penstock.training.defaults import ModelFacts
 from penstock.training.interrupts import Interrupts
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.outcome import DIVERGED_FILE
 from penstock.training.schedules import Schedule
+from penstock.training.settings import ResolvedRun, ResolvedSAE
+from penstock.training.settings.defaults import ModelFacts
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from torch import Tensor
 from penstock.saes import ARCHITECTURES, training_of
 from penstock.shapes import Acts
 from penstock.training.convergence import LossTrend
-from penstock.training.defaults import coefficient
 from penstock.training.optimisers import make_optimiser
 from penstock.training.resampling import DeadCounter, choose_inputs, resample_
-from penstock.training.sae_config import ResolvedSAE
 from penstock.training.schedules import Schedule
+from penstock.training.settings.defaults import coefficient
+from penstock.training.settings.sae_config import ResolvedSAE
 from penstock.training.steering import STEER_FROM, L0Controller
 
 MANY_DEAD = 0.1

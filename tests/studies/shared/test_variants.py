@@ -10,7 +10,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.ablations import AblationsConfig, ablations
-from penstock.training.config import ResolvedRun
+from penstock.training.settings import ResolvedRun
 
 CHANGED = AblationsConfig(ablations=("untied", "norm_weighted"))
 

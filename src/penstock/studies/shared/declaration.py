@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant
-from penstock.training.config import ResolvedRun
+from penstock.training.settings import ResolvedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

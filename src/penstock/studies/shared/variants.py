@@ -8,8 +8,8 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import train_divided
 from penstock.runs.trained_saes import FoundSAEs, load_run
 from penstock.studies.shared.study_records import study_folder
-from penstock.training.config import SAEConfig
-from penstock.training.stored_config import config_to_json
+from penstock.training.settings import SAEConfig
+from penstock.training.settings.config_json import config_to_json
 
 CoefOf = Callable[[str], float]
 """The coefficient that an SAE of a run, by its folder, ended with."""

@@ -7,7 +7,6 @@ that. `defaults.py` has the rules. Sizes are in tokens unless the name says othe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 
@@ -15,107 +14,19 @@ from penstock.activations.settings import DataConfig, ResolvedData
 from penstock.evaluation.settings import EvalConfig
 from penstock.language_models.settings import LanguageModelConfig
 from penstock.settings import at_least, between, values_of
-from penstock.training.defaults import (
+from penstock.training.settings.defaults import (
     DEFAULT_BUFFER_TOKENS,
     LONGEST_CONTEXT,
     ModelFacts,
     default_dip_steps,
     default_window_tokens,
 )
-from penstock.training.sae_config import ResolvedSAE, SAEConfig, resolve_sae
-
-__all__ = [
-    "DataConfig",
-    "EvalConfig",
-    "LanguageModelConfig",
-    "OptimConfig",
-    "ResamplingConfig",
-    "ResolvedData",
-    "ResolvedOptim",
-    "ResolvedResampling",
-    "ResolvedRun",
-    "ResolvedSAE",
-    "RunConfig",
-    "SAEConfig",
-]
+from penstock.training.settings.optim_config import OptimConfig, ResolvedOptim
+from penstock.training.settings.resampling_config import ResamplingConfig, ResolvedResampling
+from penstock.training.settings.sae_config import ResolvedSAE, SAEConfig, resolve_sae
 
 CHECKPOINT_MINUTES = 10.0
 """Minutes between two checkpoints, unless minutes or steps are asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """How SAEs are optimised: batch size, schedules, precision."""
-
-    batch_size: int = 4096
-    """Activations in one optimiser step."""
-    beta2: float = 0.999
-    """Adam's second-moment decay."""
-    encoder_precision: Literal["float32", "bfloat16"] | None = None
-    """What the factors of the encoder product are rounded to; it is accumulated, and all else done, in float32.
-    By default bfloat16 on CUDA and float32 elsewhere."""
-    warmup_share: float = 0.05
-    """Share of the steps over which the learning rate rises linearly."""
-    decay_share: float = 0.2
-    """Share of the steps at the end over which it falls linearly to zero; 0 for none."""
-    sparsity_warmup_share: float = 0.05
-    """Share of the steps over which the sparsity coefficient rises linearly; 0 for none."""
-
-    def __post_init__(self) -> None:
-        at_least("batch_size", self.batch_size, 1)
-        for name, low, high in (
-            ("beta2", 0.0, 0.999999),
-            ("warmup_share", 0.0, 0.9),
-            ("decay_share", 0.0, 0.9),
-            ("sparsity_warmup_share", 0.0, 0.9),
-        ):
-            between(f"{name}", getattr(self, name), low, high)
-        if self.warmup_share + self.decay_share > 1:
-            raise ValueError(
-                f"warmup_share={self.warmup_share} and decay_share={self.decay_share} overlap: "
-                "together they may be at most 1. Lower one of them."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedOptim(OptimConfig):
-    """The same, decided."""
-
-    encoder_precision: Literal["float32", "bfloat16"] = field()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResamplingConfig:
-    """Resampling of dead latents, after Bricken et al. 2023 with the paper's dip of the learning rate."""
-
-    unit: Literal["share", "steps", "tokens"] = "share"
-    """What the `resample_at` of the SAEs counts in: share of the run, steps, or tokens."""
-    window_tokens: int | None = None
-    """A latent that has not fired on this many tokens counts as dead; by default 1/16 of the run."""
-    inputs: int = 819_200
-    """Activations whose loss decides which of them become new latents (fewer if the source holds fewer)."""
-    encoder_scale: float = 0.2
-    """Norm of a resampled encoder vector, relative to the mean over the living ones."""
-    lr_dip: float = 0.1
-    """Factor on the learning rate right after resampling, which then rises back along a cosine."""
-    lr_dip_steps: int | None = None
-    """Steps of that rise; 1,000, or 1/16 of the run if that is shorter."""
-
-    def __post_init__(self) -> None:
-        at_least("resampling.inputs", self.inputs, 1)
-        at_least("resampling.window_tokens", self.window_tokens, 1)
-        at_least("resampling.lr_dip_steps", self.lr_dip_steps, 1)
-        between("resampling.encoder_scale", self.encoder_scale, 1e-6, 1e3)
-        if not 0 < self.lr_dip <= 1:
-            raise ValueError(f"resampling.lr_dip={self.lr_dip} is out of range: allowed is above 0, up to 1.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedResampling(ResamplingConfig):
-    """The same, decided."""
-
-    window_tokens: int = field()
-    lr_dip_steps: int = field()
 
 
 @dataclass(frozen=True, kw_only=True)

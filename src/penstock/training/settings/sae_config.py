@@ -8,8 +8,8 @@ from penstock.language_models.sites import site_name
 from penstock.saes import ARCHITECTURES, Aim, DecoderRule, Settings, offered, training_of
 from penstock.saes.architecture import OwnSettings
 from penstock.settings import MAX_SEED, at_least, between, one_of, values_of
-from penstock.training.defaults import ModelFacts
-from penstock.training.recipes import KNOWN_RECIPES, RECIPES, Recipe
+from penstock.training.settings.defaults import ModelFacts
+from penstock.training.settings.recipes import KNOWN_RECIPES, RECIPES, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

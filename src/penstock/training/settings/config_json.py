@@ -7,8 +7,8 @@ from typing import Any
 from penstock.json_files import FileError, parse_object, shown
 from penstock.saes.architecture import OwnSettings
 from penstock.strict import strict_converter, structured
-from penstock.training.config import ResolvedRun, RunConfig, decide
-from penstock.training.defaults import PlannedModel
+from penstock.training.settings.defaults import PlannedModel
+from penstock.training.settings.run_config import ResolvedRun, RunConfig, decide
 
 
 def config_to_json(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock.training.config import (
+from penstock.training.settings import (
     DataConfig,
     EvalConfig,
     LanguageModelConfig,
@@ -18,10 +18,10 @@ from penstock.training.config import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.defaults import PlannedModel
-from penstock.training.recipes import KNOWN_RECIPES
-from penstock.training.sae_config import resolve_sae
-from penstock.training.stored_config import config_from_json, config_to_json, resolved_from_json
+from penstock.training.settings.config_json import config_from_json, config_to_json, resolved_from_json
+from penstock.training.settings.defaults import PlannedModel
+from penstock.training.settings.recipes import KNOWN_RECIPES
+from penstock.training.settings.sae_config import resolve_sae
 
 MODEL = PlannedModel("model", context=128, widths={"resid_post.1": 16})
 

@@ -1,0 +1,47 @@
+"""Settings of the optimisation that the SAEs of a run share."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from penstock.settings import at_least, between
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How SAEs are optimised: batch size, schedules, precision."""
+
+    batch_size: int = 4096
+    """Activations in one optimiser step."""
+    beta2: float = 0.999
+    """Adam's second-moment decay."""
+    encoder_precision: Literal["float32", "bfloat16"] | None = None
+    """What the factors of the encoder product are rounded to; it is accumulated, and all else done, in float32.
+    By default bfloat16 on CUDA and float32 elsewhere."""
+    warmup_share: float = 0.05
+    """Share of the steps over which the learning rate rises linearly."""
+    decay_share: float = 0.2
+    """Share of the steps at the end over which it falls linearly to zero; 0 for none."""
+    sparsity_warmup_share: float = 0.05
+    """Share of the steps over which the sparsity coefficient rises linearly; 0 for none."""
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        for name, low, high in (
+            ("beta2", 0.0, 0.999999),
+            ("warmup_share", 0.0, 0.9),
+            ("decay_share", 0.0, 0.9),
+            ("sparsity_warmup_share", 0.0, 0.9),
+        ):
+            between(f"{name}", getattr(self, name), low, high)
+        if self.warmup_share + self.decay_share > 1:
+            raise ValueError(
+                f"warmup_share={self.warmup_share} and decay_share={self.decay_share} overlap: "
+                "together they may be at most 1. Lower one of them."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptim(OptimConfig):
+    """The same, decided."""
+
+    encoder_precision: Literal["float32", "bfloat16"] = field()
