@@ -1,4 +1,4 @@
-"""Architectures: one page each, ending in one declaration of its facts, and a line in ARCHITECTURES."""
+"""SAE architectures. Each has one module, which ends with its `Architecture`, and a line in ARCHITECTURES."""
 
 from collections.abc import Iterable
 
@@ -25,42 +25,45 @@ ARCHITECTURES: dict[str, Architecture] = {
 """Every architecture by name, in the order in which tables and figures list them."""
 
 DEFAULT_ARCH = GATED.name
-"""The architecture that is trained unless another is asked for."""
+"""The architecture that is trained by default."""
 
 BASELINE = RELU.name
 """The architecture that the others are compared with."""
 
 
 def baseline_of(archs: Iterable[str]) -> str | None:
-    """Which of some architectures the others are compared with: BASELINE, or without it the first of ARCHITECTURES."""
+    """The baseline among some architectures: BASELINE if it is one of them, otherwise the first of ARCHITECTURES.
+
+    Returns None if all names are unknown.
+    """
     given = set(archs)
     return next((name for name in (BASELINE, *ARCHITECTURES) if name in given), None)
 
 
 def baseline_first() -> tuple[str, ...]:
-    """Names of the architectures that users choose from, BASELINE before all others."""
+    """Names of the architectures that users can choose, BASELINE first."""
     return (BASELINE, *(name for name in offered() if name != BASELINE))
 
 
 def trainable() -> tuple[str, ...]:
-    """Names of the architectures that a run may train, ablations included."""
+    """Names of the architectures that can be trained, including ablations."""
     return tuple(name for name, architecture in ARCHITECTURES.items() if architecture.training is not None)
 
 
 def offered() -> tuple[str, ...]:
-    """Names of the architectures that users choose from: `trainable` without ablations."""
+    """Names of the architectures that users can choose: `trainable` without the ablations."""
     return tuple(name for name, architecture in ARCHITECTURES.items() if architecture.is_offered)
 
 
 def training_of(arch: str) -> Training:
-    """How an architecture is trained.
+    """The `Training` declaration of an architecture.
 
     Raises:
-        ValueError: there is no such architecture, or it cannot be trained.
+        ValueError: the architecture is unknown or cannot be trained.
     """
     training = ARCHITECTURES[arch].training if arch in ARCHITECTURES else None
     if training is None:
-        why = "is not trained, only converted or loaded" if arch in ARCHITECTURES else "is not known"
+        why = "cannot be trained, only converted or loaded" if arch in ARCHITECTURES else "is not known"
         raise ValueError(f"arch={arch!r} {why}: allowed are {', '.join(sorted(offered()))}.")
     return training
 

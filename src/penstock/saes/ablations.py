@@ -1,8 +1,8 @@
-"""Gated SAEs with one part changed, and the decoder rules that change one: what the paper's ablations compare.
+"""Ablations of the Gated SAE: variants with one part changed, and decoder rules that change the loss.
 
-Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.1 and figure 8; for the mixture the
-authors' reply on penalties weighted by decoder norms (saes/decoder_rules.py). They exist to be compared with, not to be
-used: `penstock ablations` trains them.
+Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.1 and figure 8. The inconsistent mixture
+comes from the authors' reply on penalties weighted by decoder norms (see saes/decoder_rules.py). These variants are for
+comparison only; `penstock study ablations` trains them.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from penstock.sparse import SparseCode
 
 
 class GatedWithoutRMagSAE(GatedSAE):
-    """Gate and magnitude differ by their biases alone: r_mag is 0 and not trained."""
+    """A Gated SAE whose gate and magnitude paths differ only in their biases: r_mag is fixed at 0."""
 
     arch: ClassVar[str] = "gated_no_r_mag"
     encoder_biases: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag")
@@ -43,12 +43,15 @@ class GatedWithoutRMagSAE(GatedSAE):
 
 
 class GatedWithoutAuxiliarySAE(GatedSAE):
-    """Nothing but the penalty (and, through the shared encoder, the reconstruction) trains the gate: it closes."""
+    """A Gated SAE trained without the auxiliary task.
+
+    Only the penalty, and the reconstruction through the shared encoder, train the gate, so the gate closes.
+    """
 
     arch: ClassVar[str] = "gated_no_auxiliary"
 
     def loss(self, x: Acts, sparsity_coef: float, rule: DecoderRule) -> Loss:
-        """Equation 8 without its last term."""
+        """The loss of equation 8 without its last term, the auxiliary task."""
         acts, gate_acts = self._paths(x)
         errors = squared_errors(self.decode_sparse(acts), x)
         reconstruction, sparsity = errors.mean(), penalty(gate_acts, self.W_dec, rule)
@@ -57,11 +60,11 @@ class GatedWithoutAuxiliarySAE(GatedSAE):
 
 
 class UntiedGatedSAE(TrainableSAE):
-    """Gate and magnitude have encoders of their own: half as many parameters again.
+    """A Gated SAE with separate encoders for gate and magnitude, which has 1.5 times as many parameters.
 
-    With W_gate = W_enc, in row vectors: pi_gate = (x - b_dec) W_enc + b_gate, and
-    acts = 1[pi_gate > 0] * ReLU((x - b_dec) W_mag + b_mag). The product with W_mag is dense, forward and backward, and
-    memory for it grows with batch * d_sae.
+    In row-vector form: pi_gate = (x - b_dec) W_enc + b_gate, and
+    acts = 1[pi_gate > 0] * ReLU((x - b_dec) W_mag + b_mag). The product with W_mag is dense, forward and backward, so
+    its memory grows with batch * d_sae.
     """
 
     arch: ClassVar[str] = "gated_untied"
@@ -78,7 +81,7 @@ class UntiedGatedSAE(TrainableSAE):
         decoder_norm: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Random decoder rows of norm `decoder_norm`, both encoders their transpose, biases zero."""
+        """Initialise with random decoder rows of norm `decoder_norm`, both encoders their transpose, zero biases."""
         super().__init__(settings)
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
@@ -94,15 +97,15 @@ class UntiedGatedSAE(TrainableSAE):
         return acts.nonzero()
 
     def loss(self, x: Acts, sparsity_coef: float, rule: DecoderRule) -> Loss:
-        """As a Gated SAE's (equation 8)."""
+        """The loss of a Gated SAE (equation 8)."""
         return gated_loss(self, x, *self._paths(x), sparsity_coef, rule)
 
     def _paths(self, x: Acts) -> tuple[SparseCode, SparseCode]:
-        """The code, and ReLU(pi_gate), where the gate is open."""
+        """The code and ReLU(pi_gate), both on the support where the gate is open."""
         gate = encode_to_support(x, self.W_enc, self.b_dec, cut=-self.b_gate)
         support = gate.support
         gate_acts = gate.values + per_latent(self.b_gate, support)
-        # Magnitudes are not rounded, as the values on the support of other architectures are not.
+        # Magnitudes stay in float32 under autocast, like the values on the support of the other architectures.
         with torch.autocast(x.device.type, enabled=False):
             products = ((x - self.b_dec) @ self.W_mag)[support.tokens, support.indices]
         acts = torch.relu(products + per_latent(self.b_mag, support))
@@ -110,14 +113,14 @@ class UntiedGatedSAE(TrainableSAE):
 
 
 class _InconsistentMixture(DecoderRule):
-    """Both halves of the advice not taken: the one combination that `DecoderRule` refuses."""
+    """The combination that `DecoderRule` refuses: frozen in the auxiliary task, trained through the penalty."""
 
     def __post_init__(self) -> None:
-        """Nothing is checked: to show what the refused combination does is what it is for."""
+        """Skip the checks, so that the study of ablations can show what this combination does."""
 
 
 def _ablation(sae: type[TrainableSAE], label: str, *, codes_decoded: int = 2) -> Architecture:
-    """The facts of a changed Gated SAE: those of the whole but for its class and label."""
+    """The declaration of an ablation: the Gated SAE's with another class and label, and no look of its own."""
     assert GATED.training is not None
     training = replace(GATED.training, codes_decoded=codes_decoded, ablation_of=GATED.name)
     return Architecture(sae=sae, label=label, training=training)
@@ -133,5 +136,8 @@ ABLATION_RULES: dict[str, DecoderRule] = {
         decoder_norm="free", auxiliary_decoder="frozen", penalty_norm="trained"
     ),
 }
-"""Rules that are compared, not used: unit rows that the auxiliary task trains, too; and penalty norms with a gradient
-into a decoder that is frozen in the auxiliary task, which the authors warn against."""
+"""Decoder rules for comparison only.
+
+`auxiliary_unfrozen` has unit rows and trains the decoder in the auxiliary task, too. `inconsistent_mixture` freezes the
+decoder there but trains it through the penalty's norms, which the authors warn against.
+"""

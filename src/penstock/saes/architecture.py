@@ -1,7 +1,7 @@
-"""What an architecture says of itself: one declaration at the end of its page.
+"""The declaration of an architecture, which stands at the end of its module.
 
-Command line, defaults, run names, estimates, comparisons and figures ask for these facts and know no architecture by
-name.
+Command line, defaults, run names, estimates, comparisons and figures read these declarations. None of them mentions an
+architecture by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,39 +15,39 @@ from penstock.saes.settings import Settings
 from penstock.strict import structured
 
 Aim = Literal["target_l0", "sparsity_coef", "paper_lambda"]
-"""What may decide how many latents fire, besides an architecture's own settings."""
+"""The settings that can decide how many latents fire, besides an architecture's own settings."""
 
 OwnSettings = Settings | Mapping[str, Any] | None
-"""An architecture's own settings as they are given: its settings class, a mapping by name, or None for its defaults."""
+"""An architecture's own settings: an instance of its settings class, a mapping by name, or None for the defaults."""
 
 Marker = Literal["circle", "square", "triangle", "diamond", "down", "hexagon", "star"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How an architecture is drawn; colour and marker both tell it from others, so that neither is needed alone."""
+    """The colour and marker of an architecture in figures; either of them is enough to tell architectures apart."""
 
     colour: str
-    """On a light page, #rrggbb; its contrast against white is at least 4.5:1."""
+    """The colour on a light page, as #rrggbb, with a contrast against white of at least 4.5:1."""
     dark_colour: str
-    """On a dark page; its contrast is at least 6:1."""
+    """The colour on a dark page, as #rrggbb, with a contrast of at least 6:1."""
     marker: Marker
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
-    """The learning rate of an architecture where none is given, by width and length of the run.
+    """The default learning rate of an architecture, as a function of d_in and the number of steps.
 
-    The rate falls as 1 / sqrt(d_in), because Adam moves every coordinate by about the rate while the coordinates of a
-    unit row shrink like that, and as the fourth root of the steps. For Gated SAEs the rule goes through what was
-    measured here and the paper's 3e-4 for 300,000 steps at d_in 3,072 (docs/training.md).
+    The rate falls as 1 / sqrt(d_in): Adam moves every coordinate by about the rate, and the coordinates of a unit row
+    shrink as 1 / sqrt(d_in). It also falls as 1 / steps^(1/4). For Gated SAEs this rule matches both the rates measured
+    here and the paper's 3e-4 for 300,000 steps at d_in 3,072 (see docs/training.md).
     """
 
     base: float
-    """The best rate measured at d_in 192 and 2,000 steps."""
+    """The best learning rate measured at d_in 192 and 2,000 steps."""
 
     def at(self, d_in: int, num_steps: int) -> tuple[float, str]:
-        """The learning rate for a width and a number of steps, and a sentence that says which rule chose it."""
+        """The learning rate for activations of width `d_in` and `num_steps` steps, and the formula as text."""
         lr = self.base * (192 / d_in) ** 0.5 * (2000 / num_steps) ** 0.25
         return lr, f"{self.base:g} * sqrt(192 / d_in) * (2000 / steps)^(1/4), d_in {d_in}, steps {num_steps}"
 
@@ -58,56 +58,56 @@ class Training:
 
     learning_rate: LearningRate
     aims: tuple[Aim, ...] = ("target_l0", "sparsity_coef")
-    """What a user may give to say how sparse the code should be; exactly one is given. Empty if the architecture's own
-    settings decide it: then `own_l0` says how many latents fire, and the loss has no penalty."""
+    """The settings that can decide the sparsity; users give exactly one of them. Empty if the architecture's own
+    settings decide it: then `own_l0` returns the L0, and the loss has no penalty."""
     initial_coef: float | None = None
-    """Where the steering towards a `target_l0` starts."""
+    """The sparsity coefficient from which steering towards a `target_l0` starts."""
     own_l0: Callable[[Any], float] | None = None
-    """The L0 that the architecture's own settings ask for, e.g. `lambda settings: settings.k`."""
+    """Returns the L0 that the architecture's own settings request, e.g. `lambda settings: settings.k`."""
     default_recipe: str = "paper_clipped"
-    """The training recipe unless another is asked for; chosen by measurement (docs/training.md)."""
+    """The default training recipe, chosen by measurement (see docs/training.md)."""
     decoder_norms: tuple[Literal["unit", "free"], ...] = ("unit", "free")
-    """Which norms decoder rows may have in training; recipes with others are refused."""
+    """The values of `DecoderRule.decoder_norm` that the loss supports; recipes with another value are refused."""
     codes_decoded: int = 1
-    """Codes that the loss decodes at each step."""
+    """The number of codes that the loss decodes in each step."""
     dead_latents: Literal["resampling", "own loss"] = "resampling"
-    """What revives dead latents: resampling, where the recipe or the user asks for it, or a term of the loss."""
+    """What revives dead latents: resampling, if the recipe or the user requests it, or a term of the loss."""
     shrinks_magnitudes: bool = False
     """Whether the penalty acts on the magnitudes that are decoded, and so makes them too small."""
     ablation_of: str | None = None
-    """The architecture of which this is a changed copy; only the study of ablations offers it."""
+    """The architecture that this one is an ablation of; only the study of ablations trains it."""
 
     def __post_init__(self) -> None:
         if (self.own_l0 is None) != bool(self.aims):
-            raise ValueError("aims and own_l0 exclude each other: give own_l0 exactly where aims is empty.")
+            raise ValueError("aims and own_l0 exclude each other. Give own_l0 if, and only if, aims is empty.")
         if (self.initial_coef is None) == ("target_l0" in self.aims):
-            raise ValueError("initial_coef says where the steering to a target_l0 starts: give both or neither.")
+            raise ValueError("Steering towards a target_l0 starts from initial_coef. Give both or neither.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The facts of an architecture."""
+    """The declaration of an architecture."""
 
     sae: type[SAE]
-    """Its class."""
+    """The SAE's class."""
     label: str
-    """Its name in tables and figures."""
+    """The architecture's name in tables and figures."""
     settings: type[Settings] = Settings
-    """Its own settings."""
+    """The class of the architecture's own settings."""
     look: Look | None = None
-    """How it is drawn; figures choose for those that do not say."""
+    """The colour and marker in figures; figures choose them if this is None."""
     training: Training | None = field(default=None)
-    """How it is trained; None if it is only converted or loaded, never trained."""
+    """How the architecture is trained; None if it can only be converted or loaded."""
     negative_code: bool = False
     """Whether latents may have negative values."""
     inference_form: Callable[[Any], SAE] | None = None
-    """Makes the same function as an SAE that encodes faster, if there is one."""
+    """Converts an SAE into one that computes the same function faster; None if there is no such form."""
     as_gated: Callable[[Any], SAE] | None = None
-    """Makes a Gated SAE with the same function, if there is one."""
+    """Converts an SAE into a Gated SAE that computes the same function; None if there is none."""
 
     def __post_init__(self) -> None:
         if self.training is not None and not issubclass(self.sae, TrainableSAE):
-            raise ValueError(f"{self.sae.__name__} has training facts but no loss: derive it from TrainableSAE.")
+            raise ValueError(f"{self.sae.__name__} declares training but has no loss. Derive it from TrainableSAE.")
 
     @property
     def name(self) -> str:
@@ -116,13 +116,13 @@ class Architecture:
 
     @property
     def trainable_sae(self) -> type[TrainableSAE]:
-        """Its class, if it can be trained.
+        """The SAE's class, as a class that can be trained.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: the architecture cannot be trained.
         """
         if self.training is None or not issubclass(self.sae, TrainableSAE):
-            raise ValueError(f"{self.label} SAEs are not trained, only converted or loaded.")
+            raise ValueError(f"{self.label} SAEs cannot be trained, only converted or loaded.")
         return self.sae
 
     @property
@@ -155,16 +155,16 @@ class Architecture:
             d_sae: Number of latents.
             settings: The architecture's own settings.
             decoder_norm: Norm of every decoder row.
-            generator: Decides the directions; seed 0 if left out.
+            generator: Source of the decoder rows' random directions; default: seed 0.
 
         Raises:
-            ValueError: it cannot be trained; and see `settings_of`.
+            ValueError: the architecture cannot be trained, or see `settings_of`.
         """
         build = cast("Callable[..., TrainableSAE]", self.trainable_sae)
         return build(d_in, d_sae, settings=self.settings_of(settings), decoder_norm=decoder_norm, generator=generator)
 
     def settings_of(self, given: OwnSettings) -> Settings:
-        """Own settings from what a user or a file gives by name; defaults fill the rest.
+        """The architecture's own settings, with defaults for those that a user or a file does not give.
 
         Raises:
             ValueError: a setting is unknown, missing, of a wrong type or out of range.
@@ -173,7 +173,7 @@ class Architecture:
             return given
         if isinstance(given, Settings):
             raise ValueError(
-                f"settings is a {type(given).__name__}, but {self.name!r} takes {self.settings.__name__}. Give that."
+                f"settings is a {type(given).__name__}, but {self.name!r} takes a {self.settings.__name__}. Give one."
             )
         values = dict(given or {})
         unknown = [name for name in values if name not in self.settings.names()]

@@ -1,6 +1,6 @@
-"""What every sparse autoencoder offers: encode, decode, their composition, and exact folds.
+"""The base classes of sparse autoencoders: encoding, decoding, the training loss, and exact reparametrisations.
 
-Row vectors throughout: a code is made with `x @ W_enc` and read out with `acts @ W_dec`.
+Vectors are rows throughout: the encoder computes `x @ W_enc`, and the decoder `acts @ W_dec`.
 """
 
 from abc import ABC, abstractmethod
@@ -19,37 +19,37 @@ from penstock.sparse import SparseCode
 
 
 class Loss(NamedTuple):
-    """One batch's loss; every term is a sum over coordinates or latents and a mean over tokens."""
+    """The loss of one batch. Every term is summed over coordinates or latents and averaged over tokens."""
 
     total: Scalar
-    """What is minimised: the terms added up, `sparsity` times the sparsity coefficient."""
+    """The loss to minimise: the sum of the terms, with `sparsity` multiplied by the sparsity coefficient."""
     terms: dict[str, Scalar]
-    """`reconstruction`; where there is a penalty `sparsity` (before the coefficient); and an architecture's own."""
+    """`reconstruction`, `sparsity` (before the coefficient) if there is a penalty, and an architecture's own terms."""
     acts: SparseCode
-    """The code of the batch, detached, on the support that the gradient of every term lives on."""
+    """The code of the batch, detached. The gradient of every term is zero outside its support."""
     errors: Float[Tensor, " batch"]
     """Squared reconstruction error of each token, detached."""
 
 
 class SAE(nn.Module, ABC):
-    """A sparse autoencoder: activations [..., d_in] to a sparse code [..., d_sae] and back.
+    """A sparse autoencoder: maps activations [..., d_in] to a sparse code [..., d_sae] and back.
 
-    Leading dimensions are free: one activation [d_in], a batch [batch, d_in], or texts [sequences, positions, d_in].
+    Any leading dimensions work: one activation [d_in], a batch [batch, d_in], or texts [sequences, positions, d_in].
     """
 
     arch: ClassVar[str]
     """The architecture's name in configs and files."""
     scaled_by_decoder_norm: ClassVar[tuple[str, ...]]
-    """The parameters, one entry per latent, that live in the units of the code."""
+    """Names of the parameters [d_sae] that have the units of the code, such as biases and thresholds."""
     encoder_matrices: ClassVar[tuple[str, ...]] = ("W_enc",)
-    """The parameters [d_in, d_sae] that read x; latent-major in memory."""
+    """Names of the encoder matrices [d_in, d_sae], stored so that each latent's weights are contiguous."""
 
     W_enc: Float[Tensor, "d_in d_sae"]
     W_dec: Float[Tensor, "d_sae d_in"]
     b_dec: PerInput
 
     def __init__(self, settings: Settings) -> None:
-        """Keep the architecture's own settings; parameters are made by the architecture."""
+        """Store the architecture's own settings; subclasses create the parameters."""
         super().__init__()
         self.settings = settings
 
@@ -65,31 +65,31 @@ class SAE(nn.Module, ABC):
 
     @abstractmethod
     def encode_batch(self, x: Acts) -> SparseCode:
-        """The code of a batch [batch, d_in], only its nonzero entries; what each architecture defines."""
+        """The nonzero entries of the code of a batch [batch, d_in]; every architecture defines this method."""
 
     def encode_sparse(self, x: AnyActs) -> SparseCode:
-        """The code of each activation, only its nonzero entries, at the price of one product.
+        """The nonzero entries of the codes of activations, computed with one dense product.
 
-        The code keeps the leading dimensions of x (`code.shape`); its support counts tokens in one flat list.
+        The result has the leading dimensions of x (see `SparseCode.shape`); its support numbers tokens in one flat list.
 
         Args:
             x: Activations [..., d_in] of the SAE's dtype.
 
         Raises:
-            ValueError: the last dimension of x is not d_in, or x is not of the SAE's dtype.
+            ValueError: the last dimension of x is not d_in, or x does not have the SAE's dtype.
         """
         if x.ndim == 0 or x.shape[-1] != self.d_in:
             raise ValueError(
-                f"x has shape {list(x.shape)}, but this SAE takes [..., d_in] with d_in {self.d_in}. Give it "
-                "activations of the site that it was trained on."
+                f"x has shape {list(x.shape)}, but this SAE takes [..., d_in] with d_in {self.d_in}. Give "
+                "activations of the site that the SAE was trained on."
             )
         return self.encode_batch(x.reshape(-1, self.d_in)).with_leading(x.shape[:-1])
 
     def encode(self, x: AnyActs) -> AnyLatents:
-        """The code [..., d_sae] of activations [..., d_in], zeros written out; `encode_sparse` is smaller and faster.
+        """The dense code [..., d_sae] of activations [..., d_in]; `encode_sparse` is smaller and faster.
 
         Raises:
-            ValueError: as `encode_sparse`.
+            ValueError: see `encode_sparse`.
         """
         return self.encode_sparse(x).to_dense()
 
@@ -106,33 +106,33 @@ class SAE(nn.Module, ABC):
         """The reconstruction [..., d_in] of activations [..., d_in]: `decode(encode(x))`.
 
         Raises:
-            ValueError: as `encode_sparse`.
+            ValueError: see `encode_sparse`.
         """
         return self.decode_sparse(self.encode_sparse(x))
 
     def extra_repr(self) -> str:
-        """What `print(sae)` says between the brackets: sizes, own settings, precision and device."""
+        """The text that `print(sae)` shows between the brackets: sizes, own settings, dtype and device."""
         own = "".join(f", {name}={value!r}" for name, value in self.settings.to_json().items())
         dtype = str(self.W_dec.dtype).removeprefix("torch.")
         return f"d_in={self.d_in}, d_sae={self.d_sae}{own}, {dtype}, {self.W_dec.device}"
 
     @torch.no_grad()
     def fold_input_scale_(self, scale: float) -> None:
-        """Turn an SAE trained on `scale * x` into one that takes and returns raw x.
+        """Turn an SAE trained on `scale * x` into one that takes and returns raw x, in place.
 
-        The code becomes `acts / scale` (raw units) and the decoder rows keep their norm: every additive
-        parameter is divided by the scale, because the encoder is positively homogeneous in x and its
-        biases together. `r_mag` is a ratio and stays.
+        Divides every additive parameter by the scale, which is exact because the encoder is positively homogeneous in x
+        and its biases together. The code becomes `acts / scale`, and the decoder rows keep their norm. `r_mag` is a
+        ratio and does not change.
         """
         for name in (*self.scaled_by_decoder_norm, "b_dec"):
             getattr(self, name).div_(scale)
 
     @torch.no_grad()
     def fold_decoder_norm_(self) -> None:
-        """Give every decoder row unit norm without changing any reconstruction.
+        """Give every decoder row unit norm without changing any reconstruction, in place.
 
-        A row's norm moves into its latent: encoder matrices, biases and thresholds are multiplied by it, `r_mag` is
-        not. A row of exactly zero is left as it is.
+        Multiplies each latent's encoder weights, biases and thresholds by the norm of its row, but not `r_mag`. Rows of
+        zeros stay as they are.
         """
         norm = self.W_dec.norm(dim=1)
         norm = torch.where(norm > 0, norm, torch.ones_like(norm))
@@ -144,12 +144,12 @@ class SAE(nn.Module, ABC):
 class TrainableSAE(SAE):
     """An SAE with a training loss.
 
-    Its constructor takes `(d_in, d_sae, *, settings, decoder_norm=1.0, generator=None)`: it makes decoder rows of the
-    given norm in directions that the generator decides, and hands its own settings to `SAE`.
+    Subclasses take `(d_in, d_sae, *, settings, decoder_norm=1.0, generator=None)`. They draw decoder rows of norm
+    `decoder_norm` in random directions from the generator, and pass `settings` to `SAE.__init__`.
     """
 
     encoder_biases: ClassVar[tuple[str, ...]]
-    """The parameters, besides its matrices, that decide how a latent fires: reset when it is resampled."""
+    """Names of the encoder's parameters [d_sae] besides its matrices; resampling a latent resets them."""
 
     @abstractmethod
     def loss(self, x: Acts, sparsity_coef: float, rule: DecoderRule) -> Loss:
@@ -157,19 +157,19 @@ class TrainableSAE(SAE):
 
         Args:
             x: Activations [batch, d_in], scaled to unit mean squared norm.
-            sparsity_coef: Weight of the penalty; 0 for an architecture whose own settings decide how many latents fire.
+            sparsity_coef: Weight of the penalty; 0 for an architecture whose own settings decide the L0.
             rule: How the loss treats the decoder.
         """
 
 
 def random_directions(d_sae: int, d_in: int, *, norm: float, generator: torch.Generator) -> Tensor:
-    """Decoder rows [d_sae, d_in] in uniformly random directions, all of the given norm."""
+    """Decoder rows [d_sae, d_in] of the given norm in uniformly random directions, on the CPU."""
     rows = torch.randn(d_sae, d_in, generator=generator, device="cpu")
     return norm * rows / rows.norm(dim=1, keepdim=True)
 
 
 def latent_major(W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_in d_sae"]:
-    """The same matrix in memory of its own, where each latent's weights lie side by side: what the kernels gather."""
+    """A copy of the matrix in which each latent's weights are contiguous in memory, as the kernels need them."""
     return W_enc.T.clone(memory_format=torch.contiguous_format).T
 
 
@@ -180,7 +180,10 @@ def squared_errors(x_hat: Acts, x: Acts) -> Float[Tensor, " batch"]:
 
 
 def penalty(code: SparseCode, W_dec: Float[Tensor, "d_sae d_in"], rule: DecoderRule) -> Scalar:
-    """Mean over tokens of a code's L1 norm, each latent weighted by 1 or by the norm of its decoder row."""
+    """The L1 norm of a nonnegative code, averaged over tokens.
+
+    Each latent has weight 1 under a rule with unit decoder rows, otherwise the norm of its decoder row.
+    """
     values = code.values
     if rule.decoder_norm == "free":
         norm = W_dec.norm(dim=1)

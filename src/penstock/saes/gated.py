@@ -1,16 +1,16 @@
-"""Gated SAE: a gate decides which latents fire, a separate path says how strongly.
+"""The Gated SAE: a gate decides which latents fire, and a separate path computes how strongly.
 
 Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders",
-https://arxiv.org/abs/2404.16014, section 3.2. In row-vector form, with the encoder product
-s = (x - b_dec) W_enc taken once and shared by both paths (their equation 7):
+https://arxiv.org/abs/2404.16014, section 3.2. In row-vector form, where both paths share the encoder product
+s = (x - b_dec) W_enc (their equation 7):
 
     pi_gate = s + b_gate                   acts  = 1[pi_gate > 0] * ReLU(exp(r_mag) * s + b_mag)
     x_hat   = acts W_dec + b_dec           x_aux = ReLU(pi_gate) sg(W_dec) + sg(b_dec)
     loss    = |x - x_hat|^2 + lambda * |ReLU(pi_gate)|_1 + |x - x_aux|^2              (their equation 8)
 
-Where pi_gate <= 0 both codes and all their gradients vanish, so everything but s itself is computed on the pairs
-where the gate is open. sg is a stopped gradient; the rule `norm_weighted` leaves it out and weighs the penalty by
-row norms.
+sg stops the gradient; the rule `norm_weighted` leaves it out and weights the penalty by the norms of decoder rows.
+Both codes and all their gradients are zero where pi_gate <= 0. So everything except s is computed only for the pairs of
+token and latent whose gate is open.
 """
 
 import copy
@@ -30,7 +30,7 @@ from penstock.sparse import SparseCode
 
 
 class GatedSAE(TrainableSAE):
-    """Gate and magnitude share W_enc up to a scale exp(r_mag) per latent; the penalty acts on the gate."""
+    """A Gated SAE. Gate and magnitude share W_enc up to a scale exp(r_mag) per latent; the penalty acts on the gate."""
 
     arch: ClassVar[str] = "gated"
     scaled_by_decoder_norm: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag")
@@ -45,7 +45,7 @@ class GatedSAE(TrainableSAE):
         decoder_norm: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Random decoder rows of norm `decoder_norm`, the encoder their transpose, all else zero."""
+        """Initialise with random decoder rows of norm `decoder_norm`, the encoder their transpose, the rest zero."""
         super().__init__(settings)
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
@@ -61,15 +61,15 @@ class GatedSAE(TrainableSAE):
         return acts.nonzero()
 
     def loss(self, x: Acts, sparsity_coef: float, rule: DecoderRule) -> Loss:
-        """Reconstruction, penalty on the gate, and the auxiliary task that trains it (equation 8)."""
+        """Reconstruction error, penalty on the gate, and the auxiliary task that trains the gate (equation 8)."""
         return gated_loss(self, x, *self._paths(x), sparsity_coef, rule)
 
     @torch.no_grad()
     def to_jumprelu(self) -> JumpReLUSAE:
-        """The same function as a JumpReLU SAE (section 3.2.1 and appendix E).
+        """A JumpReLU SAE that computes the same function (section 3.2.1 and appendix E).
 
-        The threshold is max(b_mag - exp(r_mag) b_gate, 0): where the plain form would be negative, the gate
-        can be open while the magnitude is still zero.
+        The threshold is max(b_mag - exp(r_mag) b_gate, 0). Without the max it could be negative, and latents whose gate
+        is open would get negative values instead of zero.
         """
         scale = self.r_mag.exp()
         sae = JumpReLUSAE(self.d_in, self.d_sae).to(self.W_enc)
@@ -81,7 +81,7 @@ class GatedSAE(TrainableSAE):
         return sae
 
     def _paths(self, x: Acts) -> tuple[SparseCode, SparseCode]:
-        """The code, and ReLU(pi_gate) which the penalty and the auxiliary task act on, where the gate is open."""
+        """The code, and ReLU(pi_gate) for the penalty and the auxiliary task, both on the support of the open gates."""
         shared = encode_to_support(x, self.W_enc, self.b_dec, cut=-self.b_gate)
         support = shared.support
         gate_acts = shared.values + per_latent(self.b_gate, support)
@@ -92,7 +92,7 @@ class GatedSAE(TrainableSAE):
 def gated_loss(
     sae: TrainableSAE, x: Acts, acts: SparseCode, gate_acts: SparseCode, sparsity_coef: float, rule: DecoderRule
 ) -> Loss:
-    """Equation 8, of the code and of ReLU(pi_gate) on one support."""
+    """The loss of equation 8, from the code `acts` and ReLU(pi_gate) `gate_acts` on the same support."""
     x_hat, x_aux = decode_from_support(
         acts.support,
         [acts.values, gate_acts.values],
@@ -117,7 +117,7 @@ GATED = Architecture(
         learning_rate=LearningRate(base=4.5e-3),
         aims=("target_l0", "sparsity_coef", "paper_lambda"),
         initial_coef=0.3,
-        # The code and that of the auxiliary task.
+        # The code, and ReLU(pi_gate) for the auxiliary task.
         codes_decoded=2,
     ),
     inference_form=GatedSAE.to_jumprelu,

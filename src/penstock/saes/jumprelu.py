@@ -1,8 +1,9 @@
-"""JumpReLU SAE: a latent passes its pre-activation unchanged above its own threshold, and nothing below.
+"""The JumpReLU SAE: a latent has the value of its pre-activation if that exceeds its threshold, otherwise zero.
 
-Source: Rajamanoharan et al. 2024, "Jumping Ahead", https://arxiv.org/abs/2407.14435. It is the form a Gated
-SAE takes for inference (`GatedSAE.to_jumprelu`): acts = p * 1[p > threshold], p = (x - b_dec) W_enc + b_enc,
-with threshold >= 0.
+acts = p * 1[p > threshold], where p = (x - b_dec) W_enc + b_enc and threshold >= 0.
+
+Source: Rajamanoharan et al. 2024, "Jumping Ahead", https://arxiv.org/abs/2407.14435. Gated SAEs are converted into this
+form for inference (`GatedSAE.to_jumprelu`).
 """
 
 from typing import ClassVar
@@ -19,13 +20,13 @@ from penstock.sparse import SparseCode
 
 
 class JumpReLUSAE(SAE):
-    """The gate of a Gated SAE, written as one threshold per latent."""
+    """A JumpReLU SAE, with one threshold per latent."""
 
     arch: ClassVar[str] = "jumprelu"
     scaled_by_decoder_norm: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
 
     def __init__(self, d_in: int, d_sae: int, *, settings: Settings = NO_SETTINGS) -> None:
-        """All zeros: a form to load or convert into."""
+        """Set all parameters to zero, to be overwritten by loading or converting an SAE."""
         super().__init__(settings)
         self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in, device="cpu").T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae, device="cpu"))

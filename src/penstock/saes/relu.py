@@ -1,4 +1,4 @@
-"""ReLU SAE: the baseline of the Gated SAE paper.
+"""The ReLU SAE: the baseline of the Gated SAE paper.
 
 Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, sections 2.1 and 2.2, after Bricken et
 al. 2023. In row-vector form: acts = ReLU((x - b_dec) W_enc + b_enc), x_hat = acts W_dec + b_dec.
@@ -20,7 +20,7 @@ from penstock.sparse import SparseCode
 
 
 class ReLUSAE(TrainableSAE):
-    """One affine map and a ReLU decide both which latents fire and how strongly."""
+    """A ReLU SAE: one affine map and a ReLU decide both which latents fire and how strongly."""
 
     arch: ClassVar[str] = "relu"
     scaled_by_decoder_norm: ClassVar[tuple[str, ...]] = ("b_enc",)
@@ -35,7 +35,7 @@ class ReLUSAE(TrainableSAE):
         decoder_norm: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Random decoder rows of norm `decoder_norm`, the encoder their transpose, biases zero."""
+        """Initialise with random decoder rows of norm `decoder_norm`, the encoder their transpose, zero biases."""
         super().__init__(settings)
         generator = generator or torch.Generator().manual_seed(0)
         W_dec = random_directions(d_sae, d_in, norm=decoder_norm, generator=generator)
@@ -59,7 +59,7 @@ class ReLUSAE(TrainableSAE):
 
     @torch.no_grad()
     def to_gated(self) -> GatedSAE:
-        """The same function as a Gated SAE, whose gate and magnitudes can part from each other."""
+        """A Gated SAE that computes the same function; training can then move gate and magnitudes apart."""
         gated = GatedSAE(self.d_in, self.d_sae).to(self.W_enc).requires_grad_(False)
         gated.W_enc.copy_(self.W_enc)
         gated.b_gate.copy_(self.b_enc)

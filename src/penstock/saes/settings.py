@@ -1,4 +1,4 @@
-"""An architecture's own settings: one frozen dataclass on its page."""
+"""The base class of an architecture's own settings."""
 
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -8,11 +8,10 @@ SettingsT = TypeVar("SettingsT", bound="Settings")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an architecture that has none of its own.
+    """The settings of an architecture without settings of its own, and the base class of all others.
 
-    Others derive from it, frozen and keyword-only, with one field for each setting (say `k: int = 32`) and a docstring
-    below it, which becomes the help text of the command-line option. `__post_init__` raises ValueError for a value out
-    of range.
+    Subclasses are frozen, keyword-only dataclasses with one field per setting, say `k: int = 32`. The docstring below a
+    field becomes the help text of its command-line option. `__post_init__` raises ValueError for values out of range.
     """
 
     def to_json(self) -> dict[str, Any]:
