@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, synced to disk, then renamed."""
+"""Atomic writing of files: they are written under a temporary name, synced to disk, then renamed."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 BLOCK_BYTES = 2**24
-"""Largest piece of a tensor that is copied at a time while it is written, unless one row is larger."""
+"""The most bytes of a tensor that are copied at a time while it is written, unless one row is larger."""
 
 _DTYPES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -27,7 +27,7 @@ _DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.int64: "I64",
 }
-"""Names of dtypes in a safetensors header, in the order in which that library sorts them, the last one first."""
+"""Names of dtypes in a safetensors header. The safetensors library writes tensors in the reverse of this order."""
 
 
 class PickedRows(NamedTuple):
@@ -39,14 +39,14 @@ class PickedRows(NamedTuple):
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing bytes; it takes the name `path` when the block ends without an error.
+    """Open a temporary file for writing bytes, and rename it to `path` if the block ends without an error.
 
-    Until then, and after an error or a kill, `path` is what it was before.
+    Until then, and after an error or a kill, `path` does not change.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    # With the process id, because two processes may write the same report.
+    # The name contains the process id, because two processes may write the same report.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -59,22 +59,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file so that a full disk or a kill never leaves half of it; text is written as UTF-8.
+    """Write a file atomically: a full disk or a kill never leaves half of it. Text is encoded as UTF-8.
 
     Raises:
-        OSError: the disk is full or not writable; the file is what it was before.
+        OSError: the disk is full or not writable; the file does not change.
     """
     with whole_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder survive a power cut, where the system can.
+    """Make the renames in a folder survive a power cut, if the system supports that.
 
     Raises:
         OSError: the disk failed.
     """
-    # Windows cannot open a folder; some network file systems open it and cannot sync it.
+    # Windows cannot open a folder; some network file systems can open but not sync it.
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -88,10 +88,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def safetensors_blocks(tensors: Mapping[str, Tensor | PickedRows]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a safetensors file piece by piece.
+    """Yield the bytes of a safetensors file in pieces, the same bytes that `safetensors.torch.save` returns.
 
-    `safetensors.torch.save` needs all tensors in one piece of host memory, this only BLOCK_BYTES of them. The bytes are
-    the same.
+    That function needs host memory for all tensors, this one for about BLOCK_BYTES.
     """
     order = list(_DTYPES)
     names = sorted(tensors, key=lambda name: (-order.index(_values(tensors[name]).dtype), name))

@@ -1,6 +1,6 @@
-"""JSON files as disks give them back: damaged, written by other hands, or cut off by a kill.
+"""Reading JSON files that may be damaged, edited by hand or cut off by a kill.
 
-What is read is checked at once: an error is one line that says file, key, what is expected and what was found.
+Contents are checked while they are read. Errors are one line with the file, the key, the expected and the found value.
 """
 
 import json
@@ -11,31 +11,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MAX_DEPTH = 100
-"""Objects and lists within each other; a deeper file is refused, because Python's own reader may break at it."""
+"""The deepest nesting of objects and lists that is accepted; Python's own reader may fail on deeper ones."""
 
 _INFINITE = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
-"""What a text holds if one of its numbers may not be finite."""
+"""Matches every text in which a number is not finite, and few others."""
 
 
 class FileError(ValueError):
-    """A file does not hold what it should."""
+    """A file does not have the expected contents."""
 
 
 class Rows(NamedTuple):
-    """What a file of JSON lines holds."""
+    """The contents of a JSON-lines file."""
 
     rows: list[dict[str, Any]]
     not_finite: int
-    """Numbers that were NaN or infinite, and are None now."""
+    """The number of values that were NaN or infinite and were replaced by None."""
     cut_off: bool
-    """Whether the last line was left out because a kill had cut it short."""
+    """Whether the last line was left out because it is incomplete, as after a kill."""
 
 
 class Kind(NamedTuple):
-    """What a value must be."""
+    """A condition on a value."""
 
     words: str
-    """As an error says it."""
+    """The condition in words, for error messages."""
     fits: Callable[[Any], bool]
 
 
@@ -52,12 +52,12 @@ OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 
 
 def or_null(kind: Kind) -> Kind:
-    """What fits a kind, or null."""
+    """A kind that also allows null."""
     return Kind(f"{kind.words} or null", lambda value: value is None or kind.fits(value))
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:
-    """A list of values of one kind, of any length or of a given one."""
+    """The kind of lists whose values are all of one kind, and whose length is `length` unless that is None."""
     count = "" if length is None else f" {length}"
     return Kind(
         f"a list of{count} values that are each {kind.words}",
@@ -66,7 +66,7 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 
 def object_of(kind: Kind) -> Kind:
-    """An object of which every value is of one kind."""
+    """The kind of objects whose values are all of one kind."""
     return Kind(
         f"an object of values that are each {kind.words}",
         lambda value: isinstance(value, dict) and all(map(kind.fits, value.values())),
@@ -74,13 +74,13 @@ def object_of(kind: Kind) -> Kind:
 
 
 def check_keys(content: Mapping[str, Any], kinds: Mapping[str, Kind], where: str, *, needed: Collection[str]) -> None:
-    """Check the values of an object from a file; keys that are not in `kinds` may be anything.
+    """Check the values of an object from a file. Keys that are not in `kinds` are ignored.
 
     Args:
         content: The object.
-        kinds: By key what its value must be, if it is there.
-        where: The file, and the line if it has many, for the error.
-        needed: Keys that must be there.
+        kinds: The kind of value by key, for keys that are present.
+        where: The file, with the line in JSON lines, for the error message.
+        needed: The keys that must be present.
 
     Raises:
         FileError: a key is missing, or a value is not of its kind.
@@ -97,8 +97,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        FileError: the file holds something else; or a number that is not finite, text that is not Unicode, or values
-            nested more than MAX_DEPTH deep.
+        FileError: the file does not hold an object, or has a number that is not finite, text that is not Unicode, or
+            more than MAX_DEPTH levels of nesting.
         OSError: the file cannot be read.
     """
     content, not_finite = parse_object(_text_of(path), str(path))
@@ -111,7 +111,7 @@ def read_list(path: Path) -> list[dict[str, Any]]:
     """The list of JSON objects in a file.
 
     Raises:
-        FileError: the file holds something else; or as `read_object`.
+        FileError: the file does not hold a list of objects, or see `read_object`.
         OSError: the file cannot be read.
     """
     content, not_finite = _parse(_text_of(path), str(path))
@@ -123,17 +123,17 @@ def read_list(path: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> Rows:
-    """The objects in a file of JSON lines; a last line that a kill cut short is left out.
+    """The objects in a JSON-lines file, without an incomplete last line, as a kill leaves it.
 
     Raises:
-        FileError: a line before the last is not an object, or a line is as `read_object` refuses it.
+        FileError: a line is not an object or is refused by `parse_object`.
         OSError: the file cannot be read.
     """
     lines = _text_of(path).split("\n")
     rows: list[dict[str, Any]] = []
     not_finite = 0
     for number, line in enumerate(lines, start=1):
-        # Only the last line can lack its newline and its end: the mark of a process killed while writing.
+        # A process that was killed while writing leaves an incomplete last line without a newline.
         if number == len(lines) and line and not _is_json(line):
             return Rows(rows, not_finite, cut_off=True)
         if line.strip():
@@ -144,14 +144,14 @@ def read_rows(path: Path) -> Rows:
 
 
 def parse_object(text: str, where: str) -> tuple[dict[str, Any], int]:
-    """A JSON object, with None for numbers that are not finite, and how many these were.
+    """A JSON object in which numbers that are not finite are replaced by None, and the number of these.
 
     Args:
         text: The JSON.
-        where: The file, and the line if it has many, for the error.
+        where: The file, with the line in JSON lines, for the error message.
 
     Raises:
-        FileError: as `read_object`, but for the numbers.
+        FileError: the text is not an object, not Unicode, or has more than MAX_DEPTH levels of nesting.
     """
     content, not_finite = _parse(text, where)
     if not isinstance(content, dict):
@@ -160,7 +160,7 @@ def parse_object(text: str, where: str) -> tuple[dict[str, Any], int]:
 
 
 def _parse(text: str, where: str) -> tuple[Any, int]:
-    """A JSON value, with None for numbers that are not finite, and how many these were."""
+    """A JSON value in which numbers that are not finite are replaced by None, and the number of these."""
     try:
         content = json.loads(text)
         depth = _depth(content)
@@ -169,14 +169,14 @@ def _parse(text: str, where: str) -> tuple[Any, int]:
     except ValueError as error:
         raise FileError(f"{where} is not valid JSON ({error}). Restore it or delete it.") from error
     if depth > MAX_DEPTH:
-        raise FileError(f"{where} is nested more than {MAX_DEPTH} deep. Restore it or delete it.")
+        raise FileError(f"{where} has more than {MAX_DEPTH} levels of nesting. Restore it or delete it.")
     if "\\ud" in text.lower():
         _check_unicode(content, where)
     return _finite(content) if _INFINITE.search(text) else (content, 0)
 
 
 def shown(value: Any) -> str:
-    """A value for an error message: JSON of one line, cut after 60 characters."""
+    """A value as one line of JSON for an error message, cut after 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
@@ -201,7 +201,7 @@ def _is_json(text: str) -> bool:
 
 
 def _depth(content: Any) -> int:
-    """How deep lists and objects lie in each other, found without recursion."""
+    """The number of levels of nesting, computed without recursion."""
     deepest, waiting = 0, [(content, 1)]
     while waiting:
         value, depth = waiting.pop()
@@ -216,13 +216,13 @@ def _check_unicode(content: Any, where: str) -> None:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise FileError(
-            f"{where} holds half of a character (the surrogate {error.object[error.start]!a}), which no file or page "
-            "can hold. Remove it from the text."
+            f"{where} holds a lone surrogate ({error.object[error.start]!a}), which cannot be encoded as UTF-8. Remove "
+            "it from the text."
         ) from error
 
 
 def _finite(value: Any) -> tuple[Any, int]:
-    """A copy with None for numbers that are not finite, and how many these were."""
+    """A copy in which numbers that are not finite are replaced by None, and the number of these."""
     if isinstance(value, (int, float)) and not math.isfinite(_float(value)):
         return None, 1
     if isinstance(value, dict):
@@ -239,7 +239,7 @@ def _whole(value: Any) -> bool:
 
 
 def _float(value: int | float) -> float:
-    """An integer that no float can hold counts as infinite."""
+    """The value as a float; integers too large for a float become infinite."""
     try:
         return float(value)
     except OverflowError:

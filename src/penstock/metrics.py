@@ -1,8 +1,7 @@
 """The metrics of an SAE, computed from sums over tokens that can be merged.
 
-Every metric is a ratio of sums over all evaluated tokens, kept in float64 for each sequence; nothing is a
-mean of per-batch ratios. The same function computes the metrics of all tokens and of each bootstrap resample,
-so an interval always belongs to the number next to it.
+Every metric is a ratio of sums over all evaluated tokens, never a mean of per-batch ratios. The sums are kept in
+float64 for each sequence. The same function computes the metrics of all tokens and of each bootstrap resample.
 """
 
 from collections.abc import Mapping
@@ -18,16 +17,16 @@ Sums = Mapping[str, Tensor]
 """Named sums, all of one shape: [sequences], [resamples], or scalars."""
 
 MIN_CE_GAP = 1e-3
-"""Smallest cost of an ablation, in nats per token, for which a recovered share is meaningful."""
+"""The smallest increase of CE by an ablation, in nats per token, for which loss recovered is defined."""
 
 
 def token_terms(x: Acts, x_hat: Acts, mean: PerInput) -> dict[str, Float[Tensor, " batch"]]:
-    """Return each token's terms in the sums about reconstruction, in float64.
+    """Return the terms that each token adds to the sums about reconstruction, in float64.
 
     Args:
-        x: Activations of the language model, raw units.
+        x: Activations of the language model, in raw units.
         x_hat: Their reconstructions.
-        mean: Mean activation over all evaluated tokens.
+        mean: The mean activation over all evaluated tokens.
     """
     x, x_hat = x.double(), x_hat.double()
     dot = (x * x_hat).sum(dim=1)
@@ -44,7 +43,7 @@ def token_terms(x: Acts, x_hat: Acts, mean: PerInput) -> dict[str, Float[Tensor,
 
 
 def code_terms(acts: SparseCode, decoder_norm: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " batch"]]:
-    """Return each token's terms in the sums about the code: number of firing latents, and norm-weighted L1."""
+    """Return the terms that each token adds to the sums about the code: L0, and L1 weighted by decoder norms."""
     sizes = acts.values.double().abs() * decoder_norm.double()[acts.support.indices]
     return {
         "l0": acts.l0.double(),
@@ -53,16 +52,17 @@ def code_terms(acts: SparseCode, decoder_norm: Float[Tensor, " d_sae"]) -> dict[
 
 
 def metrics_of(sums: Sums) -> dict[str, Tensor]:
-    """Compute the metrics from summed terms; NaN where a metric is undefined.
+    """Compute the metrics from summed terms. Undefined metrics are NaN.
 
-    Returns, under the names used in a record (CE and KL in nats per predicted token):
+    Returns the metrics by their names in a record, with CE and KL in nats per predicted token:
         l0: mean number of firing latents. l1: mean of sum_j acts_j * |W_dec_j|.
         mse: E|x - x_hat|^2, summed over d_in. fvu: mse / E|x - E x|^2.
         cosine: mean cosine of x and x_hat.
         reconstruction_bias: gamma = E|x_hat|^2 / E[x . x_hat] (paper, equation 10); below 1 is shrinkage.
-        ce_clean, ce_spliced, ce_zero, ce_mean, delta_ce, kl (clean to spliced).
+        ce_clean, ce_spliced, ce_zero, ce_mean: CE of the model itself, with reconstructions, zeros and means at the
+        site. delta_ce: ce_spliced - ce_clean. kl: divergence of the spliced from the clean predictions.
         loss_recovered: 1 - delta_ce / (ce_zero - ce_clean) (paper, equation 5); loss_recovered_mean: the
-        same with mean ablation. Both are undefined if the ablation costs less than MIN_CE_GAP.
+        same with mean ablation. Both are undefined if the ablation raises CE by less than MIN_CE_GAP.
     """
     tokens, predicted = sums["tokens"], sums["ce_tokens"]
     ce = {name: sums[name] / predicted for name in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")}
@@ -83,11 +83,11 @@ def metrics_of(sums: Sums) -> dict[str, Tensor]:
 
 
 def count_quantile(histogram: Int[Tensor, " values"], share: float) -> int:
-    """Return the smallest count that at least `share` of the entries do not exceed.
+    """Return the `share` quantile of counts: the smallest count that at least this share of the entries do not exceed.
 
     Args:
-        histogram: Number of entries with the value 0, 1, 2, ...
-        share: Share of the entries, between 0 and 1.
+        histogram: The number of entries with the value 0, 1, 2, ...
+        share: The share of the entries, between 0 and 1.
     """
     cumulative = histogram.cumsum(0).double()
     return int((cumulative < share * cumulative[-1]).sum())

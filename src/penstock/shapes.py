@@ -1,9 +1,9 @@
-"""Axis names and tensor aliases used in every signature of the library.
+"""Tensor types in the library's signatures, and the names of their axes.
 
-batch      number of activations (tokens) in one batch, already flattened
+batch      number of activations (tokens) in a flattened batch
 d_in       width of the activation read from the language model
-d_sae      number of latents, i.e. width of the dictionary
-sequences, positions   number of rows of tokens, and of tokens in a row
+d_sae      number of latents, i.e. width of the SAE
+sequences, positions   number of sequences, and of tokens in each
 vocab      size of the language model's vocabulary
 *tokens    any number of leading dimensions, possibly none
 """

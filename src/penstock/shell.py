@@ -1,4 +1,4 @@
-"""Commands as a user can paste them into a shell."""
+"""Commands that users can paste into a shell."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def quoted(command: Sequence[str]) -> str:
-    """The command line with each argument quoted where the shell would split it."""
+    """The command line, with quotes around arguments that the shell would otherwise split."""
     return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
 
 

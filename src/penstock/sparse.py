@@ -1,7 +1,7 @@
-"""Sparse codes in compressed rows: which (token, latent) pairs may be nonzero, and their values.
+"""Sparse codes in compressed-row format: the (token, latent) pairs that may be nonzero, and their values.
 
-Almost every latent of an SAE is zero on a token. A `Support` holds one ragged set of pairs. Any number of codes can
-share it; each is one tensor of values.
+Almost all latents of an SAE are zero on any one token. A `Support` holds the pairs, a different number for each token.
+Several codes can share a support; each of them is one tensor of values.
 """
 
 import math
@@ -38,11 +38,11 @@ class Support:
     offsets: Offsets
     """Token i has the pairs offsets[i] to offsets[i + 1]; int64 [batch + 1]."""
     indices: Indices
-    """The latent of each pair, int32; ascending within a token if an encoder made the support."""
+    """The latent of each pair, int32, ascending within a token if an encoder made the support."""
     d_sae: int
     """Number of latents."""
     by_latent: ByLatent | None = field(default=None, repr=False)
-    """The same pairs ordered by latent; kernels fill it in when a gradient first needs it."""
+    """The same pairs ordered by latent, filled in by kernels when a gradient first needs it."""
 
     def __repr__(self) -> str:
         pairs = len(self.indices)
@@ -55,12 +55,12 @@ class Support:
 
     @property
     def density(self) -> float:
-        """Share of all pairs that are on the support; 0 for an empty batch."""
+        """The share of all (token, latent) pairs that are in the support; 0 for an empty batch."""
         return len(self.indices) / max(1, self.batch * self.d_sae)
 
     @property
     def latents(self) -> Int[Tensor, " some"]:
-        """Latents that have a pair, each once, ascending; int64."""
+        """The latents that occur in the support, without repetition, ascending; int64."""
         return torch.bincount(self.indices, minlength=self.d_sae).nonzero().flatten()
 
     @property
@@ -74,17 +74,17 @@ class Support:
 class SparseCode:
     """A code [batch, d_sae], or [..., d_sae] with any leading dimensions, that is zero outside its support.
 
-    The support counts tokens in one flat list; the last leading dimension varies fastest.
+    The support numbers tokens in one flat list, in row-major order of the leading dimensions.
     """
 
     support: Support
     values: Values
     """One value for each pair of the support; some may be zero."""
     leading_sizes: tuple[int, ...] | None = None
-    """Sizes of the leading dimensions; (batch,) if None."""
+    """Sizes of the leading dimensions; None means (batch,)."""
 
     def __repr__(self) -> str:
-        """Sizes, mean L0, precision and device."""
+        """Shape, mean L0, dtype and device."""
         dtype = str(self.values.dtype).removeprefix("torch.")
         l0 = (self.values != 0).sum().item() / max(1, self.support.batch)
         return f"SparseCode({list(self.shape)}, mean L0 {l0:.4g}, {dtype}, {self.values.device})"
@@ -96,22 +96,25 @@ class SparseCode:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the code with its zeros written out."""
+        """The shape [..., d_sae] of the dense code."""
         return (*self.leading, self.support.d_sae)
 
     def with_leading(self, sizes: Sequence[int]) -> "SparseCode":
         """Return the same code with other leading dimensions.
 
         Raises:
-            ValueError: the sizes do not multiply to the number of tokens.
+            ValueError: the product of the sizes is not the number of tokens.
         """
         if math.prod(sizes) != self.support.batch:
-            raise ValueError(f"Leading dimensions {list(sizes)} do not hold {self.support.batch} tokens.")
+            raise ValueError(
+                f"sizes={list(sizes)} do not fit a code of {self.support.batch} tokens. Their product must be that "
+                "number."
+            )
         return replace(self, leading_sizes=tuple(sizes))
 
     @classmethod
     def from_dense(cls, acts: AnyLatents) -> "SparseCode":
-        """Make a code from the nonzero entries of a dense code [..., d_sae]; NaN counts as nonzero."""
+        """Return the sparse code of a dense code [..., d_sae]. NaN counts as nonzero."""
         flat = acts.reshape(math.prod(acts.shape[:-1]), acts.shape[-1])
         counts = (flat != 0).sum(dim=1)
         tokens, latents = flat.nonzero(as_tuple=True)
@@ -124,7 +127,7 @@ class SparseCode:
         return dense.index_put((self.support.tokens, self.support.indices.long()), self.values).reshape(self.shape)
 
     def nonzero(self) -> "SparseCode":
-        """Return the same code on the pairs whose value is not zero."""
+        """Return the same code without the pairs whose value is zero."""
         keep = self.values != 0
         before = torch.cat([keep.new_zeros(1, dtype=torch.int64), keep.cumsum(0)])
         support = Support(before[self.support.offsets], self.support.indices[keep], self.support.d_sae)
@@ -136,13 +139,13 @@ class SparseCode:
 
     @property
     def l0(self) -> Int[Tensor, "..."]:
-        """Return the number of latents that fire on each token [...], int64."""
+        """The number of nonzero latents of each token, int64 [...]."""
         fires = torch.cat([self.support.offsets.new_zeros(1), (self.values != 0).cumsum(0)])
         return fires[self.support.offsets].diff().reshape(self.leading)
 
     @property
     def firing(self) -> Int[Tensor, " d_sae"]:
-        """Return the number of tokens on which each latent fires, int64."""
+        """The number of tokens on which each latent is nonzero, int64 [d_sae]."""
         return torch.bincount(self.support.indices[self.values != 0], minlength=self.support.d_sae)
 
 

@@ -1,4 +1,4 @@
-"""Dataclasses from JSON, strictly: no unknown key, and no value that is quietly turned into another type."""
+"""Strict conversion of JSON to dataclasses: unknown keys and values of another type are refused."""
 
 import difflib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def strict_converter() -> cattrs.Converter:
     """A converter that refuses unknown keys and values of another type.
 
-    By itself cattrs converts: "false" would become True, and 10.7 steps 10.
+    The default converter of cattrs would turn "false" into True, and 10.7 into 10.
     """
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind, accepted in _JSON_TYPES.items():
@@ -25,16 +25,16 @@ def strict_converter() -> cattrs.Converter:
 
 
 def structured(values: Any, wanted: type[T], source: str, converter: cattrs.Converter | None = None) -> T:
-    """An object of the wanted dataclass.
+    """An instance of the dataclass `wanted`.
 
     Args:
-        values: What JSON gives.
+        values: The parsed JSON.
         wanted: The dataclass.
-        source: Where the values came from, for the error.
-        converter: One of `strict_converter` with hooks of its own.
+        source: The origin of the values, for the error message.
+        converter: A converter from `strict_converter` with additional hooks.
 
     Raises:
-        ValueError: an unknown or missing key, a value of a wrong type or out of range; names the key.
+        ValueError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     try:
         return (converter or strict_converter()).structure(values, wanted)
@@ -44,7 +44,7 @@ def structured(values: Any, wanted: type[T], source: str, converter: cattrs.Conv
 
 
 _JSON_TYPES: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-"""Which types of JSON values may stand for a setting's type."""
+"""The types of JSON values that are accepted for each type of setting."""
 
 
 def _exactly(accepted: tuple[type, ...]) -> Callable[[Any, type], Any]:
@@ -57,7 +57,7 @@ def _exactly(accepted: tuple[type, ...]) -> Callable[[Any, type], Any]:
 
 
 def _explained(error: BaseException, wanted: Any) -> str:
-    """A problem in the stored settings, with a suggestion for a misspelt one."""
+    """The message for one problem, with a suggestion if a setting is misspelt."""
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [f.name for f in fields(error.cl)]
         return "; ".join(_unknown_key(key, known) for key in sorted(error.extra_fields))

@@ -82,7 +82,7 @@ def test_an_empty_folder_is_not_an_sae(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(random_sae: MakeSAE, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="format='saelens' is not known: allowed are penstock"):
+    with pytest.raises(ValueError, match="format='saelens' is not known: it must be one of penstock"):
         save_sae(random_sae("relu"), tmp_path / "sae", {}, format="saelens")
     assert not (tmp_path / "sae").exists()
 

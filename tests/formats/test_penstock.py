@@ -169,9 +169,8 @@ def rewrite_cfg(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def test_an_unknown_architecture_is_an_error_that_lists_the_known_ones(saved: Path) -> None:
     rewrite_cfg(saved, lambda cfg: cfg | {"architecture": "gatd"})
-    with pytest.raises(
-        SAEFileError, match=r"'gatd'; known: gated, gated_no_auxiliary, gated_no_r_mag, gated_untied, jumprelu, relu"
-    ):
+    known = "gated, gated_no_auxiliary, gated_no_r_mag, gated_untied, jumprelu, relu"
+    with pytest.raises(SAEFileError, match=f"'gatd', which is not known: it must be one of {known}"):
         load_sae(saved)
 
 

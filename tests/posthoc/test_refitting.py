@@ -298,7 +298,7 @@ def test_a_decoder_row_of_zeros_is_no_error_and_stays_finite() -> None:
 
 @both
 def test_an_sae_without_a_gate_of_its_own_cannot_be_refitted(refit: Refit) -> None:
-    with pytest.raises(ValueError, match="architecture 'jumprelu'; allowed are 'gated', 'relu', .*Give a baseline"):
+    with pytest.raises(ValueError, match="architecture 'jumprelu'; it must be one of 'gated', 'relu', .*Give a base"):
         refit(JumpReLUSAE(12, 20), planted(800).x, SHORT)
 
 
@@ -360,7 +360,7 @@ def test_fewer_activations_than_a_batch_are_an_error(refit: Refit, tokens: int, 
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_errors(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name}={value} is out of range: allowed is "):
+    with pytest.raises(ValueError, match=f"{name}={value} is out of range: it must be "):
         RefitConfig(**{name: value})
 
 

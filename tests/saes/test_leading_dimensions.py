@@ -48,7 +48,7 @@ def test_another_width_is_an_error_that_names_both(shape: tuple[int, ...], rando
 
 
 def test_an_arrangement_that_does_not_hold_the_tokens_is_refused(random_sae: MakeSAE) -> None:
-    with pytest.raises(ValueError, match=r"\[2, 2\] do not hold 3 tokens"):
+    with pytest.raises(ValueError, match=r"sizes=\[2, 2\] do not fit a code of 3 tokens"):
         random_sae("relu").encode_sparse(torch.zeros(3, 6, dtype=torch.float64)).with_leading((2, 2))
 
 

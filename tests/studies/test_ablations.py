@@ -48,7 +48,7 @@ def test_what_is_changed_and_where_can_be_chosen(finished: FinishedRun, tmp_path
     assert {record["arch"] for record in records} == {"gated_no_r_mag"}
     with pytest.raises(ValueError, match="no Gated SAE with unit decoder rows and target L0 7"):
         ablations(run, AblationsConfig(target_l0s=(7.0,)))
-    with pytest.raises(ValueError, match=r"ablations=all is not known: allowed are auxiliary_unfrozen, no_r_mag"):
+    with pytest.raises(ValueError, match=r"ablations=all is not known: it must be one of auxiliary_unfrozen, no_r_mag"):
         AblationsConfig(ablations=("all",))
 
 

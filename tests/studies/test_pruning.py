@@ -45,7 +45,7 @@ def test_pruning_takes_the_architectures_asked_for(finished: FinishedRun) -> Non
         ({"quantiles": (1.5,)}, r"quantiles=1.5 is out of range"),
         ({"l0_shares": (0.0,)}, r"l0_shares=0.0 is out of range"),
         ({"prices": (1.0, -1.0)}, r"prices=-1.0 is out of range"),
-        ({"archs": ("rleu",)}, r"archs=rleu is out of range: allowed is gated, relu"),
+        ({"archs": ("rleu",)}, r"archs=rleu is out of range: it must be one of gated, relu"),
     ],
 )
 def test_pruning_refuses_settings_out_of_range(settings: dict, message: str) -> None:

@@ -1,1 +1,1 @@
-"""Shared parts of all figures: names and looks of arms, lines against L0, saving as PNG and SVG."""
+"""Shared parts of all figures: labels and styles of arms, lines against L0, and saving as PNG and SVG."""

@@ -1,7 +1,7 @@
-"""Names and looks of arms in figures.
+"""Labels, colours and markers of arms in figures.
 
-An arm is the set of all SAEs with one architecture, recipe, width and, if it was set explicitly, learning rate. Colour
-and marker shape both show the architecture, so that each suffices alone. Fill and dashes distinguish the arms of one
+An arm is the set of all SAEs with the same architecture, recipe, width and, if it was set explicitly, learning rate.
+Colour and marker both identify the architecture, so either is enough. Fill and dashes distinguish arms of the same
 architecture.
 """
 
@@ -22,7 +22,7 @@ _SPARE = (
     Look(colour="#5a5fc7", dark_colour="#a5a9ff", marker="hexagon"),
     Look(colour="#4a5258", dark_colour="#c3c9cf", marker="star"),
 )
-"""For architectures that do not say how they are drawn; those that others have taken are left out."""
+"""Looks for architectures that do not declare one."""
 
 _DECLARED = {name: architecture.look for name, architecture in ARCHITECTURES.items() if architecture.look is not None}
 
@@ -31,23 +31,23 @@ _LOOKS = (*_DECLARED.values(), *(look for look in _SPARE if look not in _DECLARE
 SHAPES: tuple[Marker, ...] = tuple(look.marker for look in _LOOKS)
 
 COLORS = tuple(look.colour for look in _LOOKS)
-"""Colours of the architectures on a light page; contrast against white at least 4.5:1."""
+"""Colours of the architectures on a light page, with a contrast against white of at least 4.5:1."""
 
 DARK_COLORS = tuple(look.dark_colour for look in _LOOKS)
-"""Colours of the architectures on a dark page; contrast at least 6:1."""
+"""Colours of the architectures on a dark page, with a contrast of at least 6:1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmLook:
-    """How an arm is called and drawn."""
+    """The label and style of an arm in figures."""
 
     key: Arm
     label: str
-    """Name for legends: the architecture, and the difference from other arms of the same architecture."""
+    """The name in legends: the architecture, and what distinguishes the arm from others of the same architecture."""
     slot: int
-    """Index into COLORS and SHAPES; the same for every arm of an architecture."""
+    """Index into COLORS and SHAPES, the same for all arms of an architecture."""
     variant: int
-    """0 for the first arm of its architecture (filled markers, solid line), 1, 2, ... for the others."""
+    """0 for an architecture's first arm (filled markers, solid line), 1, 2, ... for its others."""
 
     @property
     def arch(self) -> str:
@@ -55,23 +55,23 @@ class ArmLook:
 
 
 def arch_name(arch: str | None) -> str:
-    """Return the usual name of an architecture or control; an unknown one is returned unchanged."""
+    """Return the display name of an architecture or control; unknown names are returned unchanged."""
     known = ARCHITECTURES.get(str(arch))
     return known.label if known else CONTROLS.get(str(arch), str(arch))
 
 
 def arch_and_width(arch: str, d_sae: int) -> str:
-    """Return the name of an arm of the paper, e.g. "Gated, 131,072 latents"."""
+    """Return an arm's name by architecture and width, e.g. "Gated, 131,072 latents"."""
     return f"{arch_name(arch)}, {d_sae:,} latents"
 
 
 def find_arms(records: Sequence[Mapping[str, Any]]) -> list[ArmLook]:
-    """The arms of the SAEs among `records`, in the order known architectures are listed here, then as they come."""
+    """The arms of the SAEs among `records`, in the order of ARCHITECTURES; controls are left out."""
     return looks_of([Arm.of(record) for record in records if not is_control(record)])
 
 
 def looks_of(keys: Sequence[Arm]) -> list[ArmLook]:
-    """How each of some arms is called and drawn, so that all of them can be told apart."""
+    """Labels and styles for some arms, different for each of them, in the order of ARCHITECTURES."""
     known = list(ARCHITECTURES)
     archs = sorted(
         dict.fromkeys(key.arch for key in keys),
@@ -92,17 +92,17 @@ def looks_of(keys: Sequence[Arm]) -> list[ArmLook]:
 
 
 def arm_index(record: Mapping[str, Any], looks: Sequence[ArmLook]) -> int | None:
-    """Position of the record's arm in `looks`; None for a control."""
+    """The position of the record's arm in `looks`, or None for a control."""
     return None if is_control(record) else place_of(Arm.of(record), looks)
 
 
 def place_of(key: Arm, looks: Sequence[ArmLook]) -> int:
-    """Position of an arm in `looks`, which holds it."""
+    """The position of an arm in `looks`, which must hold it."""
     return next(place for place, look in enumerate(looks) if look.key == key)
 
 
 def _slot(arch: str, archs: Sequence[str]) -> int:
-    """Return the look of an architecture: fixed for a known one; unknown ones get looks that the run leaves unused."""
+    """Return the index of an architecture's look. Architectures without one get a look that `archs` leaves unused."""
     known = list(_DECLARED)
     if arch in known:
         return known.index(arch)

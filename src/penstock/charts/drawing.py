@@ -1,4 +1,4 @@
-"""Markers, scales and style of all figures, and saving as PNG and SVG; needs the optional extra `plots`."""
+"""Markers, scales and style of all figures, and saving as PNG and SVG. Needs the optional extra `plots`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ STYLE = {
     "ytick.color": "#4a5057",
     "legend.frameon": False,
     "savefig.dpi": 200,
-    # Fixed, so that the same records give the same bytes and the SVG can be committed.
+    # A fixed salt gives equal bytes for equal records, so that the SVG can be committed.
     "svg.hashsalt": "penstock",
     "svg.fonttype": "path",
 }
@@ -42,17 +42,21 @@ class PlotsNotInstalled(ImportError):
 
 
 def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
-    """Save a figure as `path` with .png and .svg, and return the path of the PNG; equal numbers give equal bytes.
+    """Save a figure as PNG and SVG, and return the path of the PNG. Equal numbers give equal bytes.
+
+    Args:
+        draw: Makes the figure; called in the style of all figures.
+        path: The path of the files without their suffixes.
 
     Raises:
-        PlotsNotInstalled: matplotlib is missing; names the extra to install.
+        PlotsNotInstalled: matplotlib is missing.
     """
     try:
         import matplotlib
         import matplotlib.style
     except ImportError as error:
         raise PlotsNotInstalled(
-            f"{path.name}.png and {path.name}.svg need matplotlib, which is not installed: "
+            f"{path.name}.png and {path.name}.svg need matplotlib, which is not installed. Install it with "
             "pip install 'penstock[plots]'. Reports and tables do not need it."
         ) from error
     png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
@@ -65,7 +69,7 @@ def drawn(draw: Callable[[], "Figure"], path: Path) -> Path:
 
 
 def set_scales(ax: "Axes", saes: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Set L0 to a logarithmic axis in octaves, and the metric to a logarithmic one if its range is large."""
+    """Make the L0 axis logarithmic, and the metric's axis too if its values differ by more than a factor of 6."""
     from matplotlib.axis import Axis
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -80,7 +84,7 @@ def set_scales(ax: "Axes", saes: Sequence[Mapping[str, Any]], metric: str) -> No
         ends = axis.get_view_interval()
         octaves = math.log2(ends[1] / ends[0])
         if axis is ax.xaxis and 2.5 <= octaves <= 8:
-            # 4, 8, 16, ...: the usual steps of a sweep over sparsity.
+            # Powers of two are the usual steps of a sweep over sparsity.
             axis.set_major_locator(LogLocator(base=2))
             axis.set_minor_locator(NullLocator())
         else:

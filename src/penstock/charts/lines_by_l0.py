@@ -1,4 +1,4 @@
-"""Draws records of a study as lines against L0: grouping into lines, averaging, looks."""
+"""Drawing a study's records as lines against L0: grouping records into lines, averaging over seeds, styles."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,11 @@ Records = Sequence[Record]
 Value = Callable[[Record], float | None]
 
 SAME_LEVEL = 1.25
-"""SAEs of a series whose L0s are within this factor are averaged, because they are seeds of one target."""
+"""SAEs of a series whose L0s differ by at most this factor are averaged, as seeds with the same target."""
 
 INK, GREY = "#24292e", "#6b7178"
 REFERENCE_LINE = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 3)), "zorder": 1}
-"""Look of a line that marks a level, e.g. 1."""
+"""The style of a line that marks a reference value, e.g. 1."""
 
 _DASHES = ("-", ":", "-.", (0, (1, 1)))
 
@@ -31,12 +31,13 @@ class _Point(NamedTuple):
     l0: float
     y: float
     below: float
-    """Length of the error bar."""
+    """The length of the error bar below the point."""
     above: float
+    """The length of the error bar above the point."""
 
 
 class Series(NamedTuple):
-    """Records that form one line, and its look."""
+    """The records of one line, and its style."""
 
     label: str
     color: str
@@ -45,22 +46,22 @@ class Series(NamedTuple):
     filled: bool
     records: Records
     points: Sequence[_Point] = ()
-    """Points of the line."""
+    """The points of the line, filled in by `line_of`."""
 
 
 def arm_series(records: Records) -> list[Series]:
-    """Return one series for each arm, in its architecture's colour and marker."""
+    """Return one series per arm, with its architecture's colour and marker."""
     rows = [dict(record) for record in records]
     arms = find_arms(rows)
     return [_look(arm, arm.label, [row for row in rows if arm_index(row, arms) == n]) for n, arm in enumerate(arms)]
 
 
 def pair_series(records: Records, compared: str) -> list[Series]:
-    """Return a series for each pair of arms (in one colour) and for the seeds of each arm (in its architecture's).
+    """Return one series per pair of arms, all in the same colour, and one per arm whose seeds are compared.
 
     Args:
-        records: Records about pairs a and b.
-        compared: Key whose value is `arms` or `seeds`.
+        records: Records about pairs of SAEs, a and b.
+        compared: The key that says whether a record compares `arms` or `seeds`.
     """
     sides = [(Arm.at_side(record, "a"), Arm.at_side(record, "b")) for record in records]
     arms = looks_of([arm for side in sides for arm in side])
@@ -86,7 +87,14 @@ def _look(arm: ArmLook, label: str, records: Records) -> Series:
 
 
 def line_of(series: Series, y: Value, low: Value | None = None, high: Value | None = None) -> Series:
-    """Return the series with means over SAEs at about the same L0, in the order of L0."""
+    """Return the series with its points in ascending order of L0, averaged over SAEs at about the same L0.
+
+    Args:
+        series: The series.
+        y: Returns the value of a record, or None to leave it out.
+        low: Returns the lower end of the error bar.
+        high: Returns the upper end of the error bar.
+    """
     found = []
     for record in series.records:
         l0, value = _mean([record.get(key) for key in ("l0", "l0_a", "l0_b")]), y(record)
@@ -107,7 +115,7 @@ def line_of(series: Series, y: Value, low: Value | None = None, high: Value | No
 
 
 def draw_lines(ax: "Axes", lines: Sequence[Series]) -> None:
-    """Draw points against L0 on a logarithmic axis; series with error bars are shifted slightly, so none is hidden."""
+    """Draw points against L0 on a logarithmic axis; series with error bars are shifted a little to avoid overlap."""
     lines = [line for line in lines if line.points]
     ax.set_xlabel("L0, firing latents per token")
     if not lines:
@@ -135,7 +143,7 @@ def draw_lines(ax: "Axes", lines: Sequence[Series]) -> None:
     low, high = ax.get_xlim()
     powers = [2.0**n for n in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]
     inside = [power for power in powers if low <= power <= high]
-    # A narrow axis may hold no power of two: it shows where the points are.
+    # A narrow axis may contain no power of two. Then the ticks are at the points.
     set_ticks(ax.xaxis, inside if len(inside) > 1 else sorted({point.l0 for line in lines for point in line.points}))
 
 
@@ -147,7 +155,7 @@ def grid(rows: int, columns: int, *, width: float, height: float = 3.4) -> tuple
 
 
 def legend(figure: "Figure", panels: Any) -> None:
-    """Draw one legend below all panels, with every label that occurs in them."""
+    """Draw one legend for all panels below them, with each label once."""
     handles = {}
     for ax in panels:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):

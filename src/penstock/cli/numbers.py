@@ -18,7 +18,7 @@ def whole_number(text: str) -> int:
     match = re.fullmatch(r"([+-]?(?:\d[\d_]*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)([kKmMgGbB]?)", text.strip())
     number = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2].lower()] if match else Decimal("0.5")
     if number != int(number):
-        raise ValueError(f"{text!r} is not a whole number: allowed are e.g. 4096, 1e6, 1.5M and 100M.")
+        raise ValueError(f"{text!r} is not a whole number. Give one such as 4096, 1e6 or 1.5M.")
     return int(number)
 
 

@@ -1,4 +1,4 @@
-"""SAEs on disk: one module for each format, and a line in FORMATS."""
+"""Saving and loading SAEs. Each file format has one module and a line in FORMATS."""
 
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,24 @@ from penstock.saes import SAE
 FORMATS: dict[str, Format] = {
     "penstock": penstock,
 }
-"""The formats that can be read and written, by name; a folder is read by the first one that detects it."""
+"""The formats that can be read and written, by name. A folder is read with the first format that detects it."""
 
 OWN_FORMAT = "penstock"
-"""The format that runs write."""
+"""The format in which runs save their SAEs."""
 
 
 def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
-    """Read an SAE in any of FORMATS: (sae, facts), where `facts.format` names the format.
+    """Load an SAE stored in any of FORMATS.
 
     Args:
-        folder: Holds the files of one SAE.
-        device: Where its weights go.
+        folder: The folder with the files of one SAE.
+        device: The device for its weights.
+
+    Returns:
+        The SAE and its facts, where `facts.format` is the name of the format.
 
     Raises:
-        SAEFileError: the folder holds no SAE of these formats, or a damaged one; says what it holds instead.
+        SAEFileError: the folder does not hold an SAE in one of these formats, or the SAE is damaged.
     """
     name = format_of(folder)
     sae, facts = FORMATS[name].read(Path(folder), device=device)
@@ -33,7 +36,7 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SavedSAE:
 
 
 def read_facts(folder: str | Path) -> SAEFacts:
-    """What is known of an SAE on disk, without its weights.
+    """The facts of an SAE on disk, read without its weights.
 
     Raises:
         SAEFileError: see `load_sae`.
@@ -43,20 +46,20 @@ def read_facts(folder: str | Path) -> SAEFacts:
 
 
 def save_sae(sae: SAE, folder: str | Path, metadata: dict[str, Any], *, format: str = OWN_FORMAT) -> None:
-    """Write an SAE that takes and returns raw activations.
+    """Save an SAE that takes and returns raw activations.
 
     Args:
-        sae: What to save.
-        folder: Made if needed; files of the same names in it are replaced.
-        metadata: Where it belongs and how it was made, ready for JSON: `model`, `site`, ...
-        format: One of FORMATS.
+        sae: The SAE.
+        folder: The folder to write to, created if needed; files of the same names are replaced.
+        metadata: Values that JSON can hold, such as `model`, `site` and `recipe`.
+        format: The name of one of FORMATS.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: the format is unknown.
         OSError: the disk is full or not writable.
     """
     if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not known: allowed are {', '.join(FORMATS)}.")
+        raise ValueError(f"format={format!r} is not known: it must be one of {', '.join(FORMATS)}.")
     FORMATS[format].write(sae, Path(folder), metadata)
 
 
@@ -96,7 +99,7 @@ def _holds_sae(folder: Path) -> bool:
 
 
 def _folders_below(folder: Path) -> list[Path]:
-    """Folders in the folder and one level deeper, as runs and libraries lay out their SAEs."""
+    """The folders one and two levels below, where runs and other libraries put their SAEs."""
     try:
         return [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_dir()]
     except OSError:

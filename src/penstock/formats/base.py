@@ -1,4 +1,4 @@
-"""What a format offers, and what is known of an SAE on disk."""
+"""The interface of a file format, and the facts of a saved SAE."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,56 +11,56 @@ class SAEFileError(ValueError):
 
 
 class SAEFacts(NamedTuple):
-    """Information about an SAE in its folder, apart from the weights."""
+    """What a saved SAE's folder states, apart from the weights."""
 
     arch: str
     d_in: int
     d_sae: int
     settings: Settings
-    """The architecture's own."""
+    """The architecture's own settings."""
     metadata: dict[str, Any]
-    """Where it belongs and how it was made: `model`, `site`, `recipe`, `name`, ..."""
+    """The model and site that the SAE belongs to, and how it was trained: `model`, `site`, `recipe`, `name`, ..."""
     format: str = "penstock"
-    """Name of the format that it is stored in."""
+    """The name of the file format."""
 
 
 class SavedSAE(NamedTuple):
-    """An SAE from disk and what is known of it."""
+    """An SAE loaded from disk, with its facts."""
 
     sae: SAE
     facts: SAEFacts
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Where it belongs and how it was made."""
+        """The metadata of the facts: model, site, recipe, ..."""
         return self.facts.metadata
 
 
 class Format(Protocol):
-    """A way of storing SAEs in folders; a module with these four functions is one."""
+    """A file format for SAEs: any module with these four functions."""
 
     def detect(self, path: Path) -> bool:
-        """Whether this folder holds an SAE of the format, whole or damaged; reads no weights."""
+        """Whether this folder holds an SAE in the format, whole or damaged. Must not read the weights."""
         ...
 
     def read_facts(self, path: Path) -> SAEFacts:
-        """What the folder says of its SAE, without reading the weights.
+        """The facts of the SAE in this folder, read without the weights.
 
         Raises:
-            SAEFileError: a file is missing, damaged, or holds what cannot be an SAE.
+            SAEFileError: a file is missing or damaged, or its contents cannot describe an SAE.
         """
         ...
 
     def read(self, path: Path, *, device: str) -> SavedSAE:
-        """The SAE, which takes and returns raw activations, in the dtype it was saved in.
+        """The SAE, which takes and returns raw activations, in the dtype that it was saved in.
 
         Raises:
-            SAEFileError: see `read_facts`; or the weights do not fit what the folder says.
+            SAEFileError: see `read_facts`, or the weights do not fit the facts.
         """
         ...
 
     def write(self, sae: SAE, path: Path, metadata: dict[str, Any]) -> None:
-        """Write an SAE that takes and returns raw activations; the folder is made if needed.
+        """Save an SAE that takes and returns raw activations; the folder is created if needed.
 
         Raises:
             OSError: the disk is full or not writable.

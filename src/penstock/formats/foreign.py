@@ -1,4 +1,4 @@
-"""Formats of other libraries that are recognised, so that the error can say what a folder holds.
+"""File formats of other libraries. They are recognised, so that an error can name the library, but not read.
 
 Layouts: SAELens 6 (cfg.json + sae_weights.safetensors), dictionary_learning (ae.pt + config.json), EleutherAI's
 sparsify (cfg.json + sae.safetensors, as in penstock, but with other keys), Gemma Scope (params.npz). A format that
@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 
 
 class ForeignFormat(NamedTuple):
-    """A format that penstock can tell, and cannot read."""
+    """A format that penstock recognises but cannot read."""
 
     library: str
     files: str
-    """What tells it, for the error."""
+    """The files by which it is recognised, for the error message."""
     detect: Callable[[Path], bool]
 
 
 def foreign_format(folder: Path) -> ForeignFormat | None:
-    """The foreign format of a folder; None if it is none of FOREIGN."""
+    """The first of FOREIGN that recognises the folder, or None."""
     return next((one for one in FOREIGN if one.detect(folder)), None)
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none that can be read."""
+    """The object in a JSON file, or an empty one if it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

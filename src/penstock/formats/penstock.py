@@ -1,7 +1,7 @@
 """penstock's own format: a folder with `cfg.json` and `sae.safetensors`.
 
 cfg.json: {"architecture", "d_in", "d_sae", "settings": {k, ...}, "dtype", "metadata": {model, site, recipe, ...}}. The
-tensors have the names and shapes of the architecture's parameters; the SAE takes and returns raw activations.
+tensors have the names and shapes of the architecture's parameters. The SAE takes and returns raw activations.
 """
 
 import json
@@ -35,7 +35,7 @@ from penstock.saes.base import latent_major
 FILES = ("cfg.json", "sae.safetensors")
 
 _KINDS: Mapping[str, Kind] = {"architecture": TEXT, "d_in": SIZE, "d_sae": SIZE, "settings": OBJECT, "metadata": OBJECT}
-"""What the values of cfg.json must be."""
+"""The kinds of value allowed in cfg.json, by key."""
 
 _METADATA_KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("name", "site"), TEXT),
@@ -48,16 +48,16 @@ _METADATA_KINDS: Mapping[str, Kind] = {
     "coef_path": or_null(list_of(or_null(NUMBER))),
     "warnings": or_null(list_of(TEXT)),
 }
-"""What the values of `metadata` must be, as far as penstock reads them."""
+"""The kinds of value allowed in `metadata`, for the keys that penstock reads."""
 
 
 def detect(path: Path) -> bool:
-    """Whether this folder holds an SAE of penstock, whole or damaged."""
+    """Whether this folder holds an SAE in penstock's format, whole or damaged."""
     return any((path / name).is_file() for name in FILES) and foreign_format(path) is None
 
 
 def write(sae: SAE, path: Path, metadata: dict[str, Any]) -> None:
-    """Write an SAE that takes and returns raw activations; the folder is made if needed."""
+    """Save an SAE that takes and returns raw activations; the folder is created if needed."""
     path.mkdir(parents=True, exist_ok=True)
     cfg = {
         "architecture": sae.arch,
@@ -67,7 +67,7 @@ def write(sae: SAE, path: Path, metadata: dict[str, Any]) -> None:
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "metadata": metadata,
     }
-    # Its presence says that an SAE is saved: the one of an earlier SAE goes first, and it comes last and whole.
+    # cfg.json marks a complete SAE. So the old one is deleted first, and the new one is written last.
     (path / "cfg.json").unlink(missing_ok=True)
     with whole_file(path / "sae.safetensors") as file:
         file.writelines(safetensors_blocks(sae.state_dict()))
@@ -75,11 +75,10 @@ def write(sae: SAE, path: Path, metadata: dict[str, Any]) -> None:
 
 
 def read_facts(path: Path) -> SAEFacts:
-    """What cfg.json says of an SAE.
+    """The facts in an SAE's cfg.json.
 
     Raises:
-        SAEFileError: a file is missing, or cfg.json is damaged, names an unknown architecture or settings that this
-            architecture does not have.
+        SAEFileError: a file is missing, or cfg.json is damaged or names an unknown architecture or setting.
     """
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
@@ -97,10 +96,11 @@ def read_facts(path: Path) -> SAEFacts:
     arch, d_in, d_sae, metadata = cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg.get("metadata", {})
     if arch not in ARCHITECTURES:
         raise SAEFileError(
-            f"{path}/cfg.json names the architecture {arch!r}; known: {', '.join(sorted(ARCHITECTURES))}."
+            f"{path}/cfg.json names the architecture {arch!r}, which is not known: it must be one of "
+            f"{', '.join(sorted(ARCHITECTURES))}."
         )
     try:
-        # Files from before architectures had settings have none.
+        # Files written before architectures had settings of their own lack the key.
         settings = ARCHITECTURES[arch].settings_of(cfg.get("settings", {}))
     except (ValueError, TypeError) as error:
         raise SAEFileError(f"{path}/cfg.json does not fit the architecture {arch!r}: {error}") from error
@@ -108,10 +108,10 @@ def read_facts(path: Path) -> SAEFacts:
 
 
 def read(path: Path, *, device: str) -> SavedSAE:
-    """The SAE, in the dtype it was saved in.
+    """The SAE, in the dtype that it was saved in.
 
     Raises:
-        SAEFileError: see `read_facts`; or the tensors are damaged or do not fit the architecture.
+        SAEFileError: see `read_facts`, or the tensors are damaged or do not fit the architecture.
     """
     facts = read_facts(path)
     try:
@@ -120,15 +120,15 @@ def read(path: Path, *, device: str) -> SavedSAE:
         raise _damaged(path, error) from error
     shape = tuple(tensors["W_dec"].shape) if "W_dec" in tensors else None
     if shape != (facts.d_sae, facts.d_in):
-        # Before memory for these numbers is asked for.
+        # Checked before an SAE of these sizes is allocated.
         raise SAEFileError(
-            f"{path}/sae.safetensors does not fit {path}/cfg.json: d_sae {facts.d_sae} and d_in {facts.d_in}, and "
-            f"W_dec has the shape {shape}. Save or copy the SAE again."
+            f"{path}/sae.safetensors does not fit {path}/cfg.json, which says d_sae {facts.d_sae} and d_in "
+            f"{facts.d_in}: the shape of W_dec is {shape}. Save or copy the SAE again."
         )
     sae = ARCHITECTURES[facts.arch].make(facts.d_in, facts.d_sae, facts.settings)
     try:
-        # Assigned, so that the SAE has the dtype of the file. Cloned, because the tensors are views of the
-        # file itself, which a later save to the same folder would cut from under them.
+        # assign=True gives the SAE the dtype of the file. The clones are needed because the loaded tensors map the
+        # file, which a later save to the same folder replaces.
         sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise SAEFileError(f"{path}/sae.safetensors does not fit {path}/cfg.json: {_one_line(error)}") from error

@@ -1,1 +1,1 @@
-"""The paper's experiments as data: presets, its tables, and their reproduction."""
+"""Presets of the paper's experiments, the paper's tables, and the reproduction of both."""

@@ -1,4 +1,4 @@
-"""What a preset is: an experiment as data, where each setting says where it comes from."""
+"""Presets: experiments whose every setting names its source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,17 +25,17 @@ from penstock.training.settings import (
 from penstock.training.settings.defaults import PlannedModel
 
 UNSTATED = "not stated in the paper; chosen: "
-"""Begins the source of a setting that the paper does not state."""
+"""Prefix of the source of a setting that the paper does not state."""
 
 OURS = "ours: "
-"""Begins the source of a setting that no experiment of the paper has."""
+"""Prefix of the source of a setting that no experiment of the paper has."""
 
 QUICK_EVAL = 10_000
-"""Held-out tokens of a quick run."""
+"""The number of held-out tokens in a quick run."""
 
 
 class Cited(NamedTuple):
-    """A setting and where it comes from."""
+    """The value of a setting, and its source."""
 
     value: Any
     source: str
@@ -43,18 +43,18 @@ class Cited(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPreset:
-    """One arm at one site."""
+    """One arm at one site: SAEs of one architecture and width at several sparsities."""
 
     arch: str
     d_sae: Cited
     lr: Cited
-    """None leaves it to the rule of docs/training.md."""
+    """The learning rate; None uses the rule in docs/training.md."""
     coefs: Cited
-    """The paper's lambdas, the largest first; a Gated arm is trained with them."""
+    """The paper's lambdas in descending order; Gated arms are trained with them."""
     target_l0s: Cited
-    """Target L0s, ascending, for arms that are not Gated or have no lambdas."""
+    """Target L0s in ascending order, for arms that are not Gated or have no lambdas."""
     published: Cited
-    """What the paper reports here, as `PublishedRun`s."""
+    """The paper's results for this arm, as `PublishedRun`s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +66,19 @@ class SitePreset:
     d_in: Cited
     arms: Mapping[str, ArmPreset]
     studies: Cited
-    """Names of the studies made here, in addition to the frontier."""
+    """Names of the studies made at this site."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """An experiment; the groups of settings have the names and keys of `RunConfig`."""
+    """An experiment. Its groups of settings have the names and keys of `RunConfig`."""
 
     name: str
     language_model: Mapping[str, Cited]
     num_layers: Cited
-    """Blocks of the language model."""
+    """The number of the language model's blocks."""
     model_parameters: Cited
-    """Of the language model, embeddings included."""
+    """The number of the language model's parameters, including embeddings."""
     data: Mapping[str, Cited]
     optim: Mapping[str, Cited]
     resampling: Mapping[str, Cited]
@@ -86,18 +86,18 @@ class Preset:
     recipe: Cited
     steps: Cited
     quick_steps: Cited
-    """Steps of `quick()`."""
+    """The number of steps in `quick()`."""
     seeds: Cited
     study_settings: Mapping[str, Cited]
-    """For some studies their settings; the others have their defaults."""
+    """Settings by study; studies that are not listed use their defaults."""
     quick_study_settings: Mapping[str, Cited]
     """The same for `quick()`."""
     sites: tuple[SitePreset, ...]
     deviations: tuple[str, ...]
-    """Where a run differs from the paper's, knowingly."""
+    """The known differences from the paper's experiments."""
 
     def cited(self) -> dict[str, Cited]:
-        """Every setting by its path, such as `data.context` or `resid_post.20.gated.d_sae`."""
+        """All settings by path, such as `data.context` or `resid_post.20.gated.d_sae`."""
         names = ("language_model", "data", "optim", "resampling", "eval", "study_settings")
         groups = {name: getattr(self, name) for name in names}
         found = {f"{group}.{key}": cited for group, settings in groups.items() for key, cited in settings.items()}
@@ -111,19 +111,22 @@ class Preset:
         return found
 
     def unstated(self) -> dict[str, Cited]:
-        """The settings that the paper does not state and that are chosen here."""
+        """The settings that the paper does not state, by path."""
         return {path: cited for path, cited in self.cited().items() if UNSTATED in cited.source}
 
     def quick(self) -> "Preset":
-        """The first site, the ends of each range, `quick_steps` steps, QUICK_EVAL tokens: not to conclude from."""
+        """A short version of the preset that shows that everything works, but is too small for conclusions.
+
+        It has the first site, the first and last value of each list, `quick_steps` steps and QUICK_EVAL tokens.
+        """
         site = self.sites[0]
         arms = {
             name: replace(arm, coefs=_ends(arm.coefs), target_l0s=_ends(arm.target_l0s))
             for name, arm in site.arms.items()
         }
         shorter = (
-            f"quick: {site.name} alone, first and last of each list, {self.quick_steps.value} steps, evaluated on "
-            f"{QUICK_EVAL:,} tokens."
+            f"quick: only {site.name}, only the first and last value of each list, {self.quick_steps.value} steps, "
+            f"evaluation on {QUICK_EVAL:,} tokens."
         )
         return replace(
             self,
@@ -139,11 +142,13 @@ class Preset:
         )
 
     def run_configs(self, *, model: str | None = None, device: str = "cpu") -> tuple[RunConfig, ...]:
-        """One run for each site: every arm, seed, and lambda (Gated arms that have some) or L0.
+        """The run of each site: SAEs of every arm, seed and sparsity.
+
+        The sparsities are lambdas in Gated arms that have them, otherwise target L0s.
 
         Args:
-            model: Another place of the same language model, e.g. a local folder.
-            device: Where the language model and the SAEs go.
+            model: Another path of the same language model, e.g. a local folder.
+            device: The device for the language model and the SAEs.
         """
         tokens = self.steps.value * self.optim["batch_size"].value
         language_model = LanguageModelConfig(**_values(self.language_model), device=device)
@@ -160,13 +165,13 @@ class Preset:
         )
 
     def plans(self, *, model: str | None = None, device: str = "cpu", max_bytes: int | None = None) -> dict[str, Plan]:
-        """Return for each site its run and its studies, for `reproduce`.
+        """Return the run and the studies of each site, for `reproduce`.
 
         Args:
             model: See `run_configs`.
             device: See `run_configs`.
-            max_bytes: Most bytes that training may need, by `estimate`; larger runs are trained in parts. An evaluation
-                holds as many SAEs at once as fit together with the language model and its logits.
+            max_bytes: The memory limit in bytes. Runs for which `estimate` exceeds it are trained in parts. An
+                evaluation holds as many SAEs at once as fit next to the language model and its logits.
         """
         configs = self.run_configs(model=model, device=device)
         settings = {name: cited.value for name, cited in self.study_settings.items()}
@@ -188,13 +193,15 @@ class Preset:
         }
 
     def planned_model(self) -> PlannedModel:
-        """What is known of the language model before it is loaded."""
+        """The facts of the language model that the preset states, so that it need not be loaded."""
         widths = {site.name: site.d_in.value for site in self.sites}
         return PlannedModel(self.language_model["model"].value, self.data["context"].value, widths)
 
     def _reserved(self, run: ResolvedRun, d_in: int) -> int:
-        """Bytes that an evaluation takes besides the SAEs it holds: the language model and its logits (clean, spliced,
-        and a logarithm of each), and the SAE that is read next.
+        """The bytes that an evaluation needs besides the SAEs in memory.
+
+        They are for the language model, its logits (clean, spliced, and the log-probabilities of both), and the SAE
+        that is read next.
         """
         cost = estimate(run, {run.sites[0]: d_in}, self.model_parameters.value, self.num_layers.value)
         logits = LOGITS.get(torch.device(run.language_model.device).type, LOGITS["cpu"])

@@ -1,8 +1,8 @@
-"""The paper's experiments as data: what to train, where, for how long, and where each number comes from.
+"""Presets of the paper's experiments, and one for the embedded model, with the source of every number.
 
-Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, version 2; "Appendix D" and "Tables 1-8" are its
-own, a comment is an author's reply under the paper's post on LessWrong. UNSTATED in a source means that the paper
-leaves the setting open, OURS that no experiment of the paper has it.
+Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, version 2. "Appendix D" and "Tables 1-8" are the
+paper's. An "author comment" is a reply under the paper's post on LessWrong. UNSTATED marks settings that the paper does
+not state, OURS settings that no experiment of the paper has.
 """
 
 from typing import Any
@@ -36,13 +36,13 @@ def _published(arch: str, d_sae: Cited, lr: Cited, runs: tuple[PublishedRun, ...
 
 
 def _unpublished(arch: str, d_sae: Cited, lr: Cited, target_l0s: Cited, why: str) -> ArmPreset:
-    """An arm without a table of runs."""
+    """An arm that is not in the paper's tables."""
     none = Cited((), why)
     return ArmPreset(arch=arch, d_sae=d_sae, lr=lr, coefs=none, target_l0s=target_l0s, published=none)
 
 
 def _arms(gated: ArmPreset, compute_matched: ArmPreset) -> dict[str, ArmPreset]:
-    """Both, and the baseline once more with the Gated arm's width."""
+    """The two arms, and `width_matched`: the baseline with the Gated arm's width."""
     width_matched = _unpublished(
         "relu",
         Cited(gated.d_sae.value, f"{OURS}the Gated arm's"),
@@ -54,7 +54,7 @@ def _arms(gated: ArmPreset, compute_matched: ArmPreset) -> dict[str, ArmPreset]:
 
 
 def _published_site(model: str, name: str, d_in: Cited, widths: tuple[int, int], baseline_lr: Cited) -> SitePreset:
-    """A site of the paper's tables; the Gated arm's width comes first."""
+    """A site in the paper's tables; `widths` are those of the Gated arm and of the baseline."""
     gated_runs, baseline_runs = PUBLISHED[model]
     why = f"{TABLES} and the caption of Fig 1; the prose of appendix D.1.1 has the widths of the arms swapped"
     in_gated, in_baseline = f"{TABLES}: {model}, Gated, {name}", f"{TABLES}: {model}, baseline, {name}"
@@ -70,7 +70,7 @@ def _published_site(model: str, name: str, d_in: Cited, widths: tuple[int, int],
 
 
 def _paper_settings(steps: int) -> dict[str, Any]:
-    """What the paper's three models share."""
+    """The settings that the paper's three models share."""
     bricken = "Bricken et al. 2023, which appendix D mostly follows"
     warmup = f"{UNSTATED}1,000 steps, as many as after resampling; that there is a warm-up is in appendix D"
     return {
@@ -115,13 +115,13 @@ WITHOUT_TRAINING = Cited(
 )
 
 PUBLISHED = {"Gemma-7B": (GEMMA_GATED, GEMMA_BASELINE), "Pythia-2.8B": (PYTHIA_GATED, PYTHIA_BASELINE)}
-"""For each model of the tables the runs of both arms by site."""
+"""The runs in the paper's tables by model: those of the Gated arm and of the baseline, each by site."""
 
 GATED_LR = Cited(3e-4, f"{APPENDIX_D} and {LR_COMMENT}: all Gated runs")
 
 GELU_LR = Cited(3e-4, f"{LR_COMMENT}: swept there")
-GELU_WIDTH = f"{UNSTATED}as most of Pythia-2.8B and Gemma-7B"
-GELU_L0S = Cited((10.0, 20.0, 50.0, 100.0), f"{UNSTATED}the range that appendix A speaks of")
+GELU_WIDTH = f"{UNSTATED}the same as for most sites of Pythia-2.8B and Gemma-7B"
+GELU_L0S = Cited((10.0, 20.0, 50.0, 100.0), f"{UNSTATED}the range that appendix A mentions")
 GELU_TABLES = f"{UNSTATED}none; GELU-1L has no table"
 
 PYTHIA_LR = Cited(1e-3, f"{APPENDIX_D} and {LR_COMMENT}: all Pythia baselines")
@@ -139,18 +139,21 @@ GEMMA_D_IN = {
 GEMMA_D_IN["resid_post"] = GEMMA_D_IN["mlp_out"]
 
 DEVIATIONS = (
-    "The losses of both arms have one scale: errors are sums over d_in, activations have unit mean squared norm. The "
-    "paper divides errors by d_in, and those of Pythia's and Gemma's baselines once more by E|x| or its square (which "
-    "is not confirmed): its baseline lambdas cannot be converted, and baselines aim at the L0s of its tables.",
-    "Gated arms have the paper's lambdas where it states them (Pythia-2.8B, Gemma-7B), times d_in and the scale that "
-    "the run measures; their auxiliary errors are taken to be divided by d_in like the others.",
-    "Adam's steps are as long as the paper's for activations that are scaled here: on biases, 1 / scale times as long.",
-    "Width-matched baselines are ours: the paper's tables have compute-matched ones only.",
-    "Dead latents: resampled at 1/8, 1/4, 3/8 and 1/2 of the run (the paper's steps are not stated) if they have not "
-    "fired for 1/16 of it, in the direction x - b_dec, from as many of the 819,200 inputs as the buffer holds.",
-    "Encoders start as transposed decoders, biases and r_mag at 0: the paper states no initialisation.",
-    "The learning rate first rises linearly from 0; from 0.1 along a cosine only after resampling.",
-    "Positions of BOS are neither trained nor evaluated on.",
+    "Both arms use the same loss scale: errors are sums over d_in, and activations have unit mean squared norm. The "
+    "paper divides errors by d_in. For the baselines of Pythia and Gemma it divides again by E|x| or its square, which "
+    "is not confirmed. So its baseline lambdas cannot be converted, and baselines aim at the L0s in its tables.",
+    "Gated arms use the paper's lambdas where it states them (Pythia-2.8B, Gemma-7B), multiplied by d_in and by the "
+    "run's scale of activations. This assumes that the paper divides auxiliary errors by d_in, like the others.",
+    "Adam's steps have the paper's length, but activations are scaled here. For biases that is 1 / scale times as "
+    "long.",
+    "Width-matched baselines are ours: the paper's tables have only compute-matched ones.",
+    "Dead latents are resampled at 1/8, 1/4, 3/8 and 1/2 of the run if they have not fired for 1/16 of it; the paper "
+    "does not state the steps. They get the direction x - b_dec, from as many of the 819,200 inputs as the buffer "
+    "holds.",
+    "Encoders start as transposed decoders, and biases and r_mag at 0; the paper does not state the initialisation.",
+    "The learning rate starts with a linear warm-up from 0. Only after resampling does it follow the paper's cosine, "
+    "from 0.1 times its value.",
+    "BOS tokens are left out of training and evaluation.",
 )
 
 GELU_1L = Preset(
@@ -166,9 +169,9 @@ GELU_1L = Preset(
     model_parameters=Cited(53_097_984, "shapes of the checkpoint: d_model 512, 48,262 tokens, 1,024 positions"),
     data=_paper_data(
         "datasets:allenai/c4:en",
-        "C4, on which the model was trained, together with code",
+        "C4, the natural-language part of the model's training data",
         128,
-        f"{UNSTATED}as for Pythia-2.8B",
+        f"{UNSTATED}the same as for Pythia-2.8B",
     ),
     **_paper_settings(300_000),
     sites=(
@@ -185,11 +188,11 @@ GELU_1L = Preset(
     ),
     deviations=(
         *DEVIATIONS,
-        "The paper has no table of this model: widths are those of its other models, the L0s our own.",
+        "The paper has no table for this model: the widths are those of its other models, the L0s are ours.",
         "The model is not in a Hugging Face format. Run `penstock convert-gelu-1l FOLDER OUT`, then give --model OUT.",
-        f"Which GELU the model computes is {UNSTATED}what its config.json says, where gelu is the exact function as in "
-        "TransformerLens 3.5.1. The code that trained it (neelnanda-io/solu_project at 2e76d17) computes the tanh "
-        "approximation: for that, write gelu_new there.",
+        f"The variant of GELU is {UNSTATED}the one in config.json, where gelu is the exact function, as in "
+        "TransformerLens 3.5.1. The code that trained the model (neelnanda-io/solu_project at 2e76d17) uses the tanh "
+        "approximation. To use that, write gelu_new in config.json.",
     ),
 )
 
@@ -198,7 +201,7 @@ PYTHIA = Preset(
     language_model={
         "model": Cited(
             "EleutherAI/pythia-2.8b",
-            f"{APPENDIX_D} says Pythia-2.8B; {UNSTATED}the model whose training texts were not deduplicated",
+            f"{APPENDIX_D} says Pythia-2.8B; {UNSTATED}the model trained on texts that were not deduplicated",
         ),
         "dtype": Cited("bfloat16", f"{UNSTATED}bfloat16; SAEs train in float32"),
     },
@@ -221,8 +224,8 @@ PYTHIA = Preset(
     ),
     deviations=(
         *DEVIATIONS,
-        "Every run of a site has the site's usual width. In the paper a few at resid_post.16 have the full width, and "
-        "some at attn_z.16 the small one: the Gated run with lambda 1e-3 had 32,768 latents.",
+        "All runs at a site have the same width. In the paper, a few at resid_post.16 have the larger width. Some at "
+        "attn_z.16 have the smaller one: the Gated run with lambda 1e-3 had 32,768 latents.",
     ),
 )
 
@@ -238,7 +241,7 @@ GEMMA = Preset(
         "datasets:monology/pile-uncopyrighted",
         "public text, code and mathematics; the model's own training texts are not public",
         1024,
-        f"{UNSTATED}as for Pythia-2.8B",
+        f"{UNSTATED}the same as for Pythia-2.8B",
     ),
     **_paper_settings(300_000),
     sites=tuple(
@@ -255,14 +258,15 @@ GEMMA = Preset(
     deviations=(
         *DEVIATIONS,
         "Baselines at MLP and residual sites all have a learning rate of 1e-3, where the paper mixes 1e-3 and 7.5e-4.",
-        "Baselines aim at the ends of their range of L0 at resid_post.27, and at the Gated arm's L0s at attn_z.27, as "
-        "no others were read from the tables.",
-        "Left out: unstable Gated repeats and badly trained baselines at resid_post.6, and runs with an impossible L0.",
+        "Baselines aim at the lowest and highest L0 of their range at resid_post.27, and at the Gated arm's L0s at "
+        "attn_z.27, because no others were read from the tables.",
+        "Unstable Gated repeats and badly trained baselines at resid_post.6, and runs with an impossible L0, are left "
+        "out.",
     ),
 )
 
 _RULE = Cited(None, f"{OURS}the rule of docs/training.md")
-_DEMO = f"{OURS}as in `make demo`"
+_DEMO = f"{OURS}the same as in `make demo`"
 _BUDGET = f"{OURS}as much as two cores do in an hour, all studies together"
 _QUICK = f"{OURS}as much as two cores do in ten minutes, all studies together"
 _EMBEDDED_L0S = Cited((4.0, 8.0, 16.0, 32.0), _DEMO)
@@ -328,13 +332,13 @@ EMBEDDED = Preset(
         _embedded_site("attn_z.2", ("shrinkage", "dictionaries")),
     ),
     deviations=(
-        "Model, text, sites, widths, L0s, rates and lengths are ours: the experiments are the paper's, the numbers are "
-        "not. A batch of 512 and 1,500 steps are 768,000 activations, where the paper takes more than a billion.",
-        "Gradients are clipped and dead latents are not resampled (docs/training.md).",
-        "512,000 activations are passed over one and a half times; the paper's are all different.",
-        "Studies that train or measure many SAEs are made at resid_post.2 alone.",
+        "The experiments are the paper's, but model, text, sites, widths, L0s, learning rates and lengths are ours. "
+        "1,500 steps with batches of 512 use 768,000 activations, where the paper uses more than a billion.",
+        "Gradients are clipped and dead latents are not resampled (see docs/training.md).",
+        "Training passes over 512,000 activations 1.5 times; in the paper no activation is used twice.",
+        "Studies that train or measure many SAEs are made only at resid_post.2.",
     ),
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (GELU_1L, PYTHIA, GEMMA, EMBEDDED)}
-"""By name."""
+"""The presets by name."""

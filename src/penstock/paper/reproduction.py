@@ -1,4 +1,4 @@
-"""The paper's experiments in one go: runs trained, evaluated and studied, and nothing that is done is done again."""
+"""Reproduces an experiment: trains and evaluates a run and makes its studies, without repeating finished work."""
 
 import logging
 from collections.abc import Mapping
@@ -22,31 +22,31 @@ logger = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
-    """A run and what is made of it."""
+    """A run and its studies."""
 
     run: RunConfig
     studies: Mapping[str, Any]
-    """For each study its settings."""
+    """The settings of each study."""
     divide: Divide = undivided
-    """What becomes of the run, and of those that its studies train."""
+    """Splits the run, and the runs that studies train, into parts that fit into memory."""
     max_bytes: int | None = None
-    """Most bytes of SAEs' weights in memory during an evaluation (see `measure`)."""
+    """The largest number of bytes for SAEs' weights during an evaluation (see `measure`)."""
 
 
 def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
-    """Train, evaluate and study a run; goes on where it was stopped.
+    """Train and evaluate a run and make its studies, continuing where an earlier call stopped.
 
     Args:
         plan: The run and its studies.
         folder: The run's directory.
 
     Returns:
-        For each study its records; without those of which everything diverged, which is logged.
+        The records of each study. Studies in which all SAEs diverged are left out, with an error in the log.
 
     Raises:
-        ValueError: the folder holds a run with other settings; or as `finish`, before the run is trained.
-        DivergenceError: all SAEs of the run have diverged.
-        InterruptedError: a signal asked to stop; what was done is kept.
+        ValueError: the folder holds a run with other settings, or see `finish`.
+        DivergenceError: all SAEs of the run diverged.
+        InterruptedError: a signal stopped the work; finished parts are kept.
         RunInUseError: another process works on the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
 
 def _reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
     finish(plan, folder)
-    # Once for all studies of a run: the language model may be large.
+    # Loaded once for all studies of a run, because the language model may be large.
     load = cache(partial(FinishedRun.load, divide=plan.divide, max_bytes=plan.max_bytes))
     made = {}
     for number, (study, settings) in enumerate(plan.studies.items(), start=1):
@@ -64,22 +64,22 @@ def _reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
         try:
             made[study] = study_run(folder, study, settings, load)
         except DivergenceError as error:
-            # Training is deterministic: to stop here would be to stop here every time, before all other studies.
+            # Training is deterministic. Raising here would stop every call at this point, before the other studies.
             logger.error("%s: the study %s is left out. %s", folder, study, error)
     return made
 
 
 def finish(plan: Plan, folder: Path) -> None:
-    """Bring a run to its end: prepared, trained and evaluated, whatever of that is missing.
+    """Prepare, train and evaluate a run, skipping the steps that are done.
 
     Raises:
-        ValueError: the folder holds a run with other settings; or an SAE, of the run or of one of its studies, does not
-            fit into memory.
+        ValueError: the folder holds a run with other settings, or an SAE of the run or of a study does not fit into
+            memory. Raised before anything is trained.
     """
     model = load_model(plan.run)
     _, studies = foreseen(plan, model)
     for run in studies.values():
-        # Refused before anything is trained rather than when the study's turn comes.
+        # Raises now, before anything is trained, if the study's SAEs do not fit into memory.
         plan.divide(run)
     with cpu_threads(plan.run.threads):
         train_divided(plan.run, folder, model, plan.divide)
@@ -88,15 +88,15 @@ def finish(plan: Plan, folder: Path) -> None:
 
 
 def foreseen(plan: Plan, model: ModelFacts) -> tuple[ResolvedRun, dict[str, ResolvedRun]]:
-    """What a plan would train, from its settings alone.
+    """The runs that a plan would train, computed from its settings.
 
     Args:
         plan: The plan.
-        model: The language model of its run, or what is known of it.
+        model: The language model of its run, or its facts.
 
     Returns:
-        The run; and for each study that trains SAEs itself the run that they make up. Where such an SAE takes the
-        coefficient that one of the run ends with, which is not known beforehand, it has 1.
+        The plan's run, and a run for each study that trains SAEs. SAEs which start from the final sparsity coefficient
+        of another SAE have a coefficient of 1 here, because the final one is only known after training.
 
     Raises:
         ValueError: the settings of a study do not fit the run, or an SAE has no width.

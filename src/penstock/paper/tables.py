@@ -1,4 +1,4 @@
-"""The runs in the paper's tables, as far as they were read.
+"""Runs from the paper's tables. Not all of them were copied; comments say which are missing.
 
 Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, version 2, Tables 1-8.
 """
@@ -7,23 +7,24 @@ from typing import NamedTuple
 
 
 class PublishedRun(NamedTuple):
-    """A run in the paper's tables; None where a number was not read from them, the middle where they give a range."""
+    """A run in the paper's tables. Numbers that were not copied are None; of a range, the middle is given."""
 
     coef: float | None
     """The paper's lambda."""
     lr: float | None
-    """Where it differs between the runs of a site."""
+    """The learning rate, if it differs between the runs of a site."""
     l0: float
     loss_recovered: float | None = None
-    """In percent."""
+    """Loss recovered in percent."""
     gamma: float | None = None
     alive: float | None = None
-    """Latents that fire, in percent."""
+    """The share of latents that fire, in percent."""
 
 
 def _read(table: str) -> dict[str, tuple[PublishedRun, ...]]:
-    """Runs by site, from lines `SITE | LAMBDA (LR): L0 / loss recovered / gamma / alive; ...`; trailing numbers may be
-    missing, and so may all before the L0.
+    """Runs by site, parsed from lines `SITE | LAMBDA (LR): L0 / loss recovered / gamma / alive; ...`.
+
+    Everything except the L0 may be missing.
     """
     runs: dict[str, tuple[PublishedRun, ...]] = {}
     for line in table.strip().splitlines():
@@ -45,7 +46,7 @@ def _middle(result: str) -> float:
     return sum(ends) / len(ends)
 
 
-# 131,072 latents; of MLP 20 99.9 to 100% are alive, of MLP 27 3.5 to 6%. Not here: repeats of Resid 6 with lambdas of
+# 131,072 latents. At MLP 20, 99.9 to 100% are alive, at MLP 27, 3.5 to 6%. Left out: repeats of Resid 6 with lambdas of
 # 8e-6 to 4e-5, which are unstable (gamma up to 2.56).
 GEMMA_GATED = _read("""
 resid_post.6 | 1.2e-3: 2.2/95.55/1.006/94; 1e-3: 3.0/96.67/1.006/96; 8e-4: 4.3/97.83/1.003/97.5
@@ -71,8 +72,8 @@ attn_z.20 | 1e-4: 178/94.71
 attn_z.27 | 2e-3: 6.6/100.37; 1e-3: 16.5/105.72; 7e-4: 26.2/104.26
 """)
 
-# 196,608 latents. Not here: further runs at Resid 6 (gamma 1.1 to 1.6, 5 to 24% alive), and runs with a negative L0. Of
-# Resid 27 only the ends of the range of L0 were read (39 to 62% loss recovered, 1 to 3% alive).
+# 196,608 latents. Left out: further runs at Resid 6 (gamma 1.1 to 1.6, 5 to 24% alive), and runs with a negative L0. At
+# Resid 27 only the lowest and highest L0 were copied (39 to 62% loss recovered, 1 to 3% alive).
 GEMMA_BASELINE = _read("""
 resid_post.6 | 3e-5 (1e-3): 18.1/95.28/0.982/17; 3e-5 (7.5e-4): 25.4/97.9/0.976/39; 2e-5: 29.8/96.65/1.261/14
 resid_post.6 | 1e-5: 57.3/97.36/1.03/12
@@ -95,7 +96,7 @@ attn_z.20 | 4e-5: 32.6/85.95; 3e-5: 50.3/89.52/0.841/96.5; 2e-5: 97.3/92.52/0.87
 attn_z.20 | 1e-5: 329.7/96.57/0.895
 """)
 
-# 131,072 latents, residual 32,768. Gamma of all these runs: 0.985 to 1.012.
+# 131,072 latents, but 32,768 on the residual stream. Gamma of all these runs is 0.985 to 1.012.
 PYTHIA_GATED = _read("""
 attn_z.4 | 8e-4: 24.7/90.94/1.007; 6e-4: 38.2/92.85; 4e-4: 69.8/94.82
 attn_z.12 | 1e-3: 27.1/73.09/0.987; 8e-4: 40.5/77.52; 6e-4: 64.5/82.04
@@ -115,7 +116,7 @@ resid_post.20 | 7.5e-3: 15.4/91.68; 4e-3: 38.7/95.09; 3e-3: 58.4/96.05
 resid_post.28 | 7.5e-3: 25/96.54; 5e-3: 46.6/97.58; 4e-3: 61.2/97.9
 """)
 
-# 196,608 latents, residual 49,152.
+# 196,608 latents, but 49,152 on the residual stream.
 PYTHIA_BASELINE = _read("""
 attn_z.4 | 8e-5: 17.6/81.04/0.827; 6e-5: 24.2/84.12/0.848; 3e-5: 62.1/90.96/0.93
 attn_z.12 | 16.1/51.88/0.78; 24/58.46/0.802; 75/72.84/0.848

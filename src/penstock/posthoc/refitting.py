@@ -54,7 +54,7 @@ class RefitConfig:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(f"{name}={value} is out of range: allowed is {low:g} to {high:g}.")
+                raise ValueError(f"{name}={value} is out of range: it must be between {low:g} and {high:g}.")
 
 
 DEFAULT = RefitConfig()
@@ -88,8 +88,8 @@ def as_gated(sae: SAE) -> GatedSAE:
     if convert is None:
         allowed = ", ".join(repr(name) for name, one in ARCHITECTURES.items() if one.as_gated is not None)
         raise ValueError(
-            f"The SAE to refit has the architecture {sae.arch!r}; allowed are {allowed}, which have magnitudes to fit "
-            "behind a frozen gate. Give a baseline, or a Gated SAE as the control."
+            f"The SAE to refit has the architecture {sae.arch!r}; it must be one of {allowed}, which have magnitudes "
+            "to fit behind a frozen gate. Give a baseline, or a Gated SAE as the control."
         )
     gated = convert(sae)
     assert isinstance(gated, GatedSAE)

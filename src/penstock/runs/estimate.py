@@ -85,7 +85,7 @@ def estimate(
         raise ValueError(f"widths lacks {', '.join(missing)}: give the d_in of every site of the run.")
     dtype = config.language_model.dtype
     if dtype not in DTYPES:
-        raise ValueError(f"The language model's dtype {dtype!r} is not known: allowed are {', '.join(DTYPES)}.")
+        raise ValueError(f"The language model's dtype {dtype!r} is not known: it must be one of {', '.join(DTYPES)}.")
 
     batch = config.optim.batch_size
     flops_of_a_step = sum(

@@ -64,7 +64,7 @@ def training_of(arch: str) -> Training:
     training = ARCHITECTURES[arch].training if arch in ARCHITECTURES else None
     if training is None:
         why = "cannot be trained, only converted or loaded" if arch in ARCHITECTURES else "is not known"
-        raise ValueError(f"arch={arch!r} {why}: allowed are {', '.join(sorted(offered()))}.")
+        raise ValueError(f"arch={arch!r} {why}: it must be one of {', '.join(sorted(offered()))}.")
     return training
 
 

@@ -70,7 +70,7 @@ class SAE(nn.Module, ABC):
     def encode_sparse(self, x: AnyActs) -> SparseCode:
         """The nonzero entries of the codes of activations, computed with one dense product.
 
-        The result has the leading dimensions of x (see `SparseCode.shape`); its support numbers tokens in one flat list.
+        The result keeps the leading dimensions of x in `shape`; its support numbers the tokens in one flat list.
 
         Args:
             x: Activations [..., d_in] of the SAE's dtype.

@@ -51,7 +51,7 @@ class AblationsConfig:
     def __post_init__(self) -> None:
         for name in self.ablations:
             if name not in ABLATIONS:
-                raise ValueError(f"ablations={name} is not known: allowed are {', '.join(ABLATIONS)}.")
+                raise ValueError(f"ablations={name} is not known: it must be one of {', '.join(ABLATIONS)}.")
 
 
 def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:

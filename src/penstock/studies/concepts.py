@@ -35,7 +35,7 @@ class ConceptsConfig:
     def __post_init__(self) -> None:
         check_factor(self.most_apart)
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} is out of range: allowed is above 0, up to 1.")
+            raise ValueError(f"threshold={self.threshold} is out of range: it must be above 0 and at most 1.")
         if self.min_firings < 2:
             raise ValueError(f"min_firings={self.min_firings} is out of range: it must be at least 2.")
 

@@ -36,14 +36,14 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         for name, values, fits, allowed in (
-            ("quantiles", self.quantiles, lambda value: 0 < value < 1, "above 0, below 1"),
-            ("l0_shares", self.l0_shares, lambda value: 0 < value <= 1, "above 0, up to 1"),
+            ("quantiles", self.quantiles, lambda value: 0 < value < 1, "above 0 and below 1"),
+            ("l0_shares", self.l0_shares, lambda value: 0 < value <= 1, "above 0 and at most 1"),
             ("prices", self.prices, lambda value: 0 <= value < float("inf"), "0 or more"),
-            ("archs", self.archs, trainable().__contains__, ", ".join(trainable())),
+            ("archs", self.archs, trainable().__contains__, f"one of {', '.join(trainable())}"),
         ):
             wrong = [value for value in values if not fits(value)]
             if wrong:
-                raise ValueError(f"{name}={wrong[0]} is out of range: allowed is {allowed}.")
+                raise ValueError(f"{name}={wrong[0]} is out of range: it must be {allowed}.")
         check_fit_tokens(self.fit_tokens)
 
 

@@ -42,7 +42,7 @@ class RefitStudyConfig:
     def __post_init__(self) -> None:
         wrong = [arch for arch in self.archs if arch not in refittable()]
         if wrong:
-            raise ValueError(f"archs={wrong[0]} cannot be refitted: allowed are {', '.join(refittable())}.")
+            raise ValueError(f"archs={wrong[0]} cannot be refitted: it must be one of {', '.join(refittable())}.")
         check_fit_tokens(self.fit_tokens)
 
 

@@ -73,7 +73,7 @@ class SensitivityConfig:
             wrong = [factor for factor in getattr(self, name) if not 0 < factor < math.inf or factor == 1]
             if wrong:
                 raise ValueError(
-                    f"{name}={wrong[0]} is out of range: allowed are factors above 0 other than 1, which is the centre."
+                    f"{name}={wrong[0]} is out of range: it must be a factor above 0 other than 1, which is the centre."
                 )
 
 
@@ -144,8 +144,8 @@ def _check_warmup(run: ResolvedRun, centres: Sequence[ResolvedSAE], config: Sens
             share = factor * sae.warmup_share
             if not 0 < share <= min(0.9, 1 - decay):
                 raise ValueError(
-                    f"warmup_share={factor:g} gives {sae.folder} a warm-up of {share:g} of its steps: allowed is "
-                    f"above 0, and with the decay over {decay:g} of them at most 1. Choose other factors, or none "
+                    f"warmup_share={factor:g} gives {sae.folder} a warm-up of {share:g} of its steps: it must be above "
+                    f"0 and, together with the decay over {decay:g} of them, at most 1. Choose other factors, or none "
                     "(--warmup-share)."
                 )
 

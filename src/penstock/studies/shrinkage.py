@@ -63,11 +63,11 @@ class ShrinkageConfig:
         for coef in self.toy_coefs:
             if not 0 <= coef < 2:
                 raise ValueError(
-                    f"toy_coefs={self.toy_coefs} is out of range at {coef}: allowed is at least 0 and below 2. "
-                    "From 2 on the penalty costs more than the toy's feature is worth, and nothing fires."
+                    f"toy_coefs={self.toy_coefs} is out of range at {coef}: it must be at least 0 and below 2. "
+                    "At 2 and above, the penalty outweighs the toy's feature, and nothing fires."
                 )
         if self.most_apart < 1:
-            raise ValueError(f"most_apart={self.most_apart} is out of range: it is a factor, at least 1.")
+            raise ValueError(f"most_apart={self.most_apart} is out of range: it must be at least 1.")
         for name in ("min_together", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range: it must be at least 1.")

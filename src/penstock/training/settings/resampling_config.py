@@ -29,7 +29,7 @@ class ResamplingConfig:
         at_least("resampling.lr_dip_steps", self.lr_dip_steps, 1)
         between("resampling.encoder_scale", self.encoder_scale, 1e-6, 1e3)
         if not 0 < self.lr_dip <= 1:
-            raise ValueError(f"resampling.lr_dip={self.lr_dip} is out of range: allowed is above 0, up to 1.")
+            raise ValueError(f"resampling.lr_dip={self.lr_dip} is out of range: it must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ class SAEConfig:
             fitting = [name for name, one in RECIPES.items() if one.rule.decoder_norm in training.decoder_norms]
             raise ValueError(
                 f"recipe={self.recipe!r} gives decoder rows {self.rule.decoder_norm} norms, with which {self.arch!r} "
-                f"cannot be trained: allowed are {', '.join(fitting)}."
+                f"cannot be trained: it must be one of {', '.join(fitting)}."
             )
         if self.resample_at and training.dead_latents != "resampling":
             raise ValueError(
