@@ -10,6 +10,7 @@ import tyro
 
 from penstock.cli.output import Usage, write_figures
 from penstock.cli.studies import write_study
+from penstock.language_models.devices import AUTO
 from penstock.paper.preset import Cited, Preset, SitePreset
 from penstock.paper.presets import PRESETS
 from penstock.paper.reproduction import Plan, foreseen, reproduce
@@ -42,8 +43,8 @@ class Reproduce:
     """Only say what would be trained, on how many tokens, in how much memory and about how long."""
     model: str | None = None
     """Another place of the same language model, e.g. a local folder."""
-    device: str = "cpu"
-    """Where the language model and the SAEs live: cpu, cuda, cuda:1."""
+    device: str = AUTO
+    """Where the language model and the SAEs live: cpu, cuda or cuda:1; auto is cuda on a machine with a GPU."""
     memory: float | None = None
     """GiB that training may need (see --dry-run). A run or a training study that needs more is trained in parts, one
     after the other. Evaluation holds as many SAEs at once as fit together with the language model."""

@@ -1,7 +1,7 @@
 """`train` and `sweep`: from options to a run, its records and its report."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +11,7 @@ import tyro
 from penstock.cli.architecture_options import aims_of, own_names
 from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, print_saes, write_figures
 from penstock.kernels.threads import cpu_threads
+from penstock.language_models.devices import AUTO, resolve_device
 from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep as study
 from penstock.runs.run_lock import locked
@@ -219,11 +220,13 @@ def train(options: Train | Sweep) -> None:
 
 def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
     """The directory of a run that can be trained, and its model; settings that cannot be are a usage error."""
-    trusted = options.language_model.trust_remote_code
+    trusted, device = options.language_model.trust_remote_code, options.language_model.device
     try:
         if options.resume is not None:
             _alone(options, "--resume")
             config = study.read_config(options.resume)
+            if device != AUTO:
+                config = config.on_device(resolve_device(device))
             with locked(options.resume):
                 # Refused before the model is loaded, if another process works on it.
                 pass
@@ -235,6 +238,8 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
         study.check_run_dir(options.out)
         if options.from_ is not None:
             config = study.config_from_file(options.from_)
+            if device != AUTO:
+                config = replace(config, language_model=replace(config.language_model, device=device, device_map=None))
             model = study.load_model(config, trust_remote_code=trusted)
         else:
             model = study.load_language_model(options.language_model)
@@ -245,7 +250,7 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
     return options.out, model
 
 
-_OF_THIS_COMMAND = ("--track", "--trust-remote-code")
+_OF_THIS_COMMAND = ("--track", "--trust-remote-code", "--device")
 """Flags that are not settings of the run, or that its config.json cannot give."""
 
 

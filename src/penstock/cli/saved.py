@@ -9,6 +9,7 @@ import tyro
 
 from penstock.cli.output import Flat, Usage, given, print_records, write_figures
 from penstock.formats import load_sae
+from penstock.language_models.devices import AUTO
 from penstock.language_models.loading import NO_LIMIT, LanguageModel
 from penstock.reports.data.run_data import read_records
 from penstock.runs import sweep as study
@@ -30,8 +31,9 @@ class Eval:
     """Another language model than the SAEs were trained on."""
     dtype: str = "float32"
     """Precision of the language model."""
-    device: str = "cpu"
-    """Where the language model and the SAEs live: cpu, cuda, cuda:1, mps."""
+    device: str | None = None
+    """Where the language model and the SAEs go: cpu, cuda or cuda:1; by default where the run was trained, and for
+    folders of SAEs to cuda on a machine with a GPU."""
     text: str | None = None
     """Another text than the SAEs were trained on."""
     text_field: str | None = None
@@ -60,7 +62,7 @@ class Info:
     dtype: str = "float32"
     """Precision of the language model."""
     device: str = "cpu"
-    """Where the language model lives: cpu, cuda, cuda:1, mps."""
+    """Where the language model goes: cpu, cuda or cuda:1."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     trust_remote_code: bool = False
@@ -72,21 +74,23 @@ def evaluate(options: Eval) -> None:
         raise Usage("There is nothing to evaluate: give a run's directory or folders of SAEs.")
     run = options.path[0]
     if len(options.path) == 1 and (run / "config.json").exists():
-        idle = given(options, Eval(path=options.path, trust_remote_code=options.trust_remote_code))
+        idle = given(
+            options, Eval(path=options.path, device=options.device, trust_remote_code=options.trust_remote_code)
+        )
         if idle:
             raise Usage(
                 f"A run is evaluated as its config.json says, so {', '.join(idle)} would have no effect. Give "
                 f"the folders of its SAEs ({run}/saes/NAME) to evaluate them in another way."
             )
-        config = study.read_config(run)
+        config = study.config_to_measure(run, options.device)
         with locked(run):
             model = study.load_model(config, trust_remote_code=options.trust_remote_code)
             records = study.evaluate_run(run, model)
             write_figures(run)
     else:
-        names = ("model", "dtype", "device", "text", "text_field", "trust_remote_code")
+        names = ("model", "dtype", "text", "text_field", "trust_remote_code")
         settings = {name: getattr(options, name) for name in names}
-        records = study.evaluate_saes(options.path, options.eval, **settings)
+        records = study.evaluate_saes(options.path, options.eval, device=options.device or AUTO, **settings)
     print_records(records)
 
 

@@ -23,6 +23,7 @@ from penstock.studies.study_run import study_run
 _TRUST = (
     "Run code that comes with the run's language model, where the run was made with it. Only for sources you trust."
 )
+_DEVICE = "Where the language model and the SAEs go; by default where they were trained."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,11 @@ def _options_of(study: Study) -> type:
     run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The run's directory.", metavar="RUN")]
     settings = Annotated[study.settings, Flat]
     trust = Annotated[bool, tyro.conf.arg(help=_TRUST)]
+    device = Annotated[str | None, tyro.conf.arg(help=_DEVICE)]
     fields = [
         ("run", run),
         ("settings", settings, field(default_factory=study.settings)),
+        ("device", device, field(default=None)),
         ("trust_remote_code", trust, field(default=False)),
     ]
     options = make_dataclass(study.name, fields, frozen=True, kw_only=True, namespace={"declaration": study})
@@ -57,7 +60,7 @@ def _description(study: Study) -> str:
 def make_study(options: Any) -> None:
     """Make a study's records, print them, and write table and figure."""
     study, run_dir = options.declaration, options.run
-    load = partial(FinishedRun.load, trust_remote_code=options.trust_remote_code)
+    load = partial(FinishedRun.load, device=options.device, trust_remote_code=options.trust_remote_code)
     records = study_run(run_dir, study.name, options.settings, load)
     if study.measures_saes:
         print_records(records)

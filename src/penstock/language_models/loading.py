@@ -114,6 +114,11 @@ class LanguageModel:
         return next(self.module.get_input_embeddings().parameters()).device
 
     @property
+    def is_spread(self) -> bool:
+        """Whether it was loaded with a `device_map`."""
+        return getattr(self.module, "hf_device_map", None) is not None
+
+    @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the model and of its activations."""
         return self.module.dtype

@@ -4,6 +4,10 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from penstock.language_models.devices import AUTO, resolve_device
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
@@ -13,8 +17,8 @@ class LanguageModelConfig:
     """`embedded`, a local folder, or a name on the Hugging Face Hub."""
     dtype: str = "float32"
     """Precision of the language model; SAEs always train in float32."""
-    device: str = "cpu"
-    """Where the language model and the SAEs live: cpu, cuda, cuda:1, mps."""
+    device: str = AUTO
+    """Where the language model and the SAEs live: cpu, cuda or cuda:1; auto is cuda on a machine with a GPU."""
     device_map: str | None = None
     """Passed to transformers to spread a large model, e.g. `auto`; SAEs stay on `device`."""
     revision: str | None = None
@@ -22,20 +26,38 @@ class LanguageModelConfig:
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for sources you trust."""
 
-    def resolve(self) -> "LanguageModelConfig":
-        """The same with the path of a local folder absolute, so that it is found from every directory.
+    def resolve(self, loaded_on: torch.device | None = None) -> "LanguageModelConfig":
+        """Decide the device, and make the path of a local folder absolute, so that it is found from every directory.
+
+        Args:
+            loaded_on: Where the language model lives, if it is loaded. `auto` then means this device.
 
         Raises:
-            ValueError: a setting would have no effect.
+            ValueError: a setting would have no effect; or the model lives on another device than the settings say.
         """
+        decided = replace(self, device=self._device(loaded_on))
         if self.model == "embedded":
             self._refuse("in the package", revision=self.revision, trust_remote_code=self.trust_remote_code or None)
-            return self
+            return decided
         folder = Path(self.model).expanduser()
         if not folder.is_dir():
-            return self
+            return decided
         self._refuse("in a local folder", revision=self.revision)
-        return replace(self, model=os.path.abspath(folder))
+        return replace(decided, model=os.path.abspath(folder))
+
+    def _device(self, loaded_on: torch.device | None) -> str:
+        if loaded_on is None:
+            return resolve_device(self.device)
+        if self.device == AUTO:
+            return str(loaded_on)
+        asked = torch.device(resolve_device(self.device))
+        # With a device_map the model is spread out, and `device` says where the SAEs live.
+        if self.device_map is None and (asked.type != loaded_on.type or asked.index not in (None, loaded_on.index)):
+            raise ValueError(
+                f"device={self.device!r}, but the language model was loaded on {loaded_on}. Load it on that device, or "
+                "leave device out to train where the model is."
+            )
+        return self.device
 
     def _refuse(self, where: str, **idle: object) -> None:
         for name, value in idle.items():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from penstock.evaluation.evaluate import LOGITS
+from penstock.language_models.devices import AUTO, resolve_device
 from penstock.paper.reproduction import Plan
 from penstock.runs.estimate import estimate, parameters
 from penstock.runs.splitting import split, undivided
@@ -141,7 +142,7 @@ class Preset:
             deviations=(*self.deviations, shorter),
         )
 
-    def run_configs(self, *, model: str | None = None, device: str = "cpu") -> tuple[RunConfig, ...]:
+    def run_configs(self, *, model: str | None = None, device: str = AUTO) -> tuple[RunConfig, ...]:
         """The run of each site: SAEs of every arm, seed and sparsity.
 
         The sparsities are lambdas in Gated arms that have them, otherwise target L0s.
@@ -151,7 +152,7 @@ class Preset:
             device: The device for the language model and the SAEs.
         """
         tokens = self.steps.value * self.optim["batch_size"].value
-        language_model = LanguageModelConfig(**_values(self.language_model), device=device)
+        language_model = LanguageModelConfig(**_values(self.language_model), device=resolve_device(device))
         return tuple(
             RunConfig(
                 saes=self._saes(site),
@@ -164,7 +165,7 @@ class Preset:
             for site in self.sites
         )
 
-    def plans(self, *, model: str | None = None, device: str = "cpu", max_bytes: int | None = None) -> dict[str, Plan]:
+    def plans(self, *, model: str | None = None, device: str = AUTO, max_bytes: int | None = None) -> dict[str, Plan]:
         """Return the run and the studies of each site, for `reproduce`.
 
         Args:

@@ -57,7 +57,14 @@ def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
 def _reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
     finish(plan, folder)
     # Loaded once for all studies of a run, because the language model may be large.
-    load = cache(partial(FinishedRun.load, divide=plan.divide, max_bytes=plan.max_bytes))
+    load = cache(
+        partial(
+            FinishedRun.load,
+            divide=plan.divide,
+            max_bytes=plan.max_bytes,
+            device=plan.run.language_model.device,
+        )
+    )
     made = {}
     for number, (study, settings) in enumerate(plan.studies.items(), start=1):
         logger.info("%s: study %d of %d, %s", folder, number, len(plan.studies), study)

@@ -12,7 +12,7 @@ from penstock.evaluation.measuring import Described, Measured, measure
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.runs.splitting import Divide, undivided
-from penstock.runs.sweep import load_model, read_config
+from penstock.runs.sweep import config_to_measure, load_model
 from penstock.runs.trained_saes import load_run
 from penstock.saes import SAE
 from penstock.shapes import Acts
@@ -49,6 +49,7 @@ class FinishedRun:
         divide: Divide = undivided,
         max_bytes: int | None = None,
         *,
+        device: str | None = None,
         trust_remote_code: bool = False,
     ) -> "FinishedRun":
         """Read a run; its SAEs are read one by one when they are asked for.
@@ -57,6 +58,8 @@ class FinishedRun:
             folder: Its directory.
             divide: As of the field.
             max_bytes: As of the field.
+            device: Where the language model and the SAEs go; by default where they were trained, or to the CPU, with a
+                warning, if this machine has no such device.
             trust_remote_code: Whether code that comes with the language model may run, if the run's settings ask for
                 it.
 
@@ -65,7 +68,7 @@ class FinishedRun:
             ValueError: its training is not over, or its settings or what is said of one of its SAEs cannot be read.
             DivergenceError: all its SAEs have diverged.
         """
-        config = read_config(folder)
+        config = config_to_measure(folder, device)
         loaded = load_run(config, folder)
         return cls(
             folder=folder,

@@ -126,7 +126,9 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
     found: dict[str, Path] = {}
     for part in parts:
         own = read_config(part)
-        if replace(own, saes=config.saes) != config or set(own.saes) - set(config.saes):
+        # A part may have been trained on another machine.
+        same = replace(own, saes=config.saes).on_device("cpu") == config.on_device("cpu")
+        if not same or set(own.saes) - set(config.saes):
             raise ValueError(
                 f"{part} is not a part of the run in {folder}: it has other settings or other SAEs. Leave it out, or "
                 "train it again as `split` gives it."

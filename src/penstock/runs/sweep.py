@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from penstock.evaluation.sums import SUMS_FILE, write_sums
 from penstock.files import write_whole
 from penstock.kernels.buffers import release
 from penstock.kernels.threads import cpu_threads
+from penstock.language_models.devices import AUTO, available_or_cpu, check_device, described, resolve_device
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.settings import LanguageModelConfig
 from penstock.runs.environment import environment_of
@@ -48,9 +50,11 @@ def load_language_model(settings: LanguageModelConfig) -> LanguageModel:
     """The language model that the settings name.
 
     Raises:
-        ValueError: a setting would have no effect on it; and as `LanguageModel.load`.
+        ValueError: a setting would have no effect, the device is not available, or see `LanguageModel.load`.
     """
     settings = settings.resolve()
+    check_device(settings.device)
+    logger.info("Device: %s", described(settings.device))
     return LanguageModel.load(
         settings.model,
         dtype=settings.dtype,
@@ -67,7 +71,7 @@ def load_model(config: RunConfig, *, trust_remote_code: bool = False) -> Languag
 
     Args:
         config: The run's settings. They may come from a file that was handed over, so `trust_remote_code` in them is
-            not enough to run code.
+            not enough to run code. See `ResolvedRun.on_device` to load it on another device than they say.
         trust_remote_code: Whether code that comes with the model may run on this machine.
 
     Raises:
@@ -165,7 +169,7 @@ def train(folder: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()
         DivergenceError: no SAE is left.
         InterruptedError: a signal asked to stop; the state is saved.
     """
-    config = read_config(folder)
+    config = _config_for(folder, model)
     if is_trained(config, folder):
         logger.info("All SAEs of %s are trained already; delete its folder saes to train them again.", folder)
         return
@@ -206,11 +210,20 @@ def prepare_once(config: RunConfig, folder: Path, model: LanguageModel) -> None:
     """
     if not (folder / "config.json").exists():
         prepare(config, folder, model)
-    elif read_config(folder) != config.resolve(model):
+    elif not _is_run_of(config, read_config(folder), model):
         raise ValueError(
             f"{folder} holds a run with other settings. Delete it, choose another --out, or give the settings that it "
             "was begun with."
         )
+
+
+def _is_run_of(config: RunConfig, begun: ResolvedRun, model: LanguageModel) -> bool:
+    """Whether a run was begun with these settings, perhaps on another machine."""
+    # Without a word of the user, these two depend on the machine on which the run was begun.
+    precision = config.optim.encoder_precision or begun.optim.encoder_precision
+    optim = replace(config.optim, encoder_precision=precision)
+    again = replace(config, optim=optim, threads=config.threads or begun.threads).resolve(model)
+    return begun.on_device("cpu") == again.on_device("cpu")
 
 
 def is_trained(config: RunConfig, folder: Path) -> bool:
@@ -236,7 +249,7 @@ def evaluate_run(folder: Path, model: LanguageModel, max_bytes: int | None = Non
 
 
 def _evaluate(folder: Path, model: LanguageModel, max_bytes: int | None) -> list[dict[str, Any]]:
-    config = read_config(folder)
+    config = _config_for(folder, model)
     loaded = load_run(config, folder)
     beside = (Described(control, _about_control(control, config)) for control in _controls_of(config, model))
     text = training_text(config, model)
@@ -257,7 +270,7 @@ def evaluate_saes(
     *,
     model: str | None = None,
     dtype: str = "float32",
-    device: str = "cpu",
+    device: str = AUTO,
     text: str | None = None,
     text_field: str | None = None,
     trust_remote_code: bool = False,
@@ -269,7 +282,7 @@ def evaluate_saes(
         settings: How many tokens, how many resamples.
         model: Another language model than theirs.
         dtype: Its precision.
-        device: Where it and the SAEs go.
+        device: Where it and the SAEs go; `auto` is cuda on a machine with a GPU.
         text: Another text than theirs.
         text_field: Its column.
         trust_remote_code: Whether code that comes with the model may run on this machine.
@@ -277,6 +290,8 @@ def evaluate_saes(
     Raises:
         ValueError: the SAEs belong to different models or texts, or do not fit this model.
     """
+    device = resolve_device(device)
+    check_device(device)
     loaded = read_saes(folders, device=device)
     metadata = list(loaded.metadata.values())
     own = LanguageModel.load(
@@ -325,6 +340,32 @@ def read_config(folder: Path) -> ResolvedRun:
     """
     path = folder / "config.json"
     return resolved_from_json(_text_of(path), str(path))
+
+
+def config_to_measure(folder: Path, device: str | None = None) -> ResolvedRun:
+    """Return the settings of a run that is to be evaluated or studied, perhaps on another machine.
+
+    Args:
+        folder: The run's directory.
+        device: Where language model and SAEs go. By default where they were trained, or to the CPU, with a warning, if
+            this machine has no such device.
+
+    Raises:
+        FileNotFoundError: there is no run in `folder`.
+        ValueError: see `read_config`; or the device is unknown.
+    """
+    config = read_config(folder)
+    if device is not None:
+        return config.on_device(resolve_device(device))
+    trained_on = config.language_model.device
+    available = available_or_cpu(trained_on)
+    return config if available == trained_on else config.on_device(available)
+
+
+def _config_for(folder: Path, model: LanguageModel) -> ResolvedRun:
+    """Return the settings of a run, with its SAEs where its language model was loaded this time."""
+    config = read_config(folder)
+    return config if model.is_spread else config.on_device(str(model.device))
 
 
 def config_from_file(path: Path) -> RunConfig:

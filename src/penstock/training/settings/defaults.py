@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
+
 DEFAULT_BUFFER_TOKENS = 2**18
 """Activations in the shuffle buffer of a run that streams."""
 
@@ -25,6 +27,11 @@ class ModelFacts(Protocol):
         """The most positions it takes."""
         ...
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where it lives; None if it is not loaded."""
+        ...
+
     def d_in(self, site: str) -> int:
         """The width of a site; raises ValueError if there is no such site."""
         ...
@@ -38,6 +45,10 @@ class PlannedModel:
     context: int
     widths: Mapping[str, int]
     """For each site its d_in."""
+
+    @property
+    def device(self) -> None:
+        """None: it is not loaded."""
 
     def d_in(self, site: str) -> int:
         if site not in self.widths:

@@ -98,7 +98,7 @@ class RunConfig:
                 f"checkpoint_minutes={self.checkpoint_minutes:g} has no effect with checkpoint_steps="
                 f"{self.checkpoint_steps}, which says when to save. Leave one of them out."
             )
-        located = replace(self, language_model=self.language_model.resolve(), data=self.data.located())
+        located = replace(self, language_model=self.language_model.resolve(model.device), data=self.data.located())
         decided = decide(located, model)
         if decided.data.context > model.context:
             raise ValueError(
@@ -139,6 +139,10 @@ class ResolvedRun(RunConfig):
     def resolve(self, model: ModelFacts) -> "ResolvedRun":
         """Itself: everything is decided."""
         return self
+
+    def on_device(self, device: str) -> "ResolvedRun":
+        """The same run with language model and SAEs on one device."""
+        return replace(self, language_model=replace(self.language_model, device=device, device_map=None))
 
     def with_saes(self, saes: Sequence[SAEConfig], model: ModelFacts) -> "ResolvedRun":
         """The same run with other SAEs, decided as this run would decide them.
