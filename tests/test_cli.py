@@ -175,7 +175,7 @@ def test_a_run_takes_no_other_settings_when_it_is_evaluated(told: Told, trained:
 def test_there_must_be_something_to_evaluate(told: Told) -> None:
     code, _, err = told("eval")
     assert code == 2
-    assert "give a run's directory or folders of SAEs" in err
+    assert "Give a run's directory or folders of SAEs" in err
 
 
 def test_an_sae_does_not_fit_a_model_of_another_width(
@@ -479,7 +479,7 @@ def test_help_tells_what_every_setting_is(
     assert code == 0
     words = " ".join(out.split())
     files = (*PACKAGE.glob("cli/*.py"), *PACKAGE.glob("studies/*.py"), *PACKAGE.glob("*/settings.py"))
-    files = (*files, PACKAGE / "training" / "config.py", PACKAGE / "posthoc" / "refitting.py")
+    files = (*files, *PACKAGE.glob("training/settings/*.py"), PACKAGE / "posthoc" / "refitting.py")
     sources = {name: texts for file in files for name, texts in documented_fields(file, classes).items()}
     checked = 0
     for name in classes:
@@ -575,7 +575,7 @@ def test_a_dry_run_tells_what_a_preset_would_do_without_its_weights(told: Told, 
 @pytest.mark.parametrize("preset", ["embedded", "gelu-1l", "pythia-2.8b", "gemma-7b"])
 def test_a_dry_run_begins_with_what_the_paper_leaves_open(told: Told, preset: str) -> None:
     _, out, _ = told("reproduce", preset, "--dry-run")
-    before, stated = out.split("stated, or ours, and where they come from:\n")
+    before, stated = out.split("stated in the paper or ours, each with its source:\n")
     _, heading, unstated = before.partition("not stated in the paper, chosen here:\n")
     assert all("not stated in the paper; chosen: " in line for line in unstated.splitlines())
     assert "not stated in the paper" not in stated
@@ -593,12 +593,12 @@ def test_what_was_stopped_says_how_to_go_on(told: Told, studied: Path, monkeypat
     monkeypatch.setitem(cli._COMMANDS, "sweep", (cli.Sweep, stopped))
     monkeypatch.setattr("penstock.cli.studies.make_study", stopped)
     _, _, err = told("study", "pursuit", str(studied))
-    assert err == "error: stopped by Ctrl-C. What is saved is kept: to go on, give the same command again.\n"
+    assert err == "error: stopped by Ctrl-C. Saved work is kept. Continue with: the same command.\n"
     _, _, err = told("sweep", "--out", str(studied))
-    assert err.endswith(f"to go on, give penstock train --resume {studied}\n")
+    assert err.endswith(f"Continue with: penstock train --resume {studied}\n")
     # Before the run's directory is made there is nothing to resume.
     _, _, err = told("sweep", "--out", str(studied / "none"))
-    assert err.endswith("give the same command again.\n")
+    assert err.endswith("Continue with: the same command.\n")
 
 
 def test_a_reader_who_leaves_is_no_error() -> None:

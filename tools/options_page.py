@@ -1,4 +1,4 @@
-"""Write docs/options.md: every option of every command, from the dataclasses that the command line parses.
+"""Write docs/options.md, the options of all commands, from the dataclasses that the command line parses.
 
 python tools/options_page.py
 """
@@ -12,18 +12,18 @@ from penstock.cli.option_list import Option, options_of, summary_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 
-INTRODUCTION = """# Options of every command
+INTRODUCTION = """# Options of all commands
 
-This page is written by `python tools/options_page.py` from the settings classes: change the docstrings there.
-`penstock COMMAND --help` prints the options of every day, and `penstock COMMAND --help-all` all of them.
+`python tools/options_page.py` writes this page from the docstrings of the settings classes. To change it, edit those.
+`penstock COMMAND --help` prints the common options, and `penstock COMMAND --help-all` prints all of them.
 
-Singular and plural of an option are both understood (`--arch`, `--archs`). An option with `...` takes several values,
-separated by spaces. An option without a value is a switch.
+Options can be written in singular or plural (`--arch`, `--archs`). An option with `...` takes several values, separated
+by spaces. An option without a value is a switch.
 """
 
 
 def options_page(commands: Mapping[str, type]) -> str:
-    """The page for these commands: name as typed after `penstock`, and the dataclass of the options."""
+    """The page for some commands, given as a dataclass of options for each command."""
     parts = [INTRODUCTION]
     for name, options_class in commands.items():
         parts.append(f"\n## penstock {name}\n\n{summary_of(options_class)}\n")

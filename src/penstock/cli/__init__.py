@@ -1,4 +1,4 @@
-"""The command line: the only place that parses arguments or prints."""
+"""The command line, the only part of the package that parses arguments or prints."""
 
 import io
 import logging
@@ -43,7 +43,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def option_classes() -> dict[str, type]:
-    """The dataclass of each command's options, by what is typed after `penstock`."""
+    """The dataclass of each command's options by command, e.g. `train` or `study refit`."""
     studies = {f"study {name}": options for name, (options, _) in study_commands().items()}
     commands = {name: options for name, (options, _) in _commands().items() if name != "study"}
     return {**commands, **studies}
@@ -55,15 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in STUDIES:
-        # As studies were called before they had a command of their own.
+        # Studies were once called without `study`; this form still works.
         arguments = ["study", *arguments]
     program, about, commands = "penstock", _PROGRAM, _commands()
     if arguments[:1] == ["study"]:
         program, about, commands = "penstock study", summary_of(StudyCommand), study_commands()
         arguments = arguments[1:]
-    told = _help(arguments, program, about, commands)
-    if told is not None:
-        print(told, end="")
+    text = _help(arguments, program, about, commands)
+    if text is not None:
+        print(text, end="")
         return 0
     if arguments == ["--version"]:
         print(f"penstock {__version__}")
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             registry=NUMBERS,
         )
     except ValueError as error:
-        # A single setting out of range, or two that exclude each other: the dataclasses check themselves.
+        # The dataclasses check themselves for settings that are out of range or exclude each other.
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
@@ -94,14 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        # While training, the loop itself answers, and saves; outside it there is nothing more to save.
-        print("error: stopped by Ctrl-C. What is saved is kept: to go on, give", _again(parsed), file=sys.stderr)
+        # The training loop handles Ctrl-C itself and saves. Elsewhere there is nothing to save.
+        print("error: stopped by Ctrl-C. Saved work is kept. Continue with:", _again(parsed), file=sys.stderr)
         return 1
     return 0
 
 
 def _help(arguments: Sequence[str], program: str, about: str, commands: Commands) -> str | None:
-    """The help that the arguments ask for; None if they ask for none, or name no command that there is."""
+    """The help text that the arguments ask for; None if they do not ask for help, or the command is unknown."""
     wanted = {"-h", "--help", "--help-all"}.intersection(arguments)
     if not wanted:
         return None
@@ -115,7 +115,7 @@ def _help(arguments: Sequence[str], program: str, about: str, commands: Commands
 
 
 def _spelled(arguments: Sequence[str], commands: Commands) -> list[str]:
-    """The arguments with each flag as its command spells it: singular and plural are both understood."""
+    """The arguments with every flag in the spelling of its command; users may write singular or plural."""
     known: set[str] = set()
     if arguments and arguments[0] in commands:
         known = {option.flag for option in options_of(commands[arguments[0]][0])}
@@ -132,7 +132,7 @@ def _one_spelled(argument: str, known: set[str]) -> str:
 
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """The commands, with the options that follow from the architectures; at each call, as users may have added some."""
+    """The commands with the options of all architectures, computed at each call because users can add architectures."""
     extended = {"sweep": of_many_saes, "train": of_one_sae}
     return {name: (extended.get(name, _unchanged)(options), act) for name, (options, act) in _COMMANDS.items()}
 
@@ -142,15 +142,15 @@ def _unchanged(options: type) -> type:
 
 
 def _again(parsed: Any) -> str:
-    """What goes on with a command that was stopped."""
+    """The command that continues one that was stopped."""
     out = getattr(parsed, "resume", None) or getattr(parsed, "out", None)
     if isinstance(parsed, (Train, Sweep)) and out is not None and (out / "config.json").is_file():
         return resume_command(out)
-    return "the same command again."
+    return "the same command."
 
 
 def _reader_gone() -> int:
-    """As when piped into `head`: nothing more is to be said, and nothing may be flushed at the end either."""
+    """Exit code after the reader of a pipe has closed it, as `head` does. Also discards what is left to print."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
@@ -158,7 +158,7 @@ def _reader_gone() -> int:
 def run() -> None:
     """Entry point of the `penstock` command."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal or a pipe may have fewer characters than a text, a path or a message holds.
+        # The encoding of a terminal or pipe may lack characters of a text, path or message.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Options that follow from the architectures: which there are, and the settings that they have of their own."""
+"""Command-line options of the architectures: their names as choices, and their own settings."""
 
 import ast
 import inspect
@@ -14,18 +14,18 @@ from penstock.training.settings.recipes import RECIPES
 
 
 def own_names() -> tuple[str, ...]:
-    """Names of the settings that architectures have of their own, each once."""
+    """Names of all architectures' own settings, without repetition."""
     return tuple(dict.fromkeys(name for arch in offered() for name in ARCHITECTURES[arch].settings.names()))
 
 
 def of_one_sae(options: type) -> type:
-    """The options with a choice of architecture and recipe, and each own setting as an option with one value."""
+    """The options class with choices for --arch and --recipe, and each own setting as an option with one value."""
     choices = {"arch": Literal[offered()], "recipe": Literal[tuple(RECIPES)] | None}  # pyright: ignore
     return _extended(options, choices, lambda kind: (kind | None, None))
 
 
 def of_many_saes(options: type) -> type:
-    """The options with choices of architectures and recipes, and each own setting as an option with several values."""
+    """The options class with choices for --arch and --recipe, and each own setting as an option with several values."""
     choices = {
         "arch": tuple[Literal[offered()], ...],  # pyright: ignore
         "recipe": tuple[Literal[tuple(RECIPES)], ...],  # pyright: ignore
@@ -36,18 +36,18 @@ def of_many_saes(options: type) -> type:
 def aims_of(
     arch: str, given: dict[str, tuple[float, ...]], default: dict[str, tuple[float, ...]]
 ) -> list[dict[str, Any]]:
-    """How sparse the SAEs of an architecture are to be: those of the given aims that it takes.
+    """The sparsity settings of an architecture's SAEs, one dict per SAE: the given aims that the architecture takes.
 
     Args:
         arch: The architecture.
-        given: Values by name of the aim; empty where none was given.
-        default: What is aimed at if nothing is given.
+        given: Values by name of the aim; empty if none were given.
+        default: The aims if none are given.
     """
     allowed = training_of(arch).aims
     if not allowed:
         return [{}]
     asked = {name: values for name, values in given.items() if values} or default
-    # If it takes none of them, SAEConfig says so.
+    # If the architecture takes none of them, SAEConfig raises.
     fitting = {name: values for name, values in asked.items() if name in allowed} or asked
     return [{name: value} for name, values in fitting.items() for value in values]
 
@@ -64,7 +64,7 @@ def _extended(options: type, choices: dict[str, Any], form: Callable[[Any], tupl
         labels = ", ".join(ARCHITECTURES[arch].label for arch in takers)
         text = f"{labels}: {_docstrings(own).get(name, name)}{_default_of(own, name)}"
         added.append((name, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)))
-    # Under the name and module of the original, where tyro finds the help of all other options.
+    # tyro finds the help of the other options by the name and module of the original class.
     made = make_dataclass(options.__name__, added, bases=(options,), frozen=True, kw_only=True)
     made.__module__, made.__doc__, made.__qualname__ = options.__module__, options.__doc__, options.__qualname__
     return made
@@ -72,11 +72,11 @@ def _extended(options: type, choices: dict[str, Any], form: Callable[[Any], tupl
 
 def _default_of(settings: type[Settings], name: str) -> str:
     default = next(one for one in fields(settings) if one.name == name).default
-    return "" if default is MISSING else f" {default} if left out."
+    return "" if default is MISSING else f" Default: {default}."
 
 
 def _docstrings(settings: type[Settings]) -> dict[str, str]:
-    """The docstring below each setting, by name; none for a class that was typed into a session."""
+    """The docstring below each setting by name; empty for a class without source code, as in an interactive session."""
     try:
         source = inspect.getsource(settings)
     except (OSError, TypeError):

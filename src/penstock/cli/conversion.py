@@ -1,4 +1,4 @@
-"""`convert-gelu-1l`: the paper's smallest model, from the files that it is published as."""
+"""`penstock convert-gelu-1l`: converts the published files of the paper's smallest model."""
 
 import shlex
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class ConvertGelu1L:
     """Convert GELU-1L, which is not in a Hugging Face format, to a model that every command accepts."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Holds config.json and the weights of NeelNanda/GELU_1L512W_C4_Code, and the files of its tokenizer,
-    NeelNanda/gpt-neox-tokenizer-digits."""
+    """The folder with config.json and the weights of NeelNanda/GELU_1L512W_C4_Code, and with the files of its
+    tokenizer, NeelNanda/gpt-neox-tokenizer-digits."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Another folder, which is made; files of the same names in it are replaced."""
+    """The folder for the converted model, created if needed; files of the same names are replaced."""
 
 
 def convert(options: ConvertGelu1L) -> None:

@@ -1,4 +1,4 @@
-"""`--help` and `--help-all`: plain text in groups, the options of every day first."""
+"""The texts of `--help` and `--help-all`: plain text, with options in groups."""
 
 import shutil
 import textwrap
@@ -15,7 +15,7 @@ GROUPS = {
     "Resampling of dead latents": ("ResamplingConfig",),
     "Evaluation": ("EvalConfig",),
 }
-"""The groups of a command with many options: title, and the settings classes whose options it holds."""
+"""The groups of options in commands with many options: the title, and the settings classes in the group."""
 
 _TITLES = {section: title for title, sections in GROUPS.items() for section in sections}
 
@@ -27,22 +27,22 @@ DAILY = {
     "Optimiser": "batch-size",
     "Evaluation": "eval-tokens",
 }
-"""Of each group what `--help` shows of a command with many options; `--help-all` shows the rest, too."""
+"""The options of each group that `--help` shows in commands with many options; `--help-all` shows all."""
 
 SHORT = 25
-"""A command with at most so many options shows them all."""
+"""The largest number of options of which `--help` shows all."""
 
 _INDENT = 26
 
 
 def help_of(name: str, command: type, *, everything: bool, about: str = "") -> str:
-    """The help of a command.
+    """The help text of a command.
 
     Args:
-        name: What follows `penstock`, e.g. `train`.
+        name: The command without `penstock`, e.g. `train`.
         command: The dataclass of its options.
-        everything: Also the rare options.
-        about: What the command does, if not its docstring.
+        everything: Whether to show all options, also the rare ones.
+        about: Description of the command; default: the docstring of `command`.
     """
     options = options_of(command)
     shown = options if everything or len(options) <= SHORT else [option for option in options if is_daily(option)]
@@ -57,13 +57,13 @@ def help_of(name: str, command: type, *, everything: bool, about: str = "") -> s
 
 
 def help_of_commands(name: str, summaries: Mapping[str, str], about: str, more: str = "") -> str:
-    """The help of what has commands below it.
+    """The help text of a program with several commands.
 
     Args:
-        name: As typed, e.g. `penstock` or `penstock study`.
-        summaries: For each command what it does.
-        about: What all of it is for.
-        more: A last line.
+        name: The program, e.g. `penstock` or `penstock study`.
+        summaries: The description of each command.
+        about: The description of the program.
+        more: An additional last line.
     """
     lines = [f"usage: {name} COMMAND [options]", "", *_wrapped(about), "", "Commands:"]
     for command, summary in summaries.items():
@@ -73,13 +73,13 @@ def help_of_commands(name: str, summaries: Mapping[str, str], about: str, more: 
 
 
 def is_daily(option: Option) -> bool:
-    """Whether `--help` shows it; always if its settings belong to no group, such as those of one architecture."""
+    """Whether `--help` shows the option. True if it is not in a group, such as an architecture's own settings."""
     title = _TITLES.get(option.section)
     return title is None or option.flag.removeprefix("--") in DAILY.get(title, "").split()
 
 
 def grouped(options: Sequence[Option]) -> dict[str, list[Option]]:
-    """Options by the title of their group, in the order of GROUPS; what has no group there comes first."""
+    """The options by the title of their group, in the order of GROUPS; options without a group come first."""
     found: dict[str, list[Option]] = {"Arguments": [], "Options": [], **{title: [] for title in GROUPS}}
     for option in options:
         title = "Arguments" if option.is_positional else _TITLES.get(option.section, "Options")
@@ -98,7 +98,7 @@ def _lines(option: Option) -> list[str]:
 
 
 def _columns(left: str, right: str) -> list[str]:
-    """Two columns; a long left one has a line of its own."""
+    """The lines of two columns; a long left column gets a line of its own."""
     text = textwrap.wrap(right, _width() - _INDENT, break_on_hyphens=False) or [""]
     if len(left) + 3 > _INDENT:
         return [f"  {left}", *(" " * _INDENT + line for line in text)]

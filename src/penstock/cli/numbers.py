@@ -1,4 +1,4 @@
-"""Whole numbers on the command line: 4096, 4_096, 1e6, 1.5M."""
+"""Parsing of whole numbers on the command line, such as 4096, 4_096, 1e6 or 1.5M."""
 
 import re
 from decimal import Decimal
@@ -6,14 +6,14 @@ from decimal import Decimal
 import tyro
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-"""Factors by their letter, in either case."""
+"""The factor of each suffix; suffixes may be upper or lower case."""
 
 
 def whole_number(text: str) -> int:
-    """The number that a text stands for.
+    """The whole number that a text denotes.
 
     Raises:
-        ValueError: it is not a whole number.
+        ValueError: the text does not denote a whole number.
     """
     match = re.fullmatch(r"([+-]?(?:\d[\d_]*)(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)([kKmMgGbB]?)", text.strip())
     number = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2].lower()] if match else Decimal("0.5")

@@ -1,4 +1,4 @@
-"""The options of a command as data, read from the dataclasses that tyro parses: for `--help` and docs/options.md."""
+"""The options of a command as data, for `--help` and docs/options.md; read from the dataclasses that tyro parses."""
 
 import dataclasses
 import types
@@ -17,25 +17,25 @@ class Option(NamedTuple):
     """One option of a command."""
 
     flag: str
-    """As typed, e.g. `--d-sae`; for a positional argument its name in capitals."""
+    """The flag, e.g. `--d-sae`, or the name of a positional argument in capitals."""
     value: str
-    """What stands for its value, e.g. `N` or `{gated,relu}`; empty for a switch."""
+    """The placeholder for its value, e.g. `N` or `{gated,relu}`; empty for a switch."""
     explanation: str
     default: str
-    """Empty where there is none, or where the explanation says what happens without the option."""
+    """The default; empty if there is none, or if the explanation states it."""
     section: str
-    """Name of the settings class that states it."""
+    """The name of the settings class that declares it."""
     is_positional: bool
     is_required: bool
 
 
 def options_of(command: type) -> list[Option]:
-    """The options of a command's dataclass and of the sections in it, positional ones first."""
+    """The options of a command's dataclass and of its nested dataclasses, positional ones first."""
     return sorted(_options(command, ""), key=lambda option: not option.is_positional)
 
 
 def summary_of(command: type) -> str:
-    """What a command does, in the words of its docstring."""
+    """The description of a command: its docstring on one line."""
     return " ".join((command.__doc__ or "").split())
 
 
@@ -53,7 +53,7 @@ def _options(settings: type, prefix: str) -> Iterator[Option]:
         is_positional = tyro.conf.Positional in notes
         value = _placeholder(kind)
         if is_positional and not value.startswith("{"):
-            # Its own name says more than PATH would.
+            # The argument's name tells users more than PATH would.
             value = "..." if value.endswith("...") else ""
         yield Option(
             flag=(about.metavar or name.upper()) if is_positional else f"--{prefix}{name}",
@@ -67,12 +67,12 @@ def _options(settings: type, prefix: str) -> Iterator[Option]:
 
 
 def _owner(settings: type, name: str) -> str:
-    """The class that states a field: the settings, or one that they inherit from."""
+    """The name of the class that declares a field: the settings class or one of its bases."""
     return next(one.__name__ for one in reversed(settings.__mro__) if name in vars(one).get("__annotations__", {}))
 
 
 def _explanations(settings: type) -> Mapping[str, str]:
-    """The text under each field, in the class or in one that it inherits from."""
+    """The docstrings of the fields of a class and its bases, by field."""
     found: dict[str, str] = {}
     for owner in reversed(settings.__mro__):
         if dataclasses.is_dataclass(owner):
@@ -82,7 +82,7 @@ def _explanations(settings: type) -> Mapping[str, str]:
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type without its notes, and the notes."""
+    """The type without its annotations, and the annotations."""
     return (get_args(hint)[0], hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
 
 

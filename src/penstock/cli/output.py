@@ -1,4 +1,4 @@
-"""What several commands share: how records are printed, files named, and misuse said."""
+"""Helpers for several commands: printing records, naming written files, and errors of usage."""
 
 import dataclasses
 import sys
@@ -15,14 +15,14 @@ from penstock.reports.wording import sentences as wording
 from penstock.training.outcome import Outcome
 
 MOST_LISTED = 3
-"""Texts of one kind of warning, and names of one text, that are printed in full."""
+"""The most texts printed for one kind of warning, and the most SAEs named for one text."""
 
 Flat = tyro.conf.arg(name="")
-"""For a section of settings whose flags get no prefix."""
+"""Annotates a nested dataclass whose flags get no prefix."""
 
 
 class Usage(Exception):
-    """The options do not fit together."""
+    """A command was called with options that are missing or do not fit together."""
 
 
 def given(options: Any, blank: Any, prefix: str = "--") -> list[str]:
@@ -39,14 +39,14 @@ def given(options: Any, blank: Any, prefix: str = "--") -> list[str]:
 
 
 def comparison_sentences(run: Path) -> list[str]:
-    """What comparison.json says of each pair of arms, in words."""
+    """One sentence for each comparison of two arms in the run's comparison.json."""
     data = read_run(run)
     found = wording.comparisons(data, find_arms(data.records))
     return [f"{comparison.site}: {comparison.sentence}" for comparison in found]
 
 
 def write_figures(run: Path) -> None:
-    """The report and the figure of a run."""
+    """Write a run's report and figure, and print their paths."""
     print(f"report: {write_report(run)}")
     try:
         files = write_pareto_figure(run)
@@ -56,7 +56,7 @@ def write_figures(run: Path) -> None:
 
 
 def print_records(records: Sequence[dict[str, Any]]) -> None:
-    """The main numbers as a table, and the warnings on stderr, those of one kind together as in the report."""
+    """Print the main numbers as a table, and the warnings on stderr, grouped by kind as in the report."""
     print(_table(records))
     sys.stdout.flush()
     pairs = [(str(record["name"]), text) for record in records for text in record["warnings"]]
@@ -67,7 +67,7 @@ def print_records(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _warning_lines(items: Sequence[tuple[str, str]]) -> list[str]:
-    """Each text once, with the names of its SAEs; what is too many only as a number."""
+    """Lines with each text and the names of its SAEs. Only the number is given of those beyond MOST_LISTED."""
     names: dict[str, list[str]] = {}
     for name, text in items:
         names.setdefault(text, []).append(name)
@@ -82,7 +82,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def print_saes(run_dir: Path, outcome: Outcome) -> None:
-    """Where the SAEs of a run lie, and how to load one."""
+    """Print the folder of a run's SAEs, and the Python code that loads one of them."""
     if not outcome.finished:
         return
     first = run_dir / "saes" / outcome.finished[0]
@@ -93,18 +93,18 @@ def print_saes(run_dir: Path, outcome: Outcome) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Return an aligned table of texts, or a sentence if it has no rows."""
+    """Print texts as an aligned table, or "nothing to compare" if there are no rows."""
     print(_aligned([columns, *rows]) if rows else "nothing to compare")
 
 
 def _table(records: Sequence[dict[str, Any]]) -> str:
-    """The main numbers of each record, aligned."""
+    """An aligned table of the main numbers of each record."""
     columns = ("name", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias", "frac_alive")
     return _aligned([columns, *(tuple(_measured(record, column) for column in columns) for record in records)])
 
 
 def _measured(record: dict[str, Any], column: str) -> str:
-    """A number; L0 and loss recovered with their 95% interval, where they have one."""
+    """A number as text; L0 and loss recovered are followed by their 95% interval, if there is one."""
     cell, bounds = _cell(record[column]), record["intervals"].get(column)
     if bounds is None or column not in ("l0", "loss_recovered"):
         return cell

@@ -1,4 +1,4 @@
-"""`reproduce`: a preset of the paper's experiments, from its runs to one page."""
+"""`penstock reproduce`: trains, evaluates and studies a preset of the paper's experiments, and writes one page."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,31 +23,31 @@ from penstock.training.settings import ResolvedRun
 from penstock.training.trainer import DivergenceError
 
 SPEEDS = {
-    "2 CPU cores, as in benchmarks/README.md (scaling, batch 4096); small SAEs take several times as long": 1.5e11,
-    "one H100 at the most that its datasheet gives (bfloat16, dense), not measured": 9.9e14,
+    "2 CPU cores, see benchmarks/README.md (scaling, batch 4096); small SAEs take several times as long": 1.5e11,
+    "one H100 at the peak of its datasheet (bfloat16, dense), not measured": 9.9e14,
 }
-"""Operations a second that the times of a dry run assume, by what they are."""
+"""Operations per second of the machines for which a dry run estimates times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Run the paper's experiments on a model and write one page; the same command goes on where it was stopped."""
+    """Run the paper's experiments on a model and write one page. The same command continues a stopped reproduction."""
 
     preset: Annotated[Literal["embedded", "gelu-1l", "pythia-2.8b", "gemma-7b"], tyro.conf.Positional]
-    """Which experiments; `embedded` needs no network."""
+    """The experiments, by language model; `embedded` needs no network."""
     out: Path | None = None
     """Directory of the reproduction; by default runs/reproduce-PRESET."""
     quick: bool = False
-    """One site, the ends of the range of L0, few steps: to see it work, not to conclude from."""
+    """Use one site, the lowest and highest L0, and few steps: enough to see that it works, too few for conclusions."""
     dry_run: bool = False
-    """Only say what would be trained, on how many tokens, in how much memory and about how long."""
+    """Only print the SAEs that would be trained, with tokens, memory and a lower bound of the time."""
     model: str | None = None
-    """Another place of the same language model, e.g. a local folder."""
+    """Another path of the same language model, e.g. a local folder."""
     device: str = AUTO
-    """Where the language model and the SAEs live: cpu, cuda or cuda:1; auto is cuda on a machine with a GPU."""
+    """Device of the language model and the SAEs: cpu, cuda or cuda:1; auto is cuda on a machine with a GPU."""
     memory: float | None = None
-    """GiB that training may need (see --dry-run). A run or a training study that needs more is trained in parts, one
-    after the other. Evaluation holds as many SAEs at once as fit together with the language model."""
+    """Memory limit in GiB (see --dry-run). Runs and studies that need more to train are trained in parts, one after the
+    other. Evaluation holds as many SAEs at once as fit next to the language model."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:
@@ -55,15 +55,15 @@ class Reproduce:
 
 
 def run_preset(options: Reproduce) -> None:
-    """Train, study and write; or, for a dry run, say what would be."""
+    """Reproduce a preset and write its pages, or, in a dry run, only print the plan."""
     preset = PRESETS[options.preset]
     preset = preset.quick() if options.quick else preset
     max_bytes = None if options.memory is None else round(options.memory * GIB)
     plans = preset.plans(model=options.model, device=options.device, max_bytes=max_bytes)
     if options.preset == "gelu-1l" and options.model is None and not options.dry_run:
         raise Usage(
-            "GELU-1L is published in no Hugging Face format: convert it with `penstock convert-gelu-1l FOLDER OUT` "
-            "(docs/studies.md), and give --model OUT."
+            "GELU-1L is not published in a Hugging Face format. Convert it with `penstock convert-gelu-1l FOLDER OUT` "
+            "(see docs/studies.md), and give --model OUT."
         )
     if options.dry_run:
         _tell(preset, plans, options.memory)
@@ -76,7 +76,7 @@ def run_preset(options: Reproduce) -> None:
         try:
             made = reproduce(plan, out / name)
         except DivergenceError as error:
-            # As for a study: it would stop here every time, before all other sites.
+            # Training is deterministic. Stopping here would stop every call at this point, before the other sites.
             print(f"warning: {out / name} is left out. {error}", file=sys.stderr)
             continue
         studies[name] = tuple(made)
@@ -91,18 +91,18 @@ def run_preset(options: Reproduce) -> None:
 
 
 class _Cost(NamedTuple):
-    """A run before it is trained."""
+    """The estimated cost of a run."""
 
     config: ResolvedRun
     whole: Estimate
     parts: Sequence[Estimate]
-    """What it is divided into; itself alone if it is not, or cannot be."""
+    """The costs of its parts; only `whole` if the run is not divided or cannot be divided."""
     too_large: str = ""
-    """Why it cannot be."""
+    """The reason why it cannot be divided into parts that fit."""
 
 
 def _tell(preset: Preset, plans: Mapping[str, Plan], memory: float | None) -> None:
-    """What a preset would do, without its weights."""
+    """Print the plan of a preset, without loading a model."""
     _tell_training(preset, plans, memory)
     print("deviations from the paper:")
     for deviation in preset.deviations:
@@ -110,11 +110,11 @@ def _tell(preset: Preset, plans: Mapping[str, Plan], memory: float | None) -> No
     unstated = preset.unstated()
     stated = {path: cited for path, cited in preset.cited().items() if path not in unstated}
     _tell_settings("not stated in the paper, chosen here:", unstated)
-    _tell_settings("stated, or ours, and where they come from:", stated)
+    _tell_settings("stated in the paper or ours, each with its source:", stated)
 
 
 def _tell_settings(heading: str, settings: Mapping[str, Cited]) -> None:
-    """Each setting with its source, without the paper's runs; nothing at all where there is none."""
+    """Print each setting with its source, but not the paper's results. Prints nothing if there are no settings."""
     shown = {path: cited for path, cited in settings.items() if not path.endswith(".published")}
     if shown:
         print(heading)
@@ -123,7 +123,7 @@ def _tell_settings(heading: str, settings: Mapping[str, Cited]) -> None:
 
 
 def _tell_training(preset: Preset, plans: Mapping[str, Plan], memory: float | None) -> None:
-    """What each run and each study that trains would train, in how much memory, and how long all of it would take."""
+    """Print the SAEs that each run and study would train, the memory they need, and the total time."""
     number = "one run" if len(plans) == 1 else f"{len(plans)} runs, one for each site"
     print(f"{preset.name}: {preset.language_model['model'].value}, {number}")
     parts: list[Estimate] = []
@@ -135,21 +135,21 @@ def _tell_training(preset: Preset, plans: Mapping[str, Plan], memory: float | No
             f"{run.whole.tokens:,} tokens in {run.whole.steps:,} steps, {_memory(run, memory)}"
         )
         for name, cost in studies.items():
-            print(f"    {name:<12} trains {_saes(cost.config)}, each on as many tokens, {_memory(cost, memory)}")
+            print(f"    {name:<12} trains {_saes(cost.config)}, on as many tokens each, {_memory(cost, memory)}")
         parts += [part for cost in (run, *studies.values()) for part in cost.parts]
         largest = max(cost.whole.bytes_parameters for cost in (run, *studies.values()))
         weights.append(run.whole.bytes_language_model + largest)
     for machine, speed in SPEEDS.items():
         hours = sum(part.hours(speed) for part in parts)
         print(f"  training: at least {_time(hours)} at {speed:.2g} operations a second ({machine})")
-    held = f"all SAEs of a run or study at once (weights: up to {max(weights) / GIB:.3g} GiB; less with --memory)"
+    held = f"all SAEs of a run or study at once (weights: up to {max(weights) / GIB:.3g} GiB, or less with --memory)"
     if memory is not None:
         held = "as many SAEs at once as fit"
-    print(f"  not counted: evaluation, which holds {held}; what the other studies compute, refits among it")
+    print(f"  not included: evaluation, which holds {held}, and the other studies, such as refits")
 
 
 def _costs(preset: Preset, site: SitePreset, plan: Plan) -> tuple[_Cost, dict[str, _Cost]]:
-    """Of a site's run, and of what each of its studies trains."""
+    """The costs of a site's run, and of the SAEs that each of its studies trains."""
     widths = {site.name: site.d_in.value}
 
     def estimated(config: ResolvedRun) -> Estimate:
@@ -174,7 +174,7 @@ def _saes(config: ResolvedRun) -> str:
 
 
 def _time(hours: float) -> str:
-    """In the unit that suits."""
+    """A time as text, in a suitable unit."""
     for unit, length, least in (("years", 24 * 365, 2), ("days", 24, 2), ("hours", 1, 1)):
         if hours >= least * length:
             return f"{hours / length:.3g} {unit}"
@@ -182,7 +182,7 @@ def _time(hours: float) -> str:
 
 
 def _memory(cost: _Cost, limit: float | None) -> str:
-    """What training needs at once, and with a limit in GiB how it is divided."""
+    """The memory that training needs, and the parts into which a limit in GiB divides it."""
     needed = f"at most {cost.whole.bytes_total / GIB:.3g} GiB of memory on its device"
     if limit is None:
         return needed

@@ -1,4 +1,4 @@
-"""`train` and `sweep`: from options to a run, its records and its report."""
+"""`penstock train` and `penstock sweep`: train and evaluate a run, and write its report."""
 
 import dataclasses
 from dataclasses import dataclass, field, replace
@@ -33,40 +33,40 @@ DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What `train` and `sweep` have in common."""
+    """The options that `train` and `sweep` have in common."""
 
     out: Path | None = None
     """A new directory for the run: settings, SAEs, records and report."""
     resume: Path | None = None
-    """Continue the run in this directory. Takes no other setting."""
+    """Continue the run in this directory. Other settings cannot be given."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Repeat the run of this config.json in a new --out. Takes no other setting."""
+    """Repeat the run of this config.json in a new --out. Other settings cannot be given."""
     language_model: Annotated[LanguageModelConfig, Flat] = field(default_factory=LanguageModelConfig)
     data: Annotated[DataConfig, Flat] = field(default_factory=DataConfig)
     optim: Annotated[OptimConfig, Flat] = field(default_factory=OptimConfig)
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
     eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
     checkpoint_minutes: float | None = None
-    """Minutes between two checkpoints; by default 10, without --checkpoint-steps."""
+    """Minutes between two checkpoints; by default 10, unless --checkpoint-steps is given."""
     checkpoint_steps: int | None = None
-    """Save a checkpoint every N steps, not by the clock."""
+    """Steps between two checkpoints, instead of --checkpoint-minutes."""
     keep_checkpoints: bool = False
-    """Keep the last checkpoints when the SAEs are saved."""
+    """Keep the last checkpoints after the SAEs are saved."""
     log_steps: int = 25
-    """Write a row to metrics.jsonl every N steps."""
+    """Steps between two rows in metrics.jsonl."""
     threads: int | None = None
     """CPU threads to use; by default all cores."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also log to TensorBoard or Weights & Biases (extras of the package)."""
+    """Also log to TensorBoard or Weights & Biases; needs the extra of that name."""
 
     def settings(self, model: LanguageModel) -> RunConfig:
-        """The run these options describe."""
+        """The run that these options describe."""
         names = [f.name for f in dataclasses.fields(RunConfig) if f.name != "saes"]
         return RunConfig(saes=self.saes(model), **{name: getattr(self, name) for name in names})
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
-        """The SAEs these options describe."""
-        raise AssertionError("train and sweep each say which SAEs they mean")
+        """The SAEs that these options describe."""
+        raise AssertionError("train and sweep override this method")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +76,18 @@ class Train(_Run):
     arch: str = DEFAULT_ARCH
     """Architecture of the SAE."""
     site: str | None = None
-    """Where in the language model (`penstock info --model NAME`); by default the residual stream in the middle."""
+    """Site in the language model (listed by `penstock info --model NAME`); by default the middle layer's residual
+    stream."""
     d_sae: int | None = None
     """Number of latents; by default 8 times the width of the site."""
     recipe: str | None = None
-    """Training recipe (docs/training.md); by default the one of the architecture."""
+    """Training recipe (docs/training.md); by default the architecture's."""
     target_l0: float | None = None
-    """Mean number of latents that fire per token, which training steers to; by default 32."""
+    """Mean number of firing latents per token; training steers the penalty to reach it. By default 32."""
     sparsity_coef: float | None = None
     """Weight of the sparsity penalty, instead of --target-l0."""
     paper_lambda: float | None = None
-    """The weight as the paper states it: for raw activations and errors divided by d_in (docs/training.md)."""
+    """Weight of the penalty in the paper's units: raw activations, and errors divided by d_in (docs/training.md)."""
     seed: int = 0
     """Seed of the initial weights."""
     lr: float | None = None
@@ -98,7 +99,7 @@ class Train(_Run):
     decoder_init_norm: float | None = None
     """Norm of the decoder rows at the start; by default the recipe's."""
     resample_at: tuple[float, ...] | None = None
-    """When to resample dead latents, in --resampling.unit; by default the recipe's moments."""
+    """When to resample dead latents, in the unit of --resampling.unit; by default the recipe's."""
 
     def saes(self, model: LanguageModel) -> tuple[SAEConfig, ...]:
         site = self.site or model.middle_site
@@ -124,23 +125,24 @@ class Train(_Run):
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(_Run):
-    """Train every combination of the given values on one stream, evaluate, compare, and write a report."""
+    """Train SAEs with every combination of the given values on one stream, evaluate them, and write a report."""
 
     arch: tuple[str, ...] = (DEFAULT_ARCH, BASELINE)
     """Architectures of the SAEs."""
     site: tuple[str, ...] = ()
-    """Where in the language model (`penstock info --model NAME`); by default the residual stream in the middle."""
+    """Sites in the language model (listed by `penstock info --model NAME`); by default the middle layer's residual
+    stream."""
     d_sae: tuple[int, ...] = ()
     """Numbers of latents; by default 8 times the width of the site."""
     recipe: tuple[str, ...] = ()
-    """Training recipes (docs/training.md); by default the one of each architecture."""
+    """Training recipes (docs/training.md); by default each architecture's own."""
     target_l0: tuple[float, ...] = ()
-    """Mean numbers of latents that fire per token, which training steers to; by default 8 16 32 64."""
+    """Mean numbers of firing latents per token; training steers the penalty to reach them. By default 8 16 32 64."""
     sparsity_coef: tuple[float, ...] = ()
     """Weights of the sparsity penalty, instead of --target-l0."""
     paper_lambda: tuple[float, ...] = ()
-    """Weights as the paper states them, for raw activations and errors divided by d_in (docs/training.md). They are for
-    Gated SAEs only; ReLU SAEs take the targets or weights that are also given."""
+    """Weights of the penalty in the paper's units: raw activations, and errors divided by d_in (docs/training.md). Only
+    for Gated SAEs; ReLU SAEs use the --target-l0 or --sparsity-coef given as well."""
     seed: tuple[int, ...] = (0,)
     """Seeds of the initial weights."""
     lr: tuple[float, ...] = ()
@@ -180,13 +182,13 @@ class Sweep(_Run):
         }
 
     def _settings(self, arch: str) -> list[dict[str, Any]]:
-        """Every combination of the values given for an architecture's own settings."""
+        """All combinations of the values given for an architecture's own settings."""
         own = ARCHITECTURES[arch].settings.names()
         given = {name: values for name, values in _own_values(self).items() if name in own and values}
         return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
 
     def _check_effects(self) -> None:
-        """Refuse options that none of the architectures takes."""
+        """Raise ValueError for options that none of the architectures takes."""
         taken = {
             name for arch in self.arch for name in (*ARCHITECTURES[arch].settings.names(), *training_of(arch).aims)
         }
@@ -200,7 +202,7 @@ class Sweep(_Run):
 
 
 def _own_values(options: Train | Sweep) -> dict[str, Any]:
-    """What was given for the settings that architectures have of their own, by name."""
+    """The given values of architectures' own settings, by name."""
     return {name: getattr(options, name) for name in own_names() if hasattr(options, name)}
 
 
@@ -219,7 +221,11 @@ def train(options: Train | Sweep) -> None:
 
 
 def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
-    """The directory of a run that can be trained, and its model; settings that cannot be are a usage error."""
+    """The directory of a run that is ready to train, and its language model.
+
+    Raises:
+        Usage: the settings cannot be trained with, or the directory cannot be used.
+    """
     trusted, device = options.language_model.trust_remote_code, options.language_model.device
     try:
         if options.resume is not None:
@@ -228,13 +234,13 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
             if device != AUTO:
                 config = config.on_device(resolve_device(device))
             with locked(options.resume):
-                # Refused before the model is loaded, if another process works on it.
+                # Raises before the model is loaded if another process works on the run.
                 pass
             return options.resume, study.load_model(config, trust_remote_code=trusted)
         if options.from_ is not None:
             _alone(options, "--from", "--out")
         if options.out is None:
-            raise Usage("--out is missing: give a directory for this run, e.g. --out runs/first.")
+            raise Usage("--out is missing. Give a directory for this run, e.g. --out runs/first.")
         study.check_run_dir(options.out)
         if options.from_ is not None:
             config = study.config_from_file(options.from_)
@@ -251,11 +257,11 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
 
 
 _OF_THIS_COMMAND = ("--track", "--trust-remote-code", "--device")
-"""Flags that are not settings of the run, or that its config.json cannot give."""
+"""Flags that --resume and --from allow: they are not stored in a run's config.json, or may differ from it."""
 
 
 def _alone(options: Train | Sweep, flag: str, *allowed: str) -> None:
-    """Refuse settings together with --resume or --from, where they would have no effect."""
+    """Raise Usage for settings given with --resume or --from, where they would have no effect."""
     idle = [name for name in given(options, type(options)()) if name not in (flag, *allowed, *_OF_THIS_COMMAND)]
     if idle:
         raise Usage(

@@ -1,4 +1,4 @@
-"""`eval`, `report` and `info`: what looks at a run, an SAE or a model that is there."""
+"""`penstock eval`, `report` and `info`: commands for existing runs, SAEs and models."""
 
 import json
 from dataclasses import dataclass, field
@@ -28,16 +28,16 @@ class Eval:
     path: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """A run's directory, or the folders of SAEs (runs/demo/saes/NAME) of one language model."""
     model: str | None = None
-    """Another language model than the SAEs were trained on."""
+    """Language model; by default the one that the SAEs were trained on."""
     dtype: str = "float32"
     """Precision of the language model."""
     device: str | None = None
-    """Where the language model and the SAEs go: cpu, cuda or cuda:1; by default where the run was trained, and for
-    folders of SAEs to cuda on a machine with a GPU."""
+    """Device of the language model and the SAEs: cpu, cuda or cuda:1. The default for runs is the device that they were
+    trained on, and for folders of SAEs cuda on a machine with a GPU."""
     text: str | None = None
-    """Another text than the SAEs were trained on."""
+    """Text; by default the one that the SAEs were trained on."""
     text_field: str | None = None
-    """Column of the text in .jsonl, .parquet and datasets; as in training, or `text`."""
+    """Column of the text in .jsonl, .parquet and datasets; by default the same as in training, or `text`."""
     trust_remote_code: bool = False
     """Run code that comes with the language model. Only for sources you trust."""
     eval: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
@@ -53,7 +53,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what a model, a run or a saved SAE is; without arguments, what penstock is."""
+    """Describe a language model, a run or a saved SAE. Without arguments, print the versions of packages."""
 
     path: Annotated[Path | None, tyro.conf.Positional] = None
     """A run's directory, an SAE's folder or a language model's folder."""
@@ -62,7 +62,7 @@ class Info:
     dtype: str = "float32"
     """Precision of the language model."""
     device: str = "cpu"
-    """Where the language model goes: cpu, cuda or cuda:1."""
+    """Device of the language model: cpu, cuda or cuda:1."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     trust_remote_code: bool = False
@@ -71,7 +71,7 @@ class Info:
 
 def evaluate(options: Eval) -> None:
     if not options.path:
-        raise Usage("There is nothing to evaluate: give a run's directory or folders of SAEs.")
+        raise Usage("PATH is missing. Give a run's directory or folders of SAEs to evaluate.")
     run = options.path[0]
     if len(options.path) == 1 and (run / "config.json").exists():
         idle = given(
@@ -79,8 +79,8 @@ def evaluate(options: Eval) -> None:
         )
         if idle:
             raise Usage(
-                f"A run is evaluated as its config.json says, so {', '.join(idle)} would have no effect. Give "
-                f"the folders of its SAEs ({run}/saes/NAME) to evaluate them in another way."
+                f"A run is evaluated with the settings in its config.json, so {', '.join(idle)} would have no effect. "
+                f"Give the folders of its SAEs ({run}/saes/NAME) to evaluate them with other settings."
             )
         config = study.config_to_measure(run, options.device)
         with locked(run):
@@ -109,7 +109,7 @@ def info(options: Info) -> None:
         blank = Info(path=options.path)
         idle = given(options, blank)
         if idle:
-            raise Usage(f"{', '.join(idle)} would have no effect without a language model: give one with --model.")
+            raise Usage(f"{', '.join(idle)} would have no effect without a language model. Give one with --model.")
     if path is None:
         if model is None:
             _print_pairs(versions())
@@ -122,7 +122,7 @@ def info(options: Info) -> None:
 
 
 def _print_run(run_dir: Path) -> None:
-    """The run's state, and for each SAE its L0: as evaluated, or as last logged in training."""
+    """Print a run's state, and the L0 of each SAE from its evaluation, or otherwise from the training log."""
     config = study.read_config(run_dir)
     outcome = outcome_of(config, run_dir)
     records = {one["name"]: one for one in read_records(run_dir)} if (run_dir / "records.jsonl").exists() else {}
@@ -159,7 +159,7 @@ def _state(run_dir: Path, outcome: Outcome, *, is_evaluated: bool, step: int) ->
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder holds a language model rather than a run: both have a config.json."""
+    """Whether a folder holds a language model. A run has a config.json as well."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

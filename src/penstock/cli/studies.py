@@ -1,4 +1,4 @@
-"""`study`: the studies of a finished run; each leaves records, a table and a figure in RUN/studies/NAME."""
+"""`penstock study`: makes a study of a finished run, and writes records, table and figure to RUN/studies/NAME."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
@@ -20,24 +20,22 @@ from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.shared.study_records import Record, study_folder
 from penstock.studies.study_run import study_run
 
-_TRUST = (
-    "Run code that comes with the run's language model, where the run was made with it. Only for sources you trust."
-)
-_DEVICE = "Where the language model and the SAEs go; by default where they were trained."
+_TRUST = "Run code that comes with the run's language model, if the run needed it. Only for sources you trust."
+_DEVICE = "Device of the language model and the SAEs; by default the one that they were trained on."
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCommand:
-    """Look into a finished run: one of the paper's experiments, or of ours (docs/studies.md)."""
+    """Make a study of a finished run: one of the paper's experiments, or of ours (docs/studies.md)."""
 
 
 def study_commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """The commands below `penstock study`, one for each of STUDIES as it is now."""
+    """The subcommands of `penstock study`, one for each of STUDIES."""
     return {name: (_options_of(study), make_study) for name, study in STUDIES.items()}
 
 
 def _options_of(study: Study) -> type:
-    """The run and the study's own settings."""
+    """The options class of a study: the run, and the study's own settings."""
     run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The run's directory.", metavar="RUN")]
     settings = Annotated[study.settings, Flat]
     trust = Annotated[bool, tyro.conf.arg(help=_TRUST)]
@@ -58,7 +56,7 @@ def _description(study: Study) -> str:
 
 
 def make_study(options: Any) -> None:
-    """Make a study's records, print them, and write table and figure."""
+    """Make a study, print its records, and write its table and figure."""
     study, run_dir = options.declaration, options.run
     load = partial(FinishedRun.load, device=options.device, trust_remote_code=options.trust_remote_code)
     records = study_run(run_dir, study.name, options.settings, load)
@@ -75,7 +73,7 @@ def make_study(options: Any) -> None:
 
 
 def write_study(run_dir: Path, study: Study, records: list[Record]) -> list[str]:
-    """Write a study's table and figure; returns lines that say where."""
+    """Write a study's table and figure, and return lines with their paths."""
     lines = [f"table: {write_study_table(study_folder(run_dir, study.name), records)}"]
     try:
         figure = write_study_figure(run_dir, study, records)
