@@ -76,14 +76,13 @@ class Train(_Run):
     arch: str = DEFAULT_ARCH
     """Architecture of the SAE."""
     site: str | None = None
-    """Site in the language model (listed by `penstock info --model NAME`); by default the middle layer's residual
-    stream."""
+    """Site in the language model (see `penstock info --model NAME`); by default the residual stream in the middle."""
     d_sae: int | None = None
     """Number of latents; by default 8 times the width of the site."""
     recipe: str | None = None
     """Training recipe (docs/training.md); by default the architecture's."""
     target_l0: float | None = None
-    """Mean number of firing latents per token; training steers the penalty to reach it. By default 32."""
+    """Mean number of firing latents per token, which training steers to; by default 32."""
     sparsity_coef: float | None = None
     """Weight of the sparsity penalty, instead of --target-l0."""
     paper_lambda: float | None = None
@@ -130,14 +129,13 @@ class Sweep(_Run):
     arch: tuple[str, ...] = (DEFAULT_ARCH, BASELINE)
     """Architectures of the SAEs."""
     site: tuple[str, ...] = ()
-    """Sites in the language model (listed by `penstock info --model NAME`); by default the middle layer's residual
-    stream."""
+    """Sites in the language model (see `penstock info --model NAME`); by default the residual stream in the middle."""
     d_sae: tuple[int, ...] = ()
     """Numbers of latents; by default 8 times the width of the site."""
     recipe: tuple[str, ...] = ()
     """Training recipes (docs/training.md); by default each architecture's own."""
     target_l0: tuple[float, ...] = ()
-    """Mean numbers of firing latents per token; training steers the penalty to reach them. By default 8 16 32 64."""
+    """Mean numbers of firing latents per token, which training steers to; by default 8 16 32 64."""
     sparsity_coef: tuple[float, ...] = ()
     """Weights of the sparsity penalty, instead of --target-l0."""
     paper_lambda: tuple[float, ...] = ()
