@@ -16,7 +16,7 @@ from penstock.studies import STUDIES
 PACKAGE = Path(penstock.__file__).parent
 
 FLOORS = [
-    {"shapes", "files", "json_files", "settings", "shell", "version"},
+    {"shapes", "files", "json_files", "devices", "settings", "shell", "version"},
     {"sparse", "strict"},
     {"kernels", "metrics"},
     {"saes", "language_models"},
@@ -37,7 +37,7 @@ SUB_FLOORS = {
     "training": [
         {"settings"},
         {"schedules", "steering", "resampling", "convergence", "optimisers", "checkpoint", "interrupts", "trackers"},
-        {"metrics_log", "outcome", "trainer"},
+        {"batches", "metrics_log", "outcome", "trainer"},
         {"run"},
     ],
     "reports": [{"data"}, {"wording"}, {"figures"}, {"pages"}, {"__init__"}],

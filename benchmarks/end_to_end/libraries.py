@@ -58,7 +58,8 @@ class TimedBatches:
 
 def run_penstock(work: Workload, model_folder: Path, out: Path) -> Timing:
     """penstock: what `penstock train` does after loading the model, streaming, with its default recipe."""
-    from penstock.runs.sweep import load_model, prepare, train
+    from penstock.runs.load_model import load_model
+    from penstock.runs.sweep import prepare, train
     from penstock.training.settings import DataConfig, LanguageModelConfig, OptimConfig, RunConfig, SAEConfig
 
     sae = SAEConfig(

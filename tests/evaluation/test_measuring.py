@@ -27,7 +27,7 @@ WEIGHTS = 2 * 4 * 16 * 32
 
 @pytest.fixture
 def loaded(finished: FinishedRun) -> FoundSAEs:
-    return load_run(finished.config, finished.folder)
+    return load_run(finished.config, finished.run_dir)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_loading_a_run_reads_no_weights(finished: FinishedRun, monkeypatch: pyte
         return original(folder, **options)
 
     monkeypatch.setattr(trained_saes, "load_sae", load_sae)
-    run = FinishedRun.load(finished.folder)
+    run = FinishedRun.load(finished.run_dir)
     # The check of annotations, which tests run with, looks at the first.
     assert {folder.name for folder in read} <= {"gated0"}
     read.clear()
@@ -123,7 +123,7 @@ def test_an_sae_is_read_when_it_is_asked_for_and_not_kept(loaded: FoundSAEs) -> 
 def test_a_study_in_little_memory_finds_the_same(
     finished: FinishedRun, tmp_path: Path, groups: list[list[str]], study: Callable[[FinishedRun], list[Any]]
 ) -> None:
-    run = replace(finished, folder=tmp_path)
+    run = replace(finished, run_dir=tmp_path)
     whole = study(run)
     assert len(groups) == 1
     assert study(replace(run, max_bytes=3 * WEIGHTS)) == whole

@@ -13,9 +13,9 @@ import torch
 from penstock.cli import main
 from penstock.formats import SAEFileError, load_sae, save_sae
 from penstock.runs.estimate import step_flops
-from penstock.runs.sweep import read_config
 from penstock.saes import ARCHITECTURES
 from penstock.training.settings import SAEConfig
+from penstock.training.settings.config_file import read_config
 
 COMMON = (
     "--site", "resid_post.0", "--d-sae", "32", "--context", "32", "--tokens", "1920", "--batch-size", "64",

@@ -13,7 +13,7 @@ from penstock.paper.preset import OURS, UNSTATED, Preset, SitePreset
 from penstock.paper.presets import PRESETS
 from penstock.paper.tables import PublishedRun
 from penstock.studies import STUDIES
-from penstock.training.settings.config_json import config_from_json, config_to_json
+from penstock.training.settings.config_file import config_from_json, config_to_json
 
 ROOT = Path(__file__).parents[2]
 PAPER = ("gelu-1l", "pythia-2.8b", "gemma-7b")

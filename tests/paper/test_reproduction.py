@@ -12,13 +12,14 @@ from penstock.paper import reproduction
 from penstock.paper.reproduction import Plan, finish, foreseen, reproduce
 from penstock.runs import sweep
 from penstock.runs.finished_run import FinishedRun
-from penstock.runs.sweep import prepare, read_config
+from penstock.runs.sweep import prepare
 from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
 from penstock.studies.sensitivity import SensitivityConfig
 from penstock.studies.shared.study_records import Record
 from penstock.training.settings import ResamplingConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.settings.config_file import read_config
 from penstock.training.settings.defaults import PlannedModel
 
 MakeRun = Callable[..., RunConfig]

@@ -18,14 +18,13 @@ from penstock.json_files import FileError, read_object, read_rows
 from penstock.language_models.loading import LanguageModel
 from penstock.reports.data.run_data import read_published
 from penstock.reports.pages.report import write_report
-from penstock.runs.sweep import read_config
 from penstock.saes import SAE
 from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.shared.study_records import stored
 from penstock.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.settings import EvalConfig, RunConfig
-from penstock.training.settings.config_json import config_to_json
+from penstock.training.settings.config_file import config_to_json, read_config
 
 OURS = (FileError, SAEFileError, CheckpointError, FileNotFoundError, ValueError)
 """Not their subclasses: those of ValueError are Python's own, of a decoder or a codec."""

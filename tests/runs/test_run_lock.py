@@ -12,7 +12,8 @@ import pytest
 
 from penstock.cli import main
 from penstock.language_models.loading import LanguageModel
-from penstock.runs import sweep as study
+from penstock.runs import sweep
+from penstock.runs.run_evaluation import evaluate_run
 from penstock.runs.run_lock import RunInUseError, locked
 from penstock.studies.shared.study_records import stored
 from penstock.training.settings import RunConfig
@@ -121,12 +122,12 @@ def test_all_that_writes_to_a_run_is_refused_while_another_process_works_on_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    config = study.prepare(tiny_run(), run, tiny_lm)
+    config = sweep.prepare(tiny_run(), run, tiny_lm)
     before = sorted(path.name for path in run.iterdir())
     hold(run)
     for attempt in (
-        lambda: study.train(run, tiny_lm),
-        lambda: study.evaluate_run(run, tiny_lm),
+        lambda: sweep.train(run, tiny_lm),
+        lambda: evaluate_run(run, tiny_lm),
     ):
         with pytest.raises(RunInUseError):
             attempt()
@@ -144,7 +145,7 @@ def test_all_that_writes_to_a_run_is_refused_while_another_process_works_on_it(
     (tmp_path / "new").mkdir()
     hold(tmp_path / "new")
     with pytest.raises(RunInUseError):
-        study.prepare(tiny_run(), tmp_path / "new", tiny_lm)
+        sweep.prepare(tiny_run(), tmp_path / "new", tiny_lm)
 
 
 def test_of_two_commands_with_one_out_one_trains_and_the_other_says_why_not(

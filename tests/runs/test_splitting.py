@@ -14,9 +14,11 @@ from penstock.language_models.loading import LanguageModel
 from penstock.paper.presets import PRESETS
 from penstock.runs.estimate import estimate
 from penstock.runs.finished_run import FinishedRun
+from penstock.runs.run_evaluation import evaluate_run
 from penstock.runs.splitting import GIB, join, split
-from penstock.runs.sweep import evaluate_run, prepare, read_config, train
+from penstock.runs.sweep import prepare, train
 from penstock.training.settings import DataConfig, OptimConfig, ResolvedRun, RunConfig, SAEConfig
+from penstock.training.settings.config_file import read_config
 from penstock.training.settings.defaults import PlannedModel
 
 MakeRun = Callable[..., RunConfig]

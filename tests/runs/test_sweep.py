@@ -15,9 +15,12 @@ from penstock.formats import load_sae, save_sae
 from penstock.kernels import buffers
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.texts import documents
-from penstock.runs import sweep as study
+from penstock.runs import sweep
+from penstock.runs.load_model import load_language_model
+from penstock.runs.run_evaluation import evaluate_run, evaluate_saes
 from penstock.saes import GatedSAE
 from penstock.training.settings import DataConfig, EvalConfig, LanguageModelConfig, RunConfig
+from penstock.training.settings.config_file import config_from_file, read_config
 
 MakeRun = Callable[..., RunConfig]
 
@@ -29,7 +32,7 @@ CONTROLS = ("identity", "zero", "mean", "pca_1")
 @pytest.fixture(scope="module")
 def swept(tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("sweep") / "runs" / "first"
-    return folder, study.run_sweep(tiny_run(), folder)
+    return folder, sweep.run_sweep(tiny_run(), folder)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -95,13 +98,13 @@ def test_the_settings_on_disk_are_decided_and_give_the_same_run_again(
     swept: tuple[Path, list[dict[str, Any]]], tiny_lm: LanguageModel, tmp_path: Path
 ) -> None:
     folder, records = swept
-    config = study.read_config(folder)
+    config = read_config(folder)
     assert config.data.context == 32
     assert all(sae.lr is not None and sae.resample_at is not None for sae in config.saes)
-    asked = study.config_from_file(folder)
-    assert asked == study.config_from_file(folder / "config.json")
+    asked = config_from_file(folder)
+    assert asked == config_from_file(folder / "config.json")
     assert asked.resolve(tiny_lm) == config
-    again = study.run_sweep(config, tmp_path / "again")
+    again = sweep.run_sweep(config, tmp_path / "again")
     for name in (GATED, RELU):
         weights = [(run / "saes" / name / "sae.safetensors").read_bytes() for run in (folder, tmp_path / "again")]
         assert weights[0] == weights[1]
@@ -113,9 +116,9 @@ def test_a_sweep_leaves_threads_and_memory_as_they_were(
     tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(study, "evaluate_run", lambda *_: seen.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr(sweep, "evaluate_run", lambda *_: seen.append(torch.get_num_threads()) or [])
     before = torch.get_num_threads()
-    study.run_sweep(tiny_run(steps=20, threads=before + 1), tmp_path / "run")
+    sweep.run_sweep(tiny_run(steps=20, threads=before + 1), tmp_path / "run")
     assert seen == [before + 1] and torch.get_num_threads() == before
     assert buffers._arrays.most_in_use == 0, "released after the last step"
 
@@ -130,7 +133,7 @@ def test_the_environment_says_what_a_result_depends_on(
     assert {"penstock", "python", "transformers", "platform", "cpu", "git_commit", "started", "command"} <= {
         *environment
     }
-    study.prepare(tiny_run(threads=7), tmp_path / "run", tiny_lm)
+    sweep.prepare(tiny_run(threads=7), tmp_path / "run", tiny_lm)
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["threads"] == 7
 
 
@@ -138,15 +141,15 @@ def test_a_run_can_be_evaluated_again_with_the_same_numbers(
     swept: tuple[Path, list[dict[str, Any]]], tiny_lm: LanguageModel
 ) -> None:
     folder, records = swept
-    assert study.evaluate_run(folder, tiny_lm) == records
+    assert evaluate_run(folder, tiny_lm) == records
 
 
 def test_saved_saes_are_evaluated_on_their_own_model_and_text(
     swept: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     folder, records = swept
-    settings = study.read_config(folder).eval
-    again = study.evaluate_saes([folder / "saes" / RELU, folder / "saes" / GATED], settings)
+    settings = read_config(folder).eval
+    again = evaluate_saes([folder / "saes" / RELU, folder / "saes" / GATED], settings)
     expected = {record["name"]: record for record in records}
     assert again == [expected[RELU], expected[GATED]]
 
@@ -158,8 +161,8 @@ def test_saes_of_the_same_name_are_kept_apart(swept: tuple[Path, list[dict[str, 
     with torch.no_grad():
         sae.get_parameter("b_dec").add_(1.0)
     save_sae(sae, tmp_path / "changed", facts.metadata)
-    settings = study.read_config(folder).eval
-    one, two = study.evaluate_saes([original, tmp_path / "changed"], settings)
+    settings = read_config(folder).eval
+    one, two = evaluate_saes([original, tmp_path / "changed"], settings)
     assert one == next(record for record in records if record["name"] == RELU)
     assert two["name"] == str(tmp_path / "changed")
     assert two["fvu"] > one["fvu"]
@@ -171,7 +174,7 @@ def test_an_sae_of_another_width_than_the_models_site_is_an_error(
     metadata = load_sae(swept[0] / "saes" / RELU).metadata
     save_sae(GatedSAE(17, 20), tmp_path / "wide", metadata | {"name": "wide"})
     with pytest.raises(ValueError, match="wide takes activations of width 17, but resid_post.1 .* has width 16"):
-        study.evaluate_saes([tmp_path / "wide"], EvalConfig(eval_tokens=50))
+        evaluate_saes([tmp_path / "wide"], EvalConfig(eval_tokens=50))
 
 
 def test_an_sae_that_does_not_say_its_site_or_model_is_an_error(
@@ -186,7 +189,7 @@ def test_an_sae_that_does_not_say_its_site_or_model_is_an_error(
         partly = {name: value for name, value in metadata.items() if name != key}
         save_sae(GatedSAE(16, 20), tmp_path / key, partly)
         with pytest.raises(ValueError, match=expected):
-            study.evaluate_saes([tmp_path / key], EvalConfig(eval_tokens=50))
+            evaluate_saes([tmp_path / key], EvalConfig(eval_tokens=50))
 
 
 def test_saes_of_different_models_are_not_evaluated_together(
@@ -195,7 +198,7 @@ def test_saes_of_different_models_are_not_evaluated_together(
     metadata = load_sae(swept[0] / "saes" / RELU).metadata
     save_sae(GatedSAE(16, 20), tmp_path / "other", metadata | {"model": "gpt2"})
     with pytest.raises(ValueError, match="differ in their model: .*, gpt2. .* name one for all .--model."):
-        study.evaluate_saes([swept[0] / "saes" / RELU, tmp_path / "other"], EvalConfig())
+        evaluate_saes([swept[0] / "saes" / RELU, tmp_path / "other"], EvalConfig())
 
 
 def test_the_column_and_packing_of_a_text_are_remembered(
@@ -205,8 +208,8 @@ def test_the_column_and_packing_of_a_text_are_remembered(
     body = write_corpus(tmp_path / "body.jsonl", texts, field="body")
     config = tiny_run(steps=10)
     data = replace(config.data, text=str(body), text_field="body", packing="truncated")
-    records = study.run_sweep(replace(config, data=data, checkpoint_steps=None), tmp_path / "run")
-    again = study.evaluate_saes([tmp_path / "run" / "saes" / RELU], config.eval)
+    records = sweep.run_sweep(replace(config, data=data, checkpoint_steps=None), tmp_path / "run")
+    again = evaluate_saes([tmp_path / "run" / "saes" / RELU], config.eval)
     assert again == [record for record in records if record["name"] == RELU]
 
 
@@ -216,13 +219,13 @@ def test_a_directory_that_holds_a_run_is_not_run_over(
     folder, _ = swept
     before = (folder / "config.json").read_bytes()
     with pytest.raises(FileExistsError, match="already holds a run. Continue it with: .*first. Or choose another"):
-        study.prepare(tiny_run(steps=30), folder, tiny_lm)
+        sweep.prepare(tiny_run(steps=30), folder, tiny_lm)
     assert (folder / "config.json").read_bytes() == before
 
 
 def test_where_there_is_no_run_the_error_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="config.json does not exist.*Start one with penstock"):
-        study.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 BAD_TEXTS = {
@@ -241,7 +244,7 @@ def test_a_text_that_will_not_do_fails_before_there_is_a_run(
     path = write_corpus(tmp_path / "text.jsonl", lines)
     config = tiny_run(cached=cached)
     with pytest.raises(ValueError, match=expected):
-        study.prepare(replace(config, data=replace(config.data, text=str(path))), tmp_path / "run", tiny_lm)
+        sweep.prepare(replace(config, data=replace(config.data, text=str(path))), tmp_path / "run", tiny_lm)
     assert not (tmp_path / "run").exists()
 
 
@@ -251,19 +254,19 @@ def test_settings_that_do_not_fit_the_model_fail_before_there_is_a_run(
     config = tiny_run()
     wrong_site = replace(config, saes=(replace(config.saes[0], site="resid_post.2"),))
     with pytest.raises(ValueError, match=r"(?s)resid_post\.2.*resid_post\.1"):
-        study.prepare(wrong_site, tmp_path / "run", tiny_lm)
+        sweep.prepare(wrong_site, tmp_path / "run", tiny_lm)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_dtype_that_does_not_exist_lists_those_that_do(tiny_lm_folder: Path) -> None:
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16; got 'float8'"):
-        study.load_language_model(LanguageModelConfig(model=str(tiny_lm_folder), dtype="float8"))
+        load_language_model(LanguageModelConfig(model=str(tiny_lm_folder), dtype="float8"))
 
 
 def test_a_text_that_does_not_exist_is_an_error(tiny_run: MakeRun, tiny_lm: LanguageModel, tmp_path: Path) -> None:
     config = tiny_run(data=DataConfig(text=str(tmp_path / "none.jsonl"), buffer_tokens=512))
     with pytest.raises(FileNotFoundError, match="No text source .*none.jsonl"):
-        study.prepare(config, tmp_path / "run", tiny_lm)
+        sweep.prepare(config, tmp_path / "run", tiny_lm)
 
 
 def test_a_directory_that_cannot_be_made_is_an_error_with_the_remedy(
@@ -271,7 +274,7 @@ def test_a_directory_that_cannot_be_made_is_an_error_with_the_remedy(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="run cannot be the run.s directory: .*file is a file. Choose another --out"):
-        study.prepare(tiny_run(), tmp_path / "file" / "run", tiny_lm)
+        sweep.prepare(tiny_run(), tmp_path / "file" / "run", tiny_lm)
 
 
 def test_a_read_only_disk_is_an_error_with_the_remedy(
@@ -285,7 +288,7 @@ def test_a_read_only_disk_is_an_error_with_the_remedy(
         pytest.skip(f"Cannot mount a read-only file system ({mounted.stderr.strip()}); un-skip where we are root.")
     try:
         with pytest.raises(OSError, match="cannot be written: .*disk is read-only, or belongs.* --out below"):
-            study.prepare(tiny_run(), disk / "run", tiny_lm)
+            sweep.prepare(tiny_run(), disk / "run", tiny_lm)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -301,7 +304,7 @@ def test_half_a_directory_from_a_full_disk_is_not_a_run(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="cannot be written: No space left on device. Make room"):
-        study.prepare(tiny_run(), tmp_path / "run", tiny_lm)
+        sweep.prepare(tiny_run(), tmp_path / "run", tiny_lm)
     monkeypatch.undo()
-    study.prepare(tiny_run(), tmp_path / "run", tiny_lm)
-    assert study.read_config(tmp_path / "run").num_steps == 60
+    sweep.prepare(tiny_run(), tmp_path / "run", tiny_lm)
+    assert read_config(tmp_path / "run").num_steps == 60

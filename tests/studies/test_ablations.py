@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from penstock.runs.finished_run import FinishedRun
-from penstock.runs.sweep import read_config
 from penstock.studies.ablations import ABLATIONS, AblationsConfig, ablations
 from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.study_run import study_run
+from penstock.training.settings.config_file import read_config
 
 CHANGED = {
     "auxiliary_unfrozen": {"recipe": "auxiliary_unfrozen"},
@@ -21,7 +21,7 @@ CHANGED = {
 
 def without_folders(run: FinishedRun, tmp_path: Path) -> FinishedRun:
     """The run in another folder, so that what a study leaves there is its own."""
-    return replace(run, folder=tmp_path)
+    return replace(run, run_dir=tmp_path)
 
 
 def test_every_gated_sae_is_trained_once_more_for_each_ablation(finished: FinishedRun, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_study_from_outside_has_command_records_table_figure_and_section(
     norms: Study, finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
-    shutil.copytree(finished.folder, run_dir, ignore=shutil.ignore_patterns("studies", "checkpoints"))
+    shutil.copytree(finished.run_dir, run_dir, ignore=shutil.ignore_patterns("studies", "checkpoints"))
     assert main(["study", "norms", str(run_dir), "--power", "2"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^name +mean", out) and re.search(r"^gated0 +1\.000", out, flags=re.MULTILINE)

@@ -12,8 +12,9 @@ from penstock.cli import main
 from penstock.language_models.loading import LanguageModel
 from penstock.paper.reproduction import Plan, finish
 from penstock.runs.finished_run import FinishedRun
+from penstock.runs.run_evaluation import evaluate_run
 from penstock.runs.splitting import join
-from penstock.runs.sweep import evaluate_run, is_trained, prepare, read_config, run_sweep, train
+from penstock.runs.sweep import is_trained, prepare, run_sweep, train
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
 from penstock.studies.sensitivity import SensitivityConfig
@@ -21,6 +22,7 @@ from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.shared.variants import train_variants
 from penstock.studies.study_run import study_run
 from penstock.training.settings import ResamplingConfig, RunConfig, SAEConfig
+from penstock.training.settings.config_file import read_config
 from penstock.training.trainer import DivergenceError
 
 MakeRun = Callable[..., RunConfig]
@@ -110,7 +112,7 @@ def test_a_run_of_which_nothing_is_left_is_not_evaluated(
 
 def test_variants_are_those_that_have_not_diverged(finished: FinishedRun, tmp_path: Path, diverge: Diverge) -> None:
     diverge("bad", 5)
-    run = replace(finished, folder=tmp_path)
+    run = replace(finished, run_dir=tmp_path)
     good, bad = (replace(finished.config.saes[0], name=name) for name in ("good", "bad"))
     trained = train_variants(run, "mine", [bad, good])
     assert list(trained.saes) == list(trained.about) == ["good"]

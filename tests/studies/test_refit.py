@@ -10,7 +10,7 @@ import pytest
 from penstock.formats import load_sae
 from penstock.posthoc.refitting import RefitConfig, Refitted, rescale_and_shift
 from penstock.runs.finished_run import FinishedRun
-from penstock.runs.sweep import evaluate_saes
+from penstock.runs.run_evaluation import evaluate_saes
 from penstock.saes import SAE
 from penstock.shapes import Acts
 from penstock.studies import refit as refit_study
@@ -35,7 +35,7 @@ def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, o
         for method in ("rescale_and_shift", "fine_tune")
     }
     for record in records:
-        sae, facts = load_sae(finished.folder / "studies" / "refit" / "saes" / record["name"])
+        sae, facts = load_sae(finished.run_dir / "studies" / "refit" / "saes" / record["name"])
         about = facts.metadata
         assert sae.arch == "gated"
         assert about["site"] == "resid_post.0"
@@ -50,8 +50,8 @@ def test_refit_saves_saes_that_give_the_records_numbers(finished: FinishedRun, o
 def test_an_interrupted_refit_goes_on_with_what_it_has_saved(
     finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = replace(finished, folder=tmp_path / "run")
-    shutil.copytree(finished.folder, run.folder, ignore=shutil.ignore_patterns("studies", "checkpoints"))
+    run = replace(finished, run_dir=tmp_path / "run")
+    shutil.copytree(finished.run_dir, run.run_dir, ignore=shutil.ignore_patterns("studies", "checkpoints"))
     config = RefitStudyConfig(refit=RefitConfig(steps=20, batch_size=256), archs=("relu",), fit_tokens=1500)
     fitted: list[str] = []
 
@@ -64,7 +64,7 @@ def test_an_interrupted_refit_goes_on_with_what_it_has_saved(
     monkeypatch.setattr(refit_study, "METHODS", {"rescale_and_shift": fit_or_stop, "fine_tune": fit_or_stop})
     with pytest.raises(KeyboardInterrupt):
         refit(run, config)
-    saved = run.folder / "studies" / "refit" / "saes"
+    saved = run.run_dir / "studies" / "refit" / "saes"
     assert len(list(saved.iterdir())) == 3
     fitted.clear()
     records = refit(run, config)
@@ -81,11 +81,11 @@ def test_an_interrupted_refit_goes_on_with_what_it_has_saved(
 
 
 def test_a_refitted_sae_can_be_evaluated_like_any_other(finished: FinishedRun, tmp_path: Path) -> None:
-    run = replace(finished, folder=tmp_path / "run")
-    shutil.copytree(finished.folder, run.folder, ignore=shutil.ignore_patterns("studies", "checkpoints"))
+    run = replace(finished, run_dir=tmp_path / "run")
+    shutil.copytree(finished.run_dir, run.run_dir, ignore=shutil.ignore_patterns("studies", "checkpoints"))
     config = RefitStudyConfig(refit=RefitConfig(steps=20, batch_size=256), fit_tokens=1500)
     records = refit(run, config)
-    folders = [run.folder / "studies" / "refit" / "saes" / record["name"] for record in records]
+    folders = [run.run_dir / "studies" / "refit" / "saes" / record["name"] for record in records]
     again = evaluate_saes(folders, run.config.eval)
     for one, other in zip(records, again, strict=True):
         assert {key: other[key] for key in METRICS} == {key: one[key] for key in METRICS}

@@ -11,7 +11,6 @@ from penstock.evaluation.arms import Arm
 from penstock.evaluation.comparison import Point
 from penstock.evaluation.frontier import Frontier, frontier_of
 from penstock.runs.finished_run import FinishedRun
-from penstock.runs.sweep import read_config
 from penstock.studies.sensitivity import (
     SensitivityConfig,
     _grid,
@@ -20,6 +19,7 @@ from penstock.studies.sensitivity import (
     sensitivity_variants,
 )
 from penstock.studies.study_run import study_run
+from penstock.training.settings.config_file import read_config
 
 ONE = {"lr": 1.0, "sparsity_coef": 1.0, "d_sae": 1.0, "warmup_share": 1.0}
 ABOUT = {

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.cli import main
 from penstock.language_models.loading import LanguageModel
-from penstock.runs import sweep as study
+from penstock.runs import sweep
 from penstock.training.settings import RunConfig
 
 STEPS = 300
@@ -32,8 +32,8 @@ def config(request: pytest.FixtureRequest, tiny_run: MakeRun) -> RunConfig:
 @pytest.fixture(scope="module")
 def uninterrupted(config: RunConfig, tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume") / "uninterrupted"
-    study.prepare(config, folder, tiny_lm)
-    study.train(folder, tiny_lm)
+    sweep.prepare(config, folder, tiny_lm)
+    sweep.train(folder, tiny_lm)
     return folder
 
 
@@ -63,7 +63,7 @@ class Process:
 
 @pytest.fixture
 def process(config: RunConfig, tiny_lm: LanguageModel, tmp_path: Path) -> Iterator[Process]:
-    study.prepare(config, tmp_path / "run", tiny_lm)
+    sweep.prepare(config, tmp_path / "run", tiny_lm)
     started = Process(tmp_path / "run")
     yield started
     started.popen.kill()
@@ -99,7 +99,7 @@ def test_a_run_killed_at_a_random_step_goes_on_to_the_same_bits(
     assert process.popen.wait() == -signal.SIGKILL
     assert checkpoint_steps(process.folder)
     assert not (process.folder / "saes").exists()
-    study.train(process.folder, tiny_lm)
+    sweep.train(process.folder, tiny_lm)
     assert_same(process.folder, uninterrupted)
     assert_no_step_twice(process.folder)
     # The text, or the cache, was passed over more than once, so that restarts were in play.

@@ -15,12 +15,14 @@ import torch
 
 from penstock.activations.sources import ShuffleBuffer
 from penstock.formats import load_sae
+from penstock.kernels.threads import workers_for
 from penstock.language_models.loading import LanguageModel
+from penstock.training.batches import activation_source
 from penstock.training.checkpoint import CheckpointError, latest_checkpoint
 from penstock.training.metrics_log import MetricsLog, SAERows
-from penstock.training.run import TrainingRun, _workers, activation_source
+from penstock.training.run import TrainingRun
 from penstock.training.settings import DataConfig, ResamplingConfig, RunConfig, SAEConfig
-from penstock.training.settings.config_json import config_from_json, config_to_json
+from penstock.training.settings.config_file import config_from_json, config_to_json
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 MakeRun = Callable[..., RunConfig]
@@ -557,7 +559,7 @@ def test_saes_at_the_same_step_of_resampling_see_an_lr_dip(
 )
 def test_workers_divide_the_threads_of_a_run(saes: int, threads: int, device: str, expected: int) -> None:
     before = torch.get_num_threads()
-    workers = _workers(saes, threads, device)
+    workers = workers_for(saes, threads, device)
 
     def threads_after_an_operation() -> int:
         torch.ones(2**16).add(1)

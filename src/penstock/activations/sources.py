@@ -16,6 +16,9 @@ from penstock.language_models.stdlib_corpus import Place
 from penstock.language_models.tokens import Position
 from penstock.shapes import Acts
 
+SCALE_TOKENS = 2**16
+"""Activations over which the scale of a site is measured."""
+
 SiteActs = Mapping[str, Acts]
 
 

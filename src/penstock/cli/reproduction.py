@@ -10,7 +10,7 @@ import tyro
 
 from penstock.cli.output import Usage, write_figures
 from penstock.cli.studies import write_study
-from penstock.language_models.devices import AUTO
+from penstock.devices import AUTO
 from penstock.paper.preset import Cited, Preset, SitePreset
 from penstock.paper.presets import PRESETS
 from penstock.paper.reproduction import Plan, foreseen, reproduce

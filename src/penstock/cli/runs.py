@@ -10,10 +10,12 @@ import tyro
 
 from penstock.cli.architecture_options import aims_of, own_names
 from penstock.cli.output import Flat, Usage, comparison_sentences, given, print_records, print_saes, write_figures
+from penstock.devices import AUTO, resolve_device
 from penstock.kernels.threads import cpu_threads
-from penstock.language_models.devices import AUTO, resolve_device
 from penstock.language_models.loading import LanguageModel
-from penstock.runs import sweep as study
+from penstock.runs import sweep
+from penstock.runs.load_model import load_language_model, load_model
+from penstock.runs.run_evaluation import evaluate_run
 from penstock.runs.run_lock import locked
 from penstock.saes import ARCHITECTURES, BASELINE, DEFAULT_ARCH, training_of
 from penstock.training.outcome import outcome_of
@@ -26,6 +28,7 @@ from penstock.training.settings import (
     RunConfig,
     SAEConfig,
 )
+from penstock.training.settings.config_file import config_from_file, read_config
 from penstock.training.trackers import TRACKERS, check_trackers
 
 DEFAULT_L0 = (8.0, 16.0, 32.0, 64.0)
@@ -208,14 +211,14 @@ def train(options: Train | Sweep) -> None:
     check_trackers(options.track)
     folder, model = _prepared(options)
     trackers = tuple(TRACKERS[name](folder) for name in options.track)
-    with locked(folder), cpu_threads(study.read_config(folder).threads):
-        study.train(folder, model, trackers)
-        records = study.evaluate_run(folder, model)
+    with locked(folder), cpu_threads(read_config(folder).threads):
+        sweep.train(folder, model, trackers)
+        records = evaluate_run(folder, model)
         print_records(records)
         for sentence in comparison_sentences(folder):
             print(sentence)
         write_figures(folder)
-        print_saes(folder, outcome_of(study.read_config(folder), folder))
+        print_saes(folder, outcome_of(read_config(folder), folder))
 
 
 def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
@@ -228,27 +231,27 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
     try:
         if options.resume is not None:
             _alone(options, "--resume")
-            config = study.read_config(options.resume)
+            config = read_config(options.resume)
             if device != AUTO:
                 config = config.on_device(resolve_device(device))
             with locked(options.resume):
                 # Raises before the model is loaded if another process works on the run.
                 pass
-            return options.resume, study.load_model(config, trust_remote_code=trusted)
+            return options.resume, load_model(config, trust_remote_code=trusted)
         if options.from_ is not None:
             _alone(options, "--from", "--out")
         if options.out is None:
             raise Usage("--out is missing. Give a directory for this run, e.g. --out runs/first.")
-        study.check_run_dir(options.out)
+        sweep.check_run_dir(options.out)
         if options.from_ is not None:
-            config = study.config_from_file(options.from_)
+            config = config_from_file(options.from_)
             if device != AUTO:
                 config = replace(config, language_model=replace(config.language_model, device=device, device_map=None))
-            model = study.load_model(config, trust_remote_code=trusted)
+            model = load_model(config, trust_remote_code=trusted)
         else:
-            model = study.load_language_model(options.language_model)
+            model = load_language_model(options.language_model)
             config = options.settings(model)
-        study.prepare(config, options.out, model)
+        sweep.prepare(config, options.out, model)
     except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise Usage(str(error)) from error
     return options.out, model

@@ -8,17 +8,19 @@ from typing import Annotated, Any
 import tyro
 
 from penstock.cli.output import Flat, Usage, given, print_records, write_figures
+from penstock.devices import AUTO
 from penstock.formats import load_sae
-from penstock.language_models.devices import AUTO
 from penstock.language_models.loading import NO_LIMIT, LanguageModel
 from penstock.reports.data.run_data import read_records
-from penstock.runs import sweep as study
 from penstock.runs.environment import versions
+from penstock.runs.load_model import config_to_measure, load_model
+from penstock.runs.run_evaluation import evaluate_run, evaluate_saes
 from penstock.runs.run_lock import is_locked, locked
 from penstock.shell import quoted, resume_command
 from penstock.training.metrics_log import read_metrics
 from penstock.training.outcome import Outcome, outcome_of
 from penstock.training.settings import EvalConfig
+from penstock.training.settings.config_file import read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +84,15 @@ def evaluate(options: Eval) -> None:
                 f"A run is evaluated with the settings in its config.json, so {', '.join(idle)} would have no effect. "
                 f"Give the folders of its SAEs ({run}/saes/NAME) to evaluate them with other settings."
             )
-        config = study.config_to_measure(run, options.device)
+        config = config_to_measure(run, options.device)
         with locked(run):
-            model = study.load_model(config, trust_remote_code=options.trust_remote_code)
-            records = study.evaluate_run(run, model)
+            model = load_model(config, trust_remote_code=options.trust_remote_code)
+            records = evaluate_run(run, model)
             write_figures(run)
     else:
         names = ("model", "dtype", "text", "text_field", "trust_remote_code")
         settings = {name: getattr(options, name) for name in names}
-        records = study.evaluate_saes(options.path, options.eval, device=options.device or AUTO, **settings)
+        records = evaluate_saes(options.path, options.eval, device=options.device or AUTO, **settings)
     print_records(records)
 
 
@@ -123,7 +125,7 @@ def info(options: Info) -> None:
 
 def _print_run(run_dir: Path) -> None:
     """Print a run's state, and the L0 of each SAE from its evaluation, or otherwise from the training log."""
-    config = study.read_config(run_dir)
+    config = read_config(run_dir)
     outcome = outcome_of(config, run_dir)
     records = {one["name"]: one for one in read_records(run_dir)} if (run_dir / "records.jsonl").exists() else {}
     log = run_dir / "metrics.jsonl"

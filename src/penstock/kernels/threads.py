@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from threading import Barrier
 
 import numpy as np
 import torch
@@ -57,6 +58,28 @@ def in_parallel(task: Callable[[int, int], object], parts: list[tuple[int, int]]
         task(*parts[0])
     for other in others:
         other.result()
+
+
+def workers_for(tasks: int, threads: int, device: str) -> ThreadPoolExecutor:
+    """A pool that runs tasks (steps of SAEs) side by side, with the CPU threads divided among its workers.
+
+    Two SAEs on a thread each are faster than one after the other on two: their products are small, and PyTorch's
+    threads wait for each other at every operation. An accelerator is fed by one.
+    """
+    count = min(tasks, threads) if device == "cpu" else 1
+    # Other threads of the caller would begin with what was set last: it is set back.
+    with cpu_threads(None):
+        workers = ThreadPoolExecutor(count, initializer=_take_threads, initargs=(threads // count,))
+        together = Barrier(count)
+        for started in [workers.submit(together.wait) for _ in range(count)]:
+            started.result()
+    return workers
+
+
+def _take_threads(count: int) -> None:
+    # A new thread's first operation, which asking for the number counts as, sets the number to the process's own.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 @cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from penstock.language_models.devices import AUTO, resolve_device
+from penstock.devices import AUTO, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from penstock.devices import AUTO, resolve_device
 from penstock.evaluation.evaluate import LOGITS
-from penstock.language_models.devices import AUTO, resolve_device
 from penstock.paper.reproduction import Plan
 from penstock.runs.estimate import estimate, parameters
 from penstock.runs.splitting import split, undivided

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from penstock.kernels.threads import cpu_threads
 from penstock.runs.finished_run import FinishedRun
+from penstock.runs.load_model import load_model
+from penstock.runs.run_evaluation import evaluate_run
 from penstock.runs.run_lock import locked
 from penstock.runs.splitting import Divide, train_divided, undivided
-from penstock.runs.sweep import evaluate_run, load_model
 from penstock.studies import STUDIES
 from penstock.studies.shared.study_records import Record
 from penstock.studies.study_run import study_run

@@ -11,12 +11,12 @@ from penstock.activations.harvest import fill_cache, masked_acts
 from penstock.evaluation.measuring import Described, Measured, measure
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
+from penstock.runs.load_model import config_to_measure, load_model
 from penstock.runs.splitting import Divide, undivided
-from penstock.runs.sweep import config_to_measure, load_model
 from penstock.runs.trained_saes import load_run
 from penstock.saes import SAE
 from penstock.shapes import Acts
-from penstock.training.run import training_stream, training_text
+from penstock.training.batches import training_stream, training_text
 from penstock.training.settings import ResolvedRun
 
 MODEL_ROWS = 8
@@ -27,7 +27,7 @@ MODEL_ROWS = 8
 class FinishedRun:
     """The SAEs of a run with their language model and their text."""
 
-    folder: Path
+    run_dir: Path
     config: ResolvedRun
     """Its settings, without the SAEs that have diverged."""
     model: LanguageModel
@@ -45,7 +45,7 @@ class FinishedRun:
     @classmethod
     def load(
         cls,
-        folder: Path,
+        run_dir: Path,
         divide: Divide = undivided,
         max_bytes: int | None = None,
         *,
@@ -55,7 +55,7 @@ class FinishedRun:
         """Read a run; its SAEs are read one by one when they are asked for.
 
         Args:
-            folder: Its directory.
+            run_dir: Its directory.
             divide: As of the field.
             max_bytes: As of the field.
             device: Where the language model and the SAEs go; by default where they were trained, or to the CPU, with a
@@ -64,14 +64,14 @@ class FinishedRun:
                 it.
 
         Raises:
-            FileNotFoundError: there is no run in `folder`.
+            FileNotFoundError: there is no run in `run_dir`.
             ValueError: its training is not over, or its settings or what is said of one of its SAEs cannot be read.
             DivergenceError: all its SAEs have diverged.
         """
-        config = config_to_measure(folder, device)
-        loaded = load_run(config, folder)
+        config = config_to_measure(run_dir, device)
+        loaded = load_run(config, run_dir)
         return cls(
-            folder=folder,
+            run_dir=run_dir,
             config=replace(config, saes=tuple(sae for sae in config.saes if sae.folder in loaded.saes)),
             model=load_model(config, trust_remote_code=trust_remote_code),
             saes=loaded.saes,

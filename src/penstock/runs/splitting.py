@@ -1,6 +1,6 @@
 """A run too large for a machine's memory as several, trained one after the other and joined again.
 
-    prepare(config, folder)  ->  split  ->  prepare and train each part in a folder of its own  ->  join  ->  evaluate
+    prepare(config, run_dir)  ->  split  ->  prepare and train each part in a folder of its own  ->  join  ->  evaluate
 
 `train_divided` does all of it but the evaluation.
 
@@ -19,9 +19,10 @@ from penstock.files import write_whole
 from penstock.language_models.loading import LanguageModel
 from penstock.runs.estimate import Estimate, estimate
 from penstock.runs.run_lock import locked
-from penstock.runs.sweep import is_trained, prepare_once, read_config, train_to_end
+from penstock.runs.sweep import is_trained, prepare_once, train_to_end
 from penstock.training.outcome import outcome_of
 from penstock.training.settings import ResolvedRun, ResolvedSAE, RunConfig, SAEConfig
+from penstock.training.settings.config_file import read_config
 
 GIB = 2**30
 
@@ -34,12 +35,12 @@ def undivided(whole: ResolvedRun) -> Sequence[ResolvedRun]:
     return (whole,)
 
 
-def train_divided(config: RunConfig, folder: Path, model: LanguageModel, divide: Divide) -> None:
-    """Prepare a run and train it, whatever of that is missing; in parts below FOLDER/parts, joined, if it is divided.
+def train_divided(config: RunConfig, run_dir: Path, model: LanguageModel, divide: Divide) -> None:
+    """Prepare a run and train it, whatever of that is missing; in parts below RUN/parts, joined, if it is divided.
 
     Args:
         config: The whole run.
-        folder: Its directory, new or with what was done of it.
+        run_dir: Its directory, new or with what was done of it.
         model: Its language model.
         divide: See `Divide`.
 
@@ -50,13 +51,13 @@ def train_divided(config: RunConfig, folder: Path, model: LanguageModel, divide:
     """
     decided = config.resolve(model)
     parts = divide(decided)
-    if len(parts) > 1 and not is_trained(decided, folder):
-        prepare_once(decided, folder, model)
-        folders = [folder / "parts" / str(number) for number in range(len(parts))]
+    if len(parts) > 1 and not is_trained(decided, run_dir):
+        prepare_once(decided, run_dir, model)
+        folders = [run_dir / "parts" / str(number) for number in range(len(parts))]
         for part, at in zip(parts, folders, strict=True):
             train_to_end(part, at, model)
-        join(folder, folders)
-    train_to_end(decided, folder, model)
+        join(run_dir, folders)
+    train_to_end(decided, run_dir, model)
 
 
 def split(
@@ -103,13 +104,13 @@ def split(
     return tuple(replace(config, saes=tuple(saes)) for saes in parts)
 
 
-def join(folder: Path, parts: Sequence[Path]) -> None:
+def join(run_dir: Path, parts: Sequence[Path]) -> None:
     """Move the SAEs of trained parts into the run that they are parts of, and join their logs; can be done again.
 
     Of an SAE that has diverged the message is moved.
 
     Args:
-        folder: A prepared run: its config.json lists all SAEs. On the same disk as the parts, each SAE is moved at
+        run_dir: A prepared run: its config.json lists all SAEs. On the same disk as the parts, each SAE is moved at
             once, so that a kill leaves it here or there.
         parts: Directories of trained parts; their checkpoints stay where they are and may be deleted.
 
@@ -117,12 +118,12 @@ def join(folder: Path, parts: Sequence[Path]) -> None:
         FileNotFoundError: there is no run in one of the folders.
         ValueError: a part has other settings than the run, or an SAE of the run is in no part. Nothing is moved.
     """
-    with locked(folder):
-        _join(folder, parts)
+    with locked(run_dir):
+        _join(run_dir, parts)
 
 
-def _join(folder: Path, parts: Sequence[Path]) -> None:
-    config = read_config(folder)
+def _join(run_dir: Path, parts: Sequence[Path]) -> None:
+    config = read_config(run_dir)
     found: dict[str, Path] = {}
     for part in parts:
         own = read_config(part)
@@ -130,24 +131,24 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
         same = replace(own, saes=config.saes).on_device("cpu") == config.on_device("cpu")
         if not same or set(own.saes) - set(config.saes):
             raise ValueError(
-                f"{part} is not a part of the run in {folder}: it has other settings or other SAEs. Leave it out, or "
+                f"{part} is not a part of the run in {run_dir}: it has other settings or other SAEs. Leave it out, or "
                 "train it again as `split` gives it."
             )
         outcome = outcome_of(own, part)
         found |= {name: part / "saes" / name for name in (*outcome.finished, *outcome.diverged)}
-    to_move = outcome_of(config, folder).missing
+    to_move = outcome_of(config, run_dir).missing
     missing = [name for name in to_move if name not in found]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(config.saes)} SAEs of the run in {folder} are in no part yet, e.g. {missing[0]}. "
+            f"{len(missing)} of {len(config.saes)} SAEs of the run in {run_dir} are in no part yet, e.g. {missing[0]}. "
             "Give all parts, and train each to its end: penstock train --resume PART"
         )
     # Before the SAEs, whose presence says that the run is trained.
     logs = [part / "metrics.jsonl" for part in parts]
-    write_whole(folder / "metrics.jsonl", "".join(log.read_text(encoding="utf-8") for log in logs if log.is_file()))
-    (folder / "saes").mkdir(exist_ok=True)
+    write_whole(run_dir / "metrics.jsonl", "".join(log.read_text(encoding="utf-8") for log in logs if log.is_file()))
+    (run_dir / "saes").mkdir(exist_ok=True)
     for name in to_move:
-        found[name].rename(folder / "saes" / name)
+        found[name].rename(run_dir / "saes" / name)
 
 
 def _compared(saes: Sequence[ResolvedSAE]) -> list[list[ResolvedSAE]]:

@@ -57,27 +57,27 @@ class FoundSAEs(NamedTuple):
             yield Described(Candidate.of(name, self.about[name]["site"], sae), self.about[name])
 
 
-def load_run(config: RunConfig, folder: Path) -> FoundSAEs:
+def load_run(config: RunConfig, run_dir: Path) -> FoundSAEs:
     """Read the SAEs of a trained run; those that have diverged are passed over, with a logged warning.
 
     Raises:
         ValueError: its training is not over, or one of its SAEs cannot be read.
         DivergenceError: all its SAEs have diverged.
     """
-    found = outcome_of(config, folder)
+    found = outcome_of(config, run_dir)
     if found.missing:
         raise ValueError(
-            f"The run in {folder} is not finished: it has no {found.missing[0]} yet. Go on with: "
-            f"{resume_command(folder)}"
+            f"The run in {run_dir} is not finished: it has no {found.missing[0]} yet. Go on with: "
+            f"{resume_command(run_dir)}"
         )
     if not found.finished:
         raise DivergenceError(
-            f"There is nothing to measure: all SAEs of the run in {folder} have diverged ({len(found.diverged)} in "
+            f"There is nothing to measure: all SAEs of the run in {run_dir} have diverged ({len(found.diverged)} in "
             f"all). {next(iter(found.diverged.values()))}"
         )
     for message in found.diverged.values():
         logger.warning("Passed over: %s", message)
-    folders = [folder / "saes" / name for name in found.finished]
+    folders = [run_dir / "saes" / name for name in found.finished]
     return read_saes(folders, device=config.language_model.device)._replace(diverged=found.diverged)
 
 

@@ -57,7 +57,7 @@ def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
     if not names or not (config.quantiles or config.l0_shares or config.prices):
         archs = sorted({str(about["arch"]) for about in run.about.values()})
         raise ValueError(
-            f"There is nothing to prune: {run.folder} has SAEs of {', '.join(archs)}, asked for are "
+            f"There is nothing to prune: {run.run_dir} has SAEs of {', '.join(archs)}, asked for are "
             f"{', '.join(config.archs) or 'none'}. Change --archs, and name a quantile, an L0 share or a price."
         )
     acts = run.activations(config.fit_tokens)

@@ -58,17 +58,17 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
     chosen = _to_refit(run, config.archs)
     if not chosen:
         raise ValueError(
-            f"{run.folder} has no SAE to refit among {', '.join(config.archs) or 'no architecture'}: name another "
+            f"{run.run_dir} has no SAE to refit among {', '.join(config.archs) or 'no architecture'}: name another "
             "with --archs, or train one."
         )
     acts = run.activations(config.fit_tokens)
-    digest = hashlib.sha256(asked(run.folder, config).encode()).hexdigest()
-    _make_room(study_folder(run.folder, "refit"), {f"{name}-{method}" for name, method in product(chosen, METHODS)})
+    digest = hashlib.sha256(asked(run.run_dir, config).encode()).hexdigest()
+    _make_room(study_folder(run.run_dir, "refit"), {f"{name}-{method}" for name, method in product(chosen, METHODS)})
 
     def made() -> Iterator[Described]:
         for number, (name, method) in enumerate(product(chosen, METHODS), start=1):
             new, site = f"{name}-{method}", run.about[name]["site"]
-            folder = study_folder(run.folder, "refit") / "saes" / new
+            folder = study_folder(run.run_dir, "refit") / "saes" / new
             if not _is_saved(folder, digest):
                 logger.info("Refitting %d of %d: %s", number, len(chosen) * len(METHODS), new)
                 refitted = METHODS[method](run.saes[name], acts[site], config.refit)

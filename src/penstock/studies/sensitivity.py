@@ -92,7 +92,7 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
         ValueError: no SAE has that target, or settings that are off are out of range.
         DivergenceError: all that was trained diverged.
     """
-    own = own_points(run.folder)
+    own = own_points(run.run_dir)
     variants = sensitivity_variants(run.config, config, run.coef_of)
     trained = train_variants(run, "sensitivity", [variant.sae for variant in variants])
     measured = run.measure(trained.described())

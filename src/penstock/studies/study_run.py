@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.runs.finished_run import FinishedRun
-from penstock.runs.sweep import read_config
 from penstock.studies import STUDIES
 from penstock.studies.shared.ratios_to_run import compare_study
 from penstock.studies.shared.study_records import Record, stored
+from penstock.training.settings.config_file import read_config
 
 
 def study_run(

@@ -1,8 +1,12 @@
 """What has become of the SAEs of a run: saved, diverged, or neither yet."""
 
+import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from penstock.files import write_whole
+from penstock.formats import save_sae
+from penstock.saes import SAE
 from penstock.training.settings import RunConfig
 
 DIVERGED_FILE = "diverged.txt"
@@ -20,15 +24,38 @@ class Outcome(NamedTuple):
     """Not trained to the end yet."""
 
 
-def outcome_of(config: RunConfig, folder: Path) -> Outcome:
-    """Which SAEs of the run in `folder` are finished, and which have diverged."""
-    found = Outcome([], {}, [])
+def outcome_of(config: RunConfig, run_dir: Path) -> Outcome:
+    """Which SAEs of the run in `run_dir` are finished, and which have diverged."""
+    outcome = Outcome([], {}, [])
     for sae in config.saes:
-        own = folder / "saes" / sae.folder
-        if (own / DIVERGED_FILE).is_file():
-            found.diverged[sae.folder] = (own / DIVERGED_FILE).read_text(encoding="utf-8").rstrip("\n")
-        elif (own / "cfg.json").is_file():
-            found.finished.append(sae.folder)
+        folder = run_dir / "saes" / sae.folder
+        if (folder / DIVERGED_FILE).is_file():
+            outcome.diverged[sae.folder] = (folder / DIVERGED_FILE).read_text(encoding="utf-8").rstrip("\n")
+        elif (folder / "cfg.json").is_file():
+            outcome.finished.append(sae.folder)
         else:
-            found.missing.append(sae.folder)
-    return found
+            outcome.missing.append(sae.folder)
+    return outcome
+
+
+def write_finished(sae: SAE, scale: float, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write an SAE in its final form: raw activations in and out, unit-norm decoder rows.
+
+    Args:
+        sae: The trained SAE; it is not changed.
+        scale: Scaled activations, on which it was trained, over raw ones.
+        folder: The folder of this SAE.
+        metadata: What is saved with it.
+    """
+    final = copy.deepcopy(sae)
+    final.fold_decoder_norm_()
+    final.fold_input_scale_(scale)
+    # It may have diverged here before, on another machine. Before the weights: both would say that it has diverged.
+    (folder / DIVERGED_FILE).unlink(missing_ok=True)
+    save_sae(final, folder, metadata)
+
+
+def write_diverged(folder: Path, message: str) -> None:
+    """Write the message of an SAE's divergence into its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / DIVERGED_FILE, message + "\n")

@@ -3,31 +3,25 @@
 config.json  environment.json  metrics.jsonl  checkpoints/step_N/  saes/NAME/{cfg.json, sae.safetensors | diverged.txt}
 """
 
-import copy
 import logging
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from threading import Barrier
 from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from penstock.activations.harvest import Text, TrainingStream, fill_cache
-from penstock.activations.memory import check_activations_fit
 from penstock.activations.screening import outlier_warning, passes_warning
-from penstock.activations.sources import ActivationSource, ShuffleBuffer, measure_scale
-from penstock.files import PickedRows, write_whole
-from penstock.formats import save_sae
+from penstock.activations.sources import SCALE_TOKENS, ActivationSource, measure_scale
+from penstock.files import PickedRows
 from penstock.kernels.buffers import single_threaded_blas
-from penstock.kernels.threads import cpu_threads
+from penstock.kernels.threads import workers_for
 from penstock.language_models.loading import LanguageModel
-from penstock.saes import SAE
 from penstock.shell import resume_command
+from penstock.training.batches import activation_source, training_text
 from penstock.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -37,16 +31,12 @@ from penstock.training.checkpoint import (
 )
 from penstock.training.interrupts import Interrupts
 from penstock.training.metrics_log import MetricsLog
-from penstock.training.outcome import DIVERGED_FILE
+from penstock.training.outcome import write_diverged, write_finished
 from penstock.training.schedules import Schedule
 from penstock.training.settings import ResolvedRun, ResolvedSAE
-from penstock.training.settings.defaults import ModelFacts
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 logger = logging.getLogger(__name__)
-
-SCALE_TOKENS = 2**16
-"""Activations over which the scale of a site is measured."""
 
 
 class TrainingRun:
@@ -55,7 +45,7 @@ class TrainingRun:
     def __init__(
         self,
         config: ResolvedRun,
-        folder: Path,
+        run_dir: Path,
         model: LanguageModel,
         source: ActivationSource,
         scales: Mapping[str, float],
@@ -65,14 +55,14 @@ class TrainingRun:
 
         Args:
             config: What to train.
-            folder: The run's directory; made by the caller.
+            run_dir: The run's directory; made by the caller.
             model: The language model of `config.language_model`, loaded.
             source: Where the batches come from.
             scales: For each site what brings its activations to unit mean squared norm.
             outliers: For each site a warning if a few tokens hold most of its squared norm, else None.
         """
         self.config = config
-        self.folder = folder
+        self.run_dir = run_dir
         self.model = model
         self.step = 0
         self.saved_step: int | None = None
@@ -85,15 +75,15 @@ class TrainingRun:
         self.trainers = [self._trainer(sae) for sae in self.config.saes]
         self.diverged: dict[str, str] = {}
         self.seconds = {trainer.config.folder: 0.0 for trainer in self.trainers}
-        self.workers = _workers(len(self.trainers), self.config.threads, self.config.language_model.device)
+        self.workers = workers_for(len(self.trainers), self.config.threads, self.config.language_model.device)
 
     @classmethod
-    def begin(cls, config: ResolvedRun, folder: Path, model: LanguageModel) -> "TrainingRun":
+    def begin(cls, config: ResolvedRun, run_dir: Path, model: LanguageModel) -> "TrainingRun":
         """A run at its last checkpoint, or at step 0 if it has none; harvests what it needs for that.
 
         Args:
             config: What to train.
-            folder: The run's directory; made by the caller.
+            run_dir: The run's directory; made by the caller.
             model: The language model of `config.language_model`, loaded.
 
         Raises:
@@ -101,7 +91,7 @@ class TrainingRun:
             ValueError: the model has no such site, or the text or the activations cannot be trained on.
         """
         source = activation_source(config, model)
-        path = latest_checkpoint(folder / "checkpoints")
+        path = latest_checkpoint(run_dir / "checkpoints")
         if path is None:
             if config.data.cache_tokens is None:
                 tokens, sites = f"{config.data.buffer_tokens:,}", ", ".join(config.sites)
@@ -109,11 +99,11 @@ class TrainingRun:
             sample = source.sample(SCALE_TOKENS, _generator(config.data.shuffle_seed, 0))
             scales = {site: measure_scale([sample[site]]) for site in config.sites}
             outliers = {site: outlier_warning(sample[site], site) for site in config.sites}
-            return cls(config, folder, model, source, scales, outliers)
+            return cls(config, run_dir, model, source, scales, outliers)
         checkpoint = load_checkpoint(path)
         try:
             numbers = checkpoint.numbers
-            run = cls(config, folder, model, source, numbers["scales"], numbers["outliers"])
+            run = cls(config, run_dir, model, source, numbers["scales"], numbers["outliers"])
             run._go_on_from(checkpoint)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
@@ -137,7 +127,7 @@ class TrainingRun:
             raise ValueError(
                 f"The text {self.config.data.text!r} is not the one that this run was begun with: files have been "
                 "added, removed or changed since. Put the old text back, or train from the start with: penstock train "
-                f"--from {self.folder}/config.json --out ANOTHER_FOLDER"
+                f"--from {self.run_dir}/config.json --out ANOTHER_FOLDER"
             )
 
     def train(self, log: MetricsLog) -> None:
@@ -178,7 +168,7 @@ class TrainingRun:
                 if interrupts.pending:
                     raise InterruptedError(
                         f"Stopped by {interrupts.pending} at step {self.step} of {self.config.num_steps}; "
-                        f"the state is saved. Go on with: {resume_command(self.folder)}"
+                        f"the state is saved. Go on with: {resume_command(self.run_dir)}"
                     )
         if self.saved_step != self.step:
             self.checkpoint()
@@ -196,7 +186,7 @@ class TrainingRun:
             name = trainer.config.folder
             tensors |= {f"{name}/{key}": value for key, value in trainer.tensors().items()}
             numbers["saes"][name] = trainer.numbers()
-        save_checkpoint(self.folder / "checkpoints", self.step, tensors, numbers)
+        save_checkpoint(self.run_dir / "checkpoints", self.step, tensors, numbers)
         self.saved_step = self.step
 
     def save_saes(self) -> list[Path]:
@@ -210,25 +200,20 @@ class TrainingRun:
         live = {trainer.config.folder: trainer for trainer in self.trainers}
         folders = []
         for name in (sae.folder for sae in self.config.saes):
-            folder = self.folder / "saes" / name
+            folder = self.run_dir / "saes" / name
             try:
                 if name in live:
-                    self._save(live[name], folder)
+                    trainer = live[name]
+                    write_finished(trainer.sae, self.scales[trainer.config.site], folder, self._metadata(trainer))
                 else:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    write_whole(folder / DIVERGED_FILE, self.diverged[name] + "\n")
+                    write_diverged(folder, self.diverged[name])
             except (OSError, SafetensorError) as error:
                 raise OSError(
                     f"The SAE could not be written to {folder}: {error}. Its training is saved: make room or give "
-                    f"write permission, then go on with: {resume_command(self.folder)}"
+                    f"write permission, then go on with: {resume_command(self.run_dir)}"
                 ) from error
             folders.append(folder)
         return folders
-
-    def _save(self, trainer: SAETrainer, folder: Path) -> None:
-        # It may have diverged here before, on another machine. Before the weights: both would say that it has diverged.
-        (folder / DIVERGED_FILE).unlink(missing_ok=True)
-        save_sae(folded(trainer.sae, self.scales[trainer.config.site]), folder, self._metadata(trainer))
 
     def _step(self) -> dict[str, dict[str, float]]:
         self._resample_where_due()
@@ -237,13 +222,13 @@ class TrainingRun:
         self.between_steps = False
         scaled = {site: acts * self.scales[site] for site, acts in batch.items()}
         results = list(self.workers.map(lambda trainer: self._train_one(trainer, scaled), self.trainers))
-        named = {trainer.config.folder: one for trainer, one in zip(self.trainers, results, strict=True)}
-        self._leave_out({name: str(one) for name, one in named.items() if isinstance(one, DivergenceError)})
+        named = {trainer.config.folder: result for trainer, result in zip(self.trainers, results, strict=True)}
+        self._leave_out({name: str(result) for name, result in named.items() if isinstance(result, DivergenceError)})
         if not self.trainers:
             self._stop()
         self.step += 1
         self.between_steps = True
-        return {name: one for name, one in named.items() if not isinstance(one, DivergenceError)}
+        return {name: result for name, result in named.items() if not isinstance(result, DivergenceError)}
 
     def _train_one(self, trainer: SAETrainer, scaled: Mapping[str, Tensor]) -> dict[str, float] | DivergenceError:
         started = time.perf_counter()
@@ -266,7 +251,7 @@ class TrainingRun:
     def _stop(self) -> NoReturn:
         """Say that no SAE is left, on disk too, where the run may be a part of another."""
         self.save_saes()
-        last = latest_checkpoint(self.folder / "checkpoints")
+        last = latest_checkpoint(self.run_dir / "checkpoints")
         *before, message = self.diverged.values()
         told = f"The last of {len(self.diverged)} SAEs has diverged, too. {message}" if before else message
         raise DivergenceError(f"{told} The last good checkpoint: {last or 'none yet'}.")
@@ -282,7 +267,7 @@ class TrainingRun:
         if self.saved_step is not None and self.trainers:
             logger.error(
                 "The training stopped at step %d of %d; the state of step %d is saved. Go on with: %s",
-                *(self.step, self.config.num_steps, self.saved_step, resume_command(self.folder)),
+                *(self.step, self.config.num_steps, self.saved_step, resume_command(self.run_dir)),
             )
 
     def _resample_where_due(self) -> None:
@@ -303,19 +288,10 @@ class TrainingRun:
         return minutes is not None and time.monotonic() - saved_at > 60 * minutes
 
     def _trainer(self, sae: ResolvedSAE) -> SAETrainer:
-        optim, resampling, steps = self.config.optim, self.config.resampling, self.config.num_steps
-        schedule = Schedule(
-            num_steps=steps,
-            warmup=round(sae.warmup_share * steps),
-            decay=round(optim.decay_share * steps),
-            sparsity_warmup=round(optim.sparsity_warmup_share * steps),
-            dips=self.config.resampling_steps(sae),
-            dip=resampling.lr_dip,
-            dip_length=resampling.lr_dip_steps,
-        )
+        optim, resampling = self.config.optim, self.config.resampling
         return SAETrainer(
             sae,
-            schedule,
+            Schedule.of(self.config, sae),
             d_in=self.model.d_in(sae.site),
             beta2=optim.beta2,
             encoder_precision=optim.encoder_precision,
@@ -363,84 +339,6 @@ class TrainingRun:
         }
 
 
-def activation_source(config: ResolvedRun, model: LanguageModel) -> ActivationSource:
-    """Where a run's batches come from; a cache is harvested now, a shuffle buffer when it is first asked.
-
-    Raises:
-        ValueError: they need more memory than is free.
-    """
-    data = config.data
-    check_memory(config, model)
-    stream = training_stream(config, model)
-    if data.cache_tokens is not None:
-        logger.info("Harvesting %s activations at %s", f"{data.cache_tokens:,}", ", ".join(config.sites))
-        return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
-    device = config.language_model.device
-    return ShuffleBuffer(stream, capacity=data.buffer_tokens, seed=data.shuffle_seed, device=device)
-
-
-def check_memory(config: ResolvedRun, model: ModelFacts) -> None:
-    """Raise ValueError if a run's activations need more memory than is free on its device."""
-    width = sum(model.d_in(site) for site in config.sites)
-    check_activations_fit(config.data, width, config.language_model.device)
-
-
-def training_text(config: ResolvedRun, model: LanguageModel) -> Text:
-    """The text of a run, as its model reads it."""
-    data = config.data
-    return Text(
-        model=model,
-        source=data.text,
-        text_field=data.text_field or "text",
-        context=data.context,
-        packing=data.packing,
-        mask_special_tokens=data.mask_special_tokens,
-        sites=config.sites,
-        skip_nonfinite=data.skip_nonfinite,
-        max_norm_multiple=data.max_norm_multiple,
-    )
-
-
-def training_stream(config: ResolvedRun, model: LanguageModel) -> TrainingStream:
-    """The activations that a run trains on, in the order of its text."""
-    return TrainingStream(
-        text=training_text(config, model),
-        sites=config.sites,
-        batch_rows=config.data.model_batch_rows,
-        device=config.language_model.device,
-    )
-
-
-def folded(sae: SAE, scale: float) -> SAE:
-    """A copy that takes and returns raw activations and has unit-norm decoder rows."""
-    final = copy.deepcopy(sae)
-    final.fold_decoder_norm_()
-    final.fold_input_scale_(scale)
-    return final
-
-
 def _generator(seed: int, step: int) -> torch.Generator:
     """Randomness that depends on nothing but these two, so that no checkpoint has to carry it."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-def _workers(num_saes: int, threads: int, device: str) -> ThreadPoolExecutor:
-    """Threads that step the SAEs side by side, the run's CPU threads divided among them.
-
-    Two SAEs on a thread each are faster than one after the other on two: their products are small, and PyTorch's
-    threads wait for each other at every operation. An accelerator is fed by one.
-    """
-    count = min(num_saes, threads) if device == "cpu" else 1
-    # Other threads of the caller would begin with what was set last: it is set back.
-    with cpu_threads(None):
-        workers = ThreadPoolExecutor(count, initializer=_take_threads, initargs=(threads // count,))
-        together = Barrier(count)
-        for started in [workers.submit(together.wait) for _ in range(count)]:
-            started.result()
-    return workers
-
-
-def _take_threads(count: int) -> None:
-    # A new thread's first operation, which asking for the number counts as, sets the number to the process's own.
-    torch.get_num_threads()
-    torch.set_num_threads(count)

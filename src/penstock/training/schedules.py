@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from penstock.training.settings import ResolvedRun, ResolvedSAE
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -17,6 +19,19 @@ class Schedule:
     dip: float = 0.1
     """Factor right after resampling."""
     dip_length: int = 1000
+
+    @classmethod
+    def of(cls, run: ResolvedRun, sae: ResolvedSAE) -> "Schedule":
+        """The schedule of one SAE of a run."""
+        return cls(
+            num_steps=run.num_steps,
+            warmup=round(sae.warmup_share * run.num_steps),
+            decay=round(run.optim.decay_share * run.num_steps),
+            sparsity_warmup=round(run.optim.sparsity_warmup_share * run.num_steps),
+            dips=run.resampling_steps(sae),
+            dip=run.resampling.lr_dip,
+            dip_length=run.resampling.lr_dip_steps,
+        )
 
     def lr_factor(self, step: int) -> float:
         """Linear warm-up, flat, linear decay, times a cosine return from the last dip (paper, appendix D)."""

@@ -187,8 +187,8 @@ def test_a_series_that_is_too_bad_for_its_own_saes_is_compared_with_the_whole_ar
 def copied(finished: FinishedRun, tmp_path: Path) -> FinishedRun:
     """The finished run in a folder of its own, without studies."""
     folder = tmp_path / "run"
-    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("studies", "checkpoints"))
-    return replace(finished, folder=folder)
+    shutil.copytree(finished.run_dir, folder, ignore=shutil.ignore_patterns("studies", "checkpoints"))
+    return replace(finished, run_dir=folder)
 
 
 PURSUIT = PursuitConfig(num_latents=(1, 2, 6))

@@ -29,7 +29,7 @@ def test_variants_in_parts_stopped_between_them_become_the_same_as_in_one_piece(
     finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    expected = ablations(replace(finished, folder=whole), CHANGED)
+    expected = ablations(replace(finished, run_dir=whole), CHANGED)
     assert not list(whole.rglob("parts"))
 
     original, at = sweep.train, []
@@ -41,7 +41,7 @@ def test_variants_in_parts_stopped_between_them_become_the_same_as_in_one_piece(
         original(folder, model)
 
     monkeypatch.setattr(sweep, "train", train)
-    run = replace(finished, folder=parted, divide=in_two)
+    run = replace(finished, run_dir=parted, divide=in_two)
     with pytest.raises(InterruptedError, match="The study ablations was stopped"):
         ablations(run, CHANGED)
     found = ablations(run, CHANGED)

@@ -18,7 +18,7 @@ from penstock.training.settings import (
     RunConfig,
     SAEConfig,
 )
-from penstock.training.settings.config_json import config_from_json, config_to_json, resolved_from_json
+from penstock.training.settings.config_file import config_from_json, config_to_json, resolved_from_json
 from penstock.training.settings.defaults import PlannedModel
 from penstock.training.settings.recipes import KNOWN_RECIPES
 from penstock.training.settings.sae_config import resolve_sae

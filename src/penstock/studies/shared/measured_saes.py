@@ -16,7 +16,7 @@ from penstock.studies.shared.study_records import Record, study_folder
 def measured_records(run: FinishedRun, study: str, described: Iterable[Described]) -> list[Record]:
     """Records of a study's candidates; their sums are left in its folder."""
     measured = run.measure(described)
-    folder = study_folder(run.folder, study)
+    folder = study_folder(run.run_dir, study)
     folder.mkdir(parents=True, exist_ok=True)
     # The settings of an earlier study vouch for its sums, too: they go first (`stored`).
     (folder / "settings.json").unlink(missing_ok=True)

@@ -22,9 +22,9 @@ from penstock.evaluation.statistics import resample_weights
 from penstock.evaluation.stored_comparisons import read_comparison
 from penstock.evaluation.sums import SUMS_FILE, SequenceSums, read_sums
 from penstock.files import write_whole
-from penstock.runs.sweep import read_config
 from penstock.saes import BASELINE
 from penstock.studies.shared.study_records import read_lines, study_folder
+from penstock.training.settings.config_file import read_config
 
 
 class _Series(NamedTuple):

@@ -9,7 +9,7 @@ from penstock.runs.splitting import train_divided
 from penstock.runs.trained_saes import FoundSAEs, load_run
 from penstock.studies.shared.study_records import study_folder
 from penstock.training.settings import SAEConfig
-from penstock.training.settings.config_json import config_to_json
+from penstock.training.settings.config_file import config_to_json
 
 CoefOf = Callable[[str], float]
 """The coefficient that an SAE of a run, by its folder, ended with."""
@@ -40,7 +40,7 @@ def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> F
     """
     config = run.config.with_saes(saes, run.model)
     digest = hashlib.sha256(config_to_json(config).encode()).hexdigest()[:8]
-    folder = study_folder(run.folder, study) / f"run-{digest}"
+    folder = study_folder(run.run_dir, study) / f"run-{digest}"
     try:
         train_divided(config, folder, run.model, run.divide)
     except InterruptedError as error:

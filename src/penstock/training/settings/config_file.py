@@ -1,7 +1,8 @@
-"""The settings of a run as JSON: the contents of config.json, and the errors if they are invalid."""
+"""config.json, the settings of a run as JSON: how it is written and read, and the errors if it is invalid."""
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from penstock.json_files import FileError, parse_object, shown
@@ -59,3 +60,39 @@ def resolved_from_json(text: str, source: str) -> ResolvedRun:
         )
     # Nothing that depends on the language model is open, so it is not asked.
     return decide(config, PlannedModel(source, 0, {}))
+
+
+def read_config(run_dir: Path) -> ResolvedRun:
+    """The settings of a run.
+
+    Raises:
+        FileNotFoundError: there is no run in `run_dir`.
+        ValueError: config.json has unknown keys or values out of range.
+    """
+    path = run_dir / "config.json"
+    return resolved_from_json(_text_of(path), str(path))
+
+
+def config_from_file(path: Path) -> RunConfig:
+    """The settings in a config.json, or in that of a run's directory, to ask for them again.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `read_config`.
+    """
+    if path.is_dir():
+        path = path / "config.json"
+    return config_from_json(_text_of(path), str(path))
+
+
+def _text_of(path: Path) -> str:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist, so there is no run to read. Start one with penstock train or sweep --out DIR."
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Restore the file."
+        ) from error

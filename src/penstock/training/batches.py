@@ -1,0 +1,60 @@
+"""Where a run's batches come from: its text, the stream of activations, and the buffer or cache that serves them."""
+
+import logging
+
+from penstock.activations.harvest import Text, TrainingStream, fill_cache
+from penstock.activations.memory import check_activations_fit
+from penstock.activations.sources import ActivationSource, ShuffleBuffer
+from penstock.language_models.loading import LanguageModel
+from penstock.training.settings import ResolvedRun
+from penstock.training.settings.defaults import ModelFacts
+
+logger = logging.getLogger(__name__)
+
+
+def activation_source(config: ResolvedRun, model: LanguageModel) -> ActivationSource:
+    """Where a run's batches come from; a cache is harvested now, a shuffle buffer when it is first asked.
+
+    Raises:
+        ValueError: they need more memory than is free.
+    """
+    data = config.data
+    check_memory(config, model)
+    stream = training_stream(config, model)
+    if data.cache_tokens is not None:
+        logger.info("Harvesting %s activations at %s", f"{data.cache_tokens:,}", ", ".join(config.sites))
+        return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
+    device = config.language_model.device
+    return ShuffleBuffer(stream, capacity=data.buffer_tokens, seed=data.shuffle_seed, device=device)
+
+
+def check_memory(config: ResolvedRun, model: ModelFacts) -> None:
+    """Raise ValueError if a run's activations need more memory than is free on its device."""
+    width = sum(model.d_in(site) for site in config.sites)
+    check_activations_fit(config.data, width, config.language_model.device)
+
+
+def training_text(config: ResolvedRun, model: LanguageModel) -> Text:
+    """The text of a run, as its model reads it."""
+    data = config.data
+    return Text(
+        model=model,
+        source=data.text,
+        text_field=data.text_field or "text",
+        context=data.context,
+        packing=data.packing,
+        mask_special_tokens=data.mask_special_tokens,
+        sites=config.sites,
+        skip_nonfinite=data.skip_nonfinite,
+        max_norm_multiple=data.max_norm_multiple,
+    )
+
+
+def training_stream(config: ResolvedRun, model: LanguageModel) -> TrainingStream:
+    """The activations that a run trains on, in the order of its text."""
+    return TrainingStream(
+        text=training_text(config, model),
+        sites=config.sites,
+        batch_rows=config.data.model_batch_rows,
+        device=config.language_model.device,
+    )
