@@ -54,7 +54,7 @@ def test_pruning_refuses_settings_out_of_range(settings: dict, message: str) -> 
 
 
 def test_pruning_without_anything_to_prune_says_what_there_is(finished: FinishedRun) -> None:
-    with pytest.raises(ValueError, match="has SAEs of gated, relu, asked for are none"):
+    with pytest.raises(ValueError, match="has SAEs of gated, relu, and --archs is empty"):
         pruning(finished, PruningConfig(archs=()))
 
 

@@ -98,7 +98,7 @@ def test_there_is_something_to_fit_on() -> None:
 
 def test_refit_without_such_an_sae_is_an_error(finished: FinishedRun) -> None:
     gated = {name: sae for name, sae in finished.saes.items() if name.startswith("gated")}
-    with pytest.raises(ValueError, match=r"no SAE to refit among relu: name another with --archs"):
+    with pytest.raises(ValueError, match=r"no SAE to refit among relu. Give another architecture with --archs"):
         refit(replace(finished, saes=gated), RefitStudyConfig(archs=("relu",)))
     with pytest.raises(ValueError, match=r"archs=gated_untied cannot be refitted: it must be one of relu, gated"):
         RefitStudyConfig(archs=("gated_untied",))

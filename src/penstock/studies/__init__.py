@@ -1,4 +1,4 @@
-"""The paper's experiments on a finished run: each a function from a run and settings to records."""
+"""Studies: the paper's experiments, and a few of ours, on a finished run. Each has one module and a line in STUDIES."""
 
 from penstock.studies import (
     ablations,
@@ -27,4 +27,4 @@ STUDIES: dict[str, Study] = {
         concepts.STUDY,
     )
 }
-"""Every study by its name, in the order of a reproduction's page."""
+"""The studies by name, in the order of a reproduction's page."""

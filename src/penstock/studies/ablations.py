@@ -1,8 +1,8 @@
-"""The paper's ablations: the Gated SAEs of a run once more, with one part of the method changed (study 3).
+"""The paper's ablations: retrains the Gated SAEs of a run with one part of the method changed.
 
-Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.1 and figure 8, for the first three;
-its section 3.2 and an author's comment for what happens without the auxiliary task; the authors' reply on penalties
-weighted by decoder norms for the two consistent recipes and for the mixture, which only this study trains.
+Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014: section 5.1 and figure 8 for the first three,
+section 3.2 and an author's comment for the one without the auxiliary task. The `norm_weighted` recipes and the
+inconsistent mixture, which only this study trains, come from the authors' reply on penalties weighted by decoder norms.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 
 
 def _with_recipe(recipe: str) -> Callable[[ResolvedSAE], SAEConfig]:
-    """The same SAE with another recipe, and the optimiser settings that belong to that."""
+    """A change to another recipe, including the recipe's optimiser settings."""
     own = dict.fromkeys(("beta1", "optimiser", "grad_clip", "decoder_init_norm", "resample_at"))
     return lambda sae: sae.asked(recipe=recipe, **own)
 
@@ -29,7 +29,7 @@ def _with_arch(arch: str) -> Callable[[ResolvedSAE], SAEConfig]:
 
 
 ABLATIONS: dict[str, Callable[[ResolvedSAE], SAEConfig]] = {
-    # All else as it was, so that nothing but the stopped gradient differs.
+    # Keeps the optimiser settings, so that only the stopped gradient differs.
     "auxiliary_unfrozen": lambda sae: replace(sae, recipe="auxiliary_unfrozen"),
     "no_r_mag": _with_arch("gated_no_r_mag"),
     "untied": _with_arch("gated_untied"),
@@ -38,15 +38,15 @@ ABLATIONS: dict[str, Callable[[ResolvedSAE], SAEConfig]] = {
     "norm_weighted_frozen": _with_recipe("norm_weighted_frozen"),
     "inconsistent_mixture": _with_recipe("inconsistent_mixture"),
 }
-"""By name what becomes of the settings of a Gated SAE."""
+"""The ablations by name. Each changes the settings of a Gated SAE."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationsConfig:
     ablations: tuple[str, ...] = tuple(ABLATIONS)
-    """What is changed, one thing at a time."""
+    """Ablations to train, each with one change."""
     target_l0s: tuple[float, ...] = ()
-    """Which of the run's Gated SAEs are trained once more, by their target L0; all of them if empty."""
+    """Target L0s of the run's Gated SAEs to retrain; by default all."""
 
     def __post_init__(self) -> None:
         for name in self.ablations:
@@ -55,13 +55,13 @@ class AblationsConfig:
 
 
 def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
-    """Every Gated SAE of the run with unit decoder rows trained once more for each ablation, to the same L0.
+    """Retrain every Gated SAE of the run with unit decoder rows for each ablation, to the same L0, and measure it.
 
-    What diverges is left out.
+    SAEs that diverge are left out.
 
     Raises:
-        ValueError: the run has no Gated SAE, or none with such a target.
-        DivergenceError: everything diverged.
+        ValueError: the run has no such Gated SAE with one of the target L0s.
+        DivergenceError: all SAEs diverged.
     """
     variants = ablation_variants(run.config, config, run.coef_of)
     of = {variant.sae.folder: (variant.of, variant.change) for variant in variants}
@@ -71,20 +71,20 @@ def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
 
 
 def ablation_variants(run: ResolvedRun, config: AblationsConfig, coef_of: CoefOf) -> list[Variant]:
-    """What the study trains, each with its ablation as the change.
+    """The SAEs that the study trains, with the name of the ablation as their change.
 
-    Without the auxiliary task nothing holds the gate open, and a steered coefficient would only follow it down: that
-    ablation has the coefficient that its Gated SAE ended with.
+    Without the auxiliary task nothing keeps the gate open, and a steered coefficient would only follow it down. So that
+    ablation has the final coefficient of the original SAE.
 
     Raises:
-        ValueError: the run has no Gated SAE, or none with such a target.
+        ValueError: the run has no such Gated SAE with one of the target L0s.
     """
     wanted = [sae for sae in run.saes if sae.arch == GATED.name and sae.rule.decoder_norm == "unit"]
     wanted = [sae for sae in wanted if not config.target_l0s or sae.target_l0 in config.target_l0s]
     if not wanted:
         raise ValueError(
-            f"The run has no Gated SAE with unit decoder rows{_with_target(config)}, so there is nothing to change. "
-            "Train one (--recipes paper or paper_clipped), or name other --target-l0s."
+            f"The run has no Gated SAE with unit decoder rows{_with_target(config)}. Train one (--recipe paper or "
+            "paper_clipped), or give other --target-l0s."
         )
     found = []
     for name in config.ablations:
@@ -108,12 +108,12 @@ def _with_target(config: AblationsConfig) -> str:
 STUDY = Study(
     name="ablations",
     title="Ablations",
-    question="Which parts of the method matter? Trains the run's Gated SAEs once more with one part changed.",
+    question="Which parts of the method matter? Retrains the run's Gated SAEs with one part changed.",
     source="section 5.1, figure 8",
-    reading="The Gated SAEs trained once more with one part of the method changed (paper, figure 8). The inconsistent "
-    "mixture (penalty weighted by norms that pass a gradient, decoder frozen in the auxiliary task) is what the "
-    "paper's authors warn against. Without the auxiliary task the coefficient is the one that the Gated SAE ended "
-    "with; all others are steered to its L0.",
+    reading="The run's Gated SAEs, retrained with one part of the method changed (paper, figure 8). The paper's "
+    "authors warn against the inconsistent mixture, whose decoder gets a gradient from the norms in the penalty but is "
+    "frozen in the auxiliary task. The SAE without the auxiliary task has the final coefficient of the original Gated "
+    "SAE; all others are steered to its L0.",
     settings=AblationsConfig,
     records=ablations,
     measures_saes=True,

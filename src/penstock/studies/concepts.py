@@ -1,4 +1,4 @@
-"""Which kinds of concept the latents of a run's dictionaries hold, by rules over single tokens."""
+"""Kinds of concept that a run's latents represent, found with rules over single tokens."""
 
 import math
 from collections import defaultdict
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND_COLUMNS = 4
-"""Kinds of concept side by side in the figure."""
+"""The number of columns in the figure, one for each kind of concept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptsConfig:
     threshold: float = 0.5
-    """F1 that the best rule of a kind must reach for a latent to be of that kind."""
+    """Smallest F1 of the best rule of a kind for a latent to count as that kind."""
     min_firings: int = 20
-    """Held-out tokens on which a latent must fire to be looked at."""
+    """Smallest number of held-out tokens on which a latent must fire to be judged."""
     most_apart: float = 1.3
-    """Factor between the L0s of two SAEs up to which their shares are compared."""
+    """Largest factor between the L0s of two SAEs that are compared."""
 
     def __post_init__(self) -> None:
         check_factor(self.most_apart)
@@ -41,10 +41,10 @@ class ConceptsConfig:
 
 
 def concepts(run: FinishedRun, config: ConceptsConfig) -> list[Record]:
-    """For every SAE of a run which kinds of concept its latents are, by rules over single tokens.
+    """The shares of each SAE's latents that represent each kind of concept, found with rules over single tokens.
 
-    Records of the kind `difference` say for each kind of concept how much larger its share is in a Gated arm than in a
-    baseline, over SAEs of one seed at nearly equal L0.
+    Records of the kind `difference` have the difference of these shares between an arm and a baseline, over SAEs of the
+    same seed at nearly equal L0.
     """
     x = run.held_out_activations()
     facts = token_facts(run.held_out(), run.model.tokenizer)
@@ -67,7 +67,7 @@ def concepts(run: FinishedRun, config: ConceptsConfig) -> list[Record]:
 
 
 def _differences_of_shares(run: FinishedRun, judged: Mapping[str, Kinds], paired: Iterable[SAEPair]) -> list[Record]:
-    """For each site, arm and baseline, what `share_differences` says of their pairs."""
+    """The `share_differences` of each site, arm and baseline."""
     by_sides: dict[Sides, list[SeedPair]] = defaultdict(list)
     for a, b, _ in paired:
         sides = sides_of(run, a, b)
@@ -104,7 +104,7 @@ def draw_concepts(records: Records) -> "Figure":
 
 
 def _table(records: Records) -> Table:
-    """For each SAE the share of its latents of every kind, with its interval."""
+    """A table of the share of each SAE's latents in every kind, with its interval."""
     kinds = list(dict.fromkeys(kind for record in records for kind in record["kinds"]))
     rows = [
         [record["name"], record["l0"], *(_share(record["kinds"].get(kind)) for kind in kinds)] for record in records
@@ -121,11 +121,11 @@ def _share(found: Mapping[str, float | None] | None) -> str | None:
 STUDY = Study(
     name="concepts",
     title="Kinds of concept",
-    question="Which latents are a token, a class of tokens, a position, a state of the code?",
+    question="Which latents represent a token, a class of tokens, a position or a state of the code?",
     source="",
-    reading="Share of each dictionary's latents whose firing one rule over single tokens predicts, by the kind of the "
-    "best rule; the rule is chosen on half of the rows and scored on the other half. Packed rows begin in the middle "
-    "of documents, where strings and brackets are often misread: the code state is then found too rarely.",
+    reading="The share of each SAE's latents whose firing is predicted by one rule over single tokens, by the kind of "
+    "the best rule. The rule is chosen on half of the rows and scored on the other half. Packed rows begin in the "
+    "middle of documents, where strings and brackets are often misread, so the share of the code state is too low.",
     settings=ConceptsConfig,
     records=concepts,
     table=_table,

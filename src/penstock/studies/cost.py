@@ -1,7 +1,8 @@
-"""Cost of a Gated SAE compared with its baseline: seconds and operations of a training step and of encoding, bytes.
+"""The cost of a Gated SAE compared with its baseline: time and operations of training and encoding, and memory.
 
-The paper (section 3.2.1 and appendix D) puts a Gated step at most 1.5 times a baseline step, because the decoder runs
-twice, and inference at about the same. Here both are measured at the sizes of a run, on its own activations.
+According to the paper (section 3.2.1 and appendix D), a Gated step costs at most 1.5 times a baseline step, because the
+decoder runs twice, and inference costs about the same. Here both are measured at the sizes of a run, on its
+activations.
 """
 
 import copy
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
     repeats: int = 20
-    """Repetitions of which the median counts; SAEs take turns."""
+    """Number of repetitions, in which the SAEs take turns; the median is reported."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -39,15 +40,15 @@ class CostConfig:
 
 
 def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
-    """Seconds of a training step and of encoding one batch, for every trained SAE of a run.
+    """The cost of a training step and of encoding one batch of the run's size, for every trained SAE of a run.
 
     Returns:
-        For each SAE: `step_seconds`, `encode_seconds` (medians over one batch of the run's size; quartiles under
-        `step_seconds_q25`, `_q75` and so on),
-        `encode_seconds_as_jumprelu` for a Gated SAE, `step_flops` and `step_flops_dense` (on the support, and if every
-        product were dense; two operations for a multiplication and addition), `parameter_bytes` and, counted,
-        the `training_bytes` of SAE, optimiser and step;
-        for a Gated SAE with a baseline of its width at the site, the `baseline` nearest in L0, and ratios to it.
+        A record for each SAE with these keys. `step_seconds`, `encode_seconds` and, for a Gated SAE,
+        `encode_seconds_as_jumprelu` are medians, with quartiles under `step_seconds_q25`, `_q75` and so on.
+        `step_flops` counts operations on the support, `step_flops_dense` as if every product were dense; a
+        multiplication and addition are two operations. `parameter_bytes` is measured. `training_bytes` is the
+        calculated memory for SAE, optimiser and step. A Gated SAE also has the `baseline` of its width and site nearest
+        in L0, if there is one, and ratios to it.
     """
     batch_size = run.config.optim.batch_size
     settings = {sae.folder: sae for sae in run.config.saes}
@@ -71,7 +72,7 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
 
 
 def _counted(run: FinishedRun, settings: ResolvedSAE, x: Acts) -> Record:
-    """What needs no clock."""
+    """The part of an SAE's record that is counted rather than timed."""
     name = settings.folder
     sae = run.saes[name]
     l0 = sae.encode_sparse(x).l0.double().mean().item()
@@ -81,13 +82,13 @@ def _counted(run: FinishedRun, settings: ResolvedSAE, x: Acts) -> Record:
 
 
 def _groups(rows: Sequence[Record], max_bytes: int | None) -> list[list[str]]:
-    """Names of the SAEs that are timed together: all, or as many as memory holds, neighbours in L0 if so."""
+    """Groups of names of SAEs that are timed together: all of them, or neighbours in L0 as many as memory holds."""
     if max_bytes is None:
         return [[row["name"] for row in rows]]
     groups: list[list[str]] = [[]]
     held = 0
     for row in sorted(rows, key=lambda row: row["l0"]):
-        # Itself and its export, and the copy that trains.
+        # The SAE, its inference form, and the copy that is trained.
         needed = 2 * row["parameter_bytes"] + row["training_bytes"]
         if groups[-1] and held + needed > max_bytes:
             groups.append([])
@@ -98,7 +99,7 @@ def _groups(rows: Sequence[Record], max_bytes: int | None) -> list[list[str]]:
 
 
 def _training_step(run: FinishedRun, sae: SAE, settings: ResolvedSAE, x: Acts) -> Callable[[], None]:
-    """A whole step (loss, gradients, optimiser) at learning rate 0, so that every repetition does the same work."""
+    """A training step (loss, gradients, optimiser) at learning rate 0, so that every repetition does the same work."""
     trained = copy.deepcopy(sae).float().requires_grad_(True)
     assert isinstance(trained, TrainableSAE), f"{settings.folder} holds an architecture that cannot be trained"
     scale = measure_scale([x])
@@ -121,8 +122,9 @@ def _training_step(run: FinishedRun, sae: SAE, settings: ResolvedSAE, x: Acts) -
 def _quartiles(
     tasks: Mapping[tuple[str, str], Callable[[], object]], repeats: int, device: str
 ) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each task, quartiles and median between, after one round uncounted; they take turns, so that a slow
-    spell meets all.
+    """The first quartile, median and third quartile of the seconds of each task.
+
+    The tasks take turns, so that a temporary slowdown affects all of them. The first round is not counted.
     """
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in tasks}
     for _ in range(repeats + 1):
@@ -138,9 +140,8 @@ def _quartiles(
 def _counts(sae: SAE, settings: ResolvedSAE, batch: int, l0: float) -> dict[str, float]:
     """Operations of a training step, on the support and if every product were dense, and bytes of parameters.
 
-    Dense, a ReLU step has the encoder's and the decoder's product, the gradients of the code, of W_dec and of W_enc,
-    and that of b_dec through the encoder, a product with all of W_enc where it is written with matrices: 6. A Gated
-    step adds the auxiliary reconstruction and the gradient of its code: 8.
+    A dense ReLU step has 6 products: encoder, decoder, and the gradients of the code, of W_dec, of W_enc, and of b_dec
+    through the encoder. A dense Gated step has 8: it adds the auxiliary reconstruction and the gradient of its code.
     """
     dense = 4 + 2 * training_of(settings.arch).codes_decoded
     return {
@@ -151,7 +152,10 @@ def _counts(sae: SAE, settings: ResolvedSAE, batch: int, l0: float) -> dict[str,
 
 
 def _ratios(row: Record, rows: list[Record]) -> dict[str, Any]:
-    """A Gated SAE's cost over that of the baseline nearest in L0, of its width and site; empty for all others."""
+    """The costs of an SAE divided by those of the baseline of its width and site nearest in L0.
+
+    Empty for baselines, and if there is no such baseline.
+    """
     baselines = [
         other
         for other in rows
@@ -198,11 +202,11 @@ def _milliseconds(key: str) -> Value:
 STUDY = Study(
     name="cost",
     title="Cost",
-    question="What does a Gated step cost, and encoding, also exported to JumpReLU?",
+    question="What do a training step and encoding cost, for Gated SAEs, their JumpReLU export, and baselines?",
     source="section 3.2.1, appendix D",
-    reading="Median seconds of a training step and of encoding one batch on this machine; ratios are to the baseline "
-    "of the same width that is nearest in L0. `step_flops_dense` counts operations as if every product were dense, "
-    "`training_bytes` the SAE, its optimiser and a step at its largest.",
+    reading="Median seconds of a training step and of encoding one batch on this machine. Ratios are to the baseline "
+    "of the same width that is nearest in L0. `step_flops_dense` counts operations as if every product were dense. "
+    "`training_bytes` is the peak memory of the SAE, its optimiser and a step, calculated rather than measured.",
     settings=CostConfig,
     records=cost,
     table=columns(

@@ -1,7 +1,7 @@
-"""What the dictionaries of two SAEs of a run share, and how arms differ in it.
+"""Agreement between the dictionaries of two SAEs of a run: of two arms, compared with two seeds of one arm.
 
-Arms are compared at nearly equal L0 on the same held-out tokens; two seeds of one arm are the yardstick, since
-SAEs that differ in nothing but their seed do not agree fully either.
+Arms are compared at nearly equal L0 on the same held-out tokens. Two seeds of one arm are the reference, because even
+SAEs that differ only in their seed do not agree fully.
 """
 
 from collections import defaultdict
@@ -39,23 +39,22 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class DictionariesConfig:
     most_apart: float = 1.3
-    """Factor between the L0s of two SAEs up to which they are compared."""
+    """Largest factor between the L0s of two SAEs that are compared."""
 
     def __post_init__(self) -> None:
         check_factor(self.most_apart)
 
 
 def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
-    """What pairs of SAEs of a run share: two arms at equal L0 and other seeds, and two seeds of one arm; and how these
-    two differ.
+    """The agreement of pairs of SAEs of a run at nearly equal L0: SAEs of two arms, and two seeds of one arm.
 
-    `hungarian_null_cosine` is the mean cosine of the Hungarian matching of random directions, as many as the pair has.
-    Records of the kind `difference` say for each site and pair of arms how much more, or less, they agree than the
-    seeds of one of the two at the same L0; `yardstick` is the arm of these seeds.
+    `hungarian_null_cosine` is the mean cosine of the Hungarian matching of as many random directions as the pair has.
+    Records of the kind `difference` belong to a site and a pair of arms. They tell how much more the arms agree than
+    two seeds of one of them (`yardstick`) at the same L0.
     """
     x = run.held_out_activations()
     l0 = {name: run.saes[name].encode_sparse(x[run.about[name]["site"]]).l0.double().mean().item() for name in run.saes}
-    # As costly as a matching, so one for all pairs of the same sizes.
+    # Cached by size, because it costs as much as a matching.
     null_of = cache(_hungarian_null)
     found = []
     for pair in independent_pairs(run, l0, config.most_apart):
@@ -78,7 +77,10 @@ def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
 
 
 def _hungarian_null(d_in: int, latents_a: int, latents_b: int) -> float | None:
-    """The mean cosine of the Hungarian matching of two random dictionaries, of directions uniform on the sphere."""
+    """The mean cosine of the Hungarian matching of two random dictionaries, or None if they are too large to match.
+
+    The directions are uniform on the sphere.
+    """
     if max(latents_a, latents_b) > MAX_HUNGARIAN:
         return None
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +89,7 @@ def _hungarian_null(d_in: int, latents_a: int, latents_b: int) -> float | None:
 
 
 def _differences_of_agreement(run: FinishedRun, found: Sequence[Record]) -> list[Record]:
-    """For each site and pair of arms what `agreement_differences` says of them, by the seeds of either arm in turn."""
+    """The `agreement_differences` of each site and pair of arms, compared with the seeds of each of the two arms."""
     arms: dict[Sides, list[Record]] = defaultdict(list)
     for record in found:
         if record["kind"] == "arms":
@@ -121,11 +123,11 @@ def draw_dictionaries(records: Records) -> "Figure":
 STUDY = Study(
     name="dictionaries",
     title="What two dictionaries share",
-    question="What do two arms share, measured by what two seeds share?",
+    question="Do two arms learn the same latents, compared with two seeds of one arm?",
     source="",
-    reading="Arms are compared at nearly equal L0; two seeds of one arm are the yardstick. A difference is how much "
-    "more two arms agree than two seeds of one of them at the same L0: less says that they differ in more than a "
-    "seed. Latents match if they are mutual nearest neighbours with a cosine above 0.7.",
+    reading="Two arms are compared at nearly equal L0, with two seeds of one arm as the reference. A difference tells "
+    "how much more two arms agree than two seeds of one of them at the same L0. If they agree less, the arms differ by "
+    "more than the seed. Latents match if they are mutual nearest neighbours with a cosine above 0.7.",
     settings=DictionariesConfig,
     records=dictionaries,
     table=columns(

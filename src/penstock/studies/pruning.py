@@ -1,4 +1,4 @@
-"""Does dropping low activations at inference close the baseline's gap? (section 7, an open question there)"""
+"""Pruning of low activations at inference: does it close the baseline's gap? (an open question in section 7)"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ from penstock.studies.shared.study_records import Record
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
     quantiles: tuple[float, ...] = (0.25, 0.5)
-    """Share of each latent's activations that is dropped."""
+    """Shares of each latent's activations to drop, smallest activations first."""
     l0_shares: tuple[float, ...] = (0.75, 0.5)
-    """Mean L0 that one threshold for all latents leaves, as a share of the SAE's own."""
+    """Mean L0s to keep with one threshold for all latents, as shares of the SAE's own L0."""
     prices: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """What a firing latent costs where thresholds are optimised, in units of the SAE's squared error per firing latent:
-    a firing is kept if it saves more error than it costs."""
+    """Prices of a firing latent for optimised thresholds, in units of the SAE's squared error per firing latent. An
+    activation is kept if it reduces the error by more than its price."""
     archs: tuple[str, ...] = field(default_factory=baseline_first)
     """Architectures whose SAEs are pruned; Gated ones are the control."""
     fit_tokens: int = 50_000
@@ -48,17 +48,17 @@ class PruningConfig:
 
 
 def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
-    """SAEs of the run without their low activations, by three rules, with and without rescaling.
+    """Measure SAEs of the run without their low activations, by three rules, with and without rescaling.
 
     Raises:
-        ValueError: the run has no SAE of these architectures, or no rule is asked for.
+        ValueError: the run has no SAE of these architectures, or the settings have no rule.
     """
     names = [name for name in run.saes if run.about[name]["arch"] in config.archs]
     if not names or not (config.quantiles or config.l0_shares or config.prices):
         archs = sorted({str(about["arch"]) for about in run.about.values()})
         raise ValueError(
-            f"There is nothing to prune: {run.run_dir} has SAEs of {', '.join(archs)}, asked for are "
-            f"{', '.join(config.archs) or 'none'}. Change --archs, and name a quantile, an L0 share or a price."
+            f"There is nothing to prune: {run.run_dir} has SAEs of {', '.join(archs)}, and --archs is "
+            f"{', '.join(config.archs) or 'empty'}. Change --archs, and give a quantile, an L0 share or a price."
         )
     acts = run.activations(config.fit_tokens)
 
@@ -70,7 +70,7 @@ def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
 
 
 def _pruned(run: FinishedRun, name: str, x: Acts, config: PruningConfig) -> Iterator[Described]:
-    """One SAE in every way of pruning."""
+    """One SAE, pruned by every rule with every strength."""
     sae = run.saes[name]
     for rule, strength, thresholds in _thresholds(sae, x, config):
         for scaled in (False, True):
@@ -92,7 +92,7 @@ def _pruned(run: FinishedRun, name: str, x: Acts, config: PruningConfig) -> Iter
 
 
 def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str, float, PerLatent]]:
-    """Rule, strength and thresholds of every pruning."""
+    """The name of the rule, its strength, and the thresholds of every pruning."""
     code = sae.encode_sparse(x)
     l0 = code.l0.double().mean().item()
     for quantile in config.quantiles:
@@ -107,10 +107,11 @@ def _thresholds(sae: SAE, x: Acts, config: PruningConfig) -> Iterator[tuple[str,
 STUDY = Study(
     name="pruning",
     title="Pruning low activations",
-    question="Does dropping the baseline's low activations close its gap?",
+    question="Does dropping low activations at inference close the baseline's gap to Gated SAEs?",
     source="section 7, an open question there",
-    reading="Activations below a threshold are dropped at inference, by three rules, fitted on training activations. "
-    "The paper does not test (section 7) whether this closes the baseline's gap. Gated SAEs are pruned, too.",
+    reading="Activations below a threshold are dropped at inference. Three rules fit the thresholds on training "
+    "activations. The paper leaves open whether this closes the baseline's gap (section 7). Gated SAEs are pruned, "
+    "too.",
     settings=PruningConfig,
     records=pruning,
     measures_saes=True,

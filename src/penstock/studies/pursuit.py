@@ -1,4 +1,4 @@
-"""Inference-time optimisation: the encoder replaced by gradient pursuit (appendix A)."""
+"""Inference-time optimisation: gradient pursuit in place of the encoder (appendix A)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,17 +15,15 @@ from penstock.studies.shared.study_records import Record
 @dataclass(frozen=True, kw_only=True)
 class PursuitConfig:
     num_latents: tuple[int, ...] = (4, 8, 16, 32)
-    """Latents per token that pursuit may use, one candidate each for every SAE of the run."""
+    """Largest numbers of latents per token; every SAE of the run is measured with each of them."""
 
     def __post_init__(self) -> None:
         if not self.num_latents or min(self.num_latents) < 1:
-            raise ValueError(
-                f"num_latents={self.num_latents} is out of range: give one number or more, each at least 1."
-            )
+            raise ValueError(f"num_latents={self.num_latents} is out of range: give one or more numbers of at least 1.")
 
 
 def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
-    """Every decoder of the run with its encoder replaced by gradient pursuit, at each number of latents."""
+    """Measure every decoder of the run with gradient pursuit in place of its encoder, at each number of latents."""
 
     def made() -> Iterator[Described]:
         for name, sae in run.saes.items():
@@ -39,7 +37,7 @@ def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
 
 
 def _aim(about: Mapping[str, Any]) -> str:
-    """What an SAE was trained for, in words."""
+    """The sparsity setting of an SAE, in words."""
     if about.get("target_l0") is not None:
         return f"trained for L0 {about['target_l0']:g}"
     if about.get("paper_lambda") is not None:
@@ -52,9 +50,9 @@ STUDY = Study(
     title="Inference-time optimisation",
     question="How good is each decoder with its encoder replaced by non-negative gradient pursuit?",
     source="appendix A, figures 10 and 11",
-    reading="The encoder is left out: each decoder is given to non-negative gradient pursuit, with a number of "
-    "latents for every token. The gap to the solid line of the same arm is what its encoder costs (paper, appendix "
-    "A).",
+    reading="Non-negative gradient pursuit replaces the encoder: for every token it picks up to a given number of "
+    "latents of the trained decoder. The gap to the solid line of the same arm is the cost of its encoder (paper, "
+    "appendix A).",
     settings=PursuitConfig,
     records=pursuit,
     measures_saes=True,

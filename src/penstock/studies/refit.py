@@ -1,4 +1,4 @@
-"""Magnitudes refitted behind a frozen gate: is it enough to fix shrinkage? (section 5.2)"""
+"""Refitting of magnitudes behind a frozen gate: is it enough to fix shrinkage? (section 5.2)"""
 
 import hashlib
 import logging
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 METHODS = {"rescale_and_shift": rescale_and_shift, "fine_tune": fine_tune}
-"""How magnitudes are refitted, by name."""
+"""The methods of refitting, by name."""
 
 
 def refittable() -> tuple[str, ...]:
-    """Architectures that can be written as a Gated SAE, whose magnitudes are then fitted behind its gate."""
+    """Names of the architectures that can be converted to a Gated SAE, so that their magnitudes can be refitted."""
     return tuple(name for name in baseline_first() if ARCHITECTURES[name].as_gated is not None)
 
 
@@ -36,8 +36,8 @@ class RefitStudyConfig:
     archs: tuple[str, ...] = field(default_factory=refittable)
     """Architectures whose SAEs are refitted; Gated ones are the control."""
     fit_tokens: int = 500_000
-    """Training activations on which magnitudes are refitted. `loss_before` and `loss_after` are of those held back, on
-    which the SAE was trained, though; whether they were enough, FVU on the held-out tokens says."""
+    """Training activations on which magnitudes are refitted. `loss_before` and `loss_after` are losses on some that are
+    held back, but on which the SAE was trained. FVU on the held-out tokens shows whether they were enough."""
 
     def __post_init__(self) -> None:
         wrong = [arch for arch in self.archs if arch not in refittable()]
@@ -47,10 +47,10 @@ class RefitStudyConfig:
 
 
 def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
-    """SAEs of the run with rescaled and shifted magnitudes, and fine-tuned; saved in `studies/refit/saes`.
+    """Refit SAEs of the run by each of METHODS, save them in `studies/refit/saes`, and measure them.
 
-    Of the baselines those that have the width of a Gated SAE at their site, or all if none has. What an interrupted
-    study with the same settings has saved is not fitted again.
+    Baselines are refitted if they have the width of another architecture's SAE at their site, or all of them if none
+    has. SAEs that an interrupted study with the same settings has saved are not fitted again.
 
     Raises:
         ValueError: the run has no SAE of these architectures.
@@ -58,8 +58,8 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
     chosen = _to_refit(run, config.archs)
     if not chosen:
         raise ValueError(
-            f"{run.run_dir} has no SAE to refit among {', '.join(config.archs) or 'no architecture'}: name another "
-            "with --archs, or train one."
+            f"{run.run_dir} has no SAE to refit among {', '.join(config.archs) or 'no architecture'}. Give another "
+            "architecture with --archs, or train one."
         )
     acts = run.activations(config.fit_tokens)
     digest = hashlib.sha256(asked(run.run_dir, config).encode()).hexdigest()
@@ -84,7 +84,7 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
 
 
 def _make_room(folder: Path, wanted: set[str]) -> None:
-    """Before SAEs of an earlier study are replaced: its settings no longer vouch for them, and others than these go."""
+    """Delete an earlier study's settings.json, which marks it as complete, and all of its SAEs but those wanted."""
     (folder / "settings.json").unlink(missing_ok=True)
     for saved in (folder / "saes").glob("*"):
         if saved.name not in wanted:
@@ -109,12 +109,12 @@ def _is_saved(folder: Path, digest: str) -> bool:
 STUDY = Study(
     name="refit",
     title="Is it enough to fix shrinkage?",
-    question="Is it enough to fix shrinkage? Magnitudes rescaled and shifted behind a frozen gate, or fine-tuned with "
-    "the decoder.",
+    question="Is it enough to fix shrinkage? Rescales and shifts magnitudes behind a frozen gate, or fine-tunes them "
+    "with the decoder.",
     source="section 5.2, figure 9; Wright & Sharkey 2024",
-    reading="The gate of the width-matched baseline is frozen and its magnitudes are fitted to the reconstruction "
-    "alone: rescaled and shifted (section 5.2), or fine-tuned together with the decoder (after Wright & Sharkey "
-    "2024). Gated SAEs are the control: they have no shrinkage to repair, so their gain has another cause.",
+    reading="The gate of the width-matched baseline is frozen, and its magnitudes are fitted to the reconstruction "
+    "alone. They are rescaled and shifted (section 5.2), or fine-tuned together with the decoder (after Wright & "
+    "Sharkey 2024). Gated SAEs are the control: they do not shrink, so their gain has another cause.",
     settings=RefitStudyConfig,
     records=refit,
     measures_saes=True,

@@ -1,8 +1,8 @@
-"""What it costs to have a setting wrong: learning rate, coefficient, width and warm-up off by known factors (study 8).
+"""Sensitivity to wrong settings: learning rate, coefficient, width and warm-up multiplied by known factors.
 
-For each architecture of a run one SAE is the centre, and is trained once more for every factor. All but those with
-another coefficient are steered to the centre's L0. What is left of a difference in L0 is taken out along the arm's own
-frontier, where log(1 - loss recovered) is close to linear in log L0 (`comparison.py`).
+One SAE of each architecture of a run is the centre, and is retrained with every factor. All SAEs except those with
+another coefficient are steered to the centre's L0. A remaining difference in L0 is corrected along the arm's own
+frontier, where log(1 - loss recovered) is close to linear in log L0 (see `comparison.py`).
 """
 
 import logging
@@ -47,10 +47,10 @@ logger = logging.getLogger(__name__)
 SETTINGS = ("lr", "sparsity_coef", "d_sae", "warmup_share")
 
 REACH = 1.25
-"""How far beyond an arm's own L0s, as a factor, its frontier is taken to go on."""
+"""The factor by which an arm's frontier is extrapolated beyond its own L0s."""
 
 Factors = Mapping[str, float]
-"""For each of SETTINGS what it is multiplied by."""
+"""The factor of each of SETTINGS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +58,15 @@ class SensitivityConfig:
     lr: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
     """Factors on the learning rate."""
     sparsity_coef: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
-    """Factors on the coefficient that the centre ended with."""
+    """Factors on the final sparsity coefficient of the centre."""
     d_sae: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
     """Factors on the number of latents."""
     warmup_share: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
     """Factors on the share of the steps over which the learning rate rises."""
     grid: Literal["one_at_a_time", "full"] = "one_at_a_time"
-    """Whether one setting is off at a time, or every combination is trained: the product of all factors and 1."""
+    """Change one setting at a time, or train all combinations of the factors, including 1."""
     target_l0: float | None = None
-    """Which SAE of each arm is the centre; by default the one in the middle of its L0s."""
+    """Target L0 of the SAE of each arm that is the centre; by default the one in the middle."""
 
     def __post_init__(self) -> None:
         for name in SETTINGS:
@@ -78,19 +78,21 @@ class SensitivityConfig:
 
 
 def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
-    """The centre of each architecture with its settings off.
+    """Retrain the centre of each architecture with changed settings, and measure the loss that this costs.
 
     Returns:
-        For every SAE, centres included: `factors`, and `setting` with its `factor` where one is off; `l0_ratio` to the
-        centre's; `lost_ratio`, 1 - loss recovered over the centre's at equal L0, with `low` and `high` of its paired
-        95% interval over held-out sequences; `of_best`, the same over the arm's least at the centre's coefficient;
-        `shown`, whether the interval lies on one side of 1. None where a ratio is undefined, or L0 lies beyond the
-        arm's own frontier by more than a factor of REACH. `diverged` is the message of an SAE that has no numbers
-        because it diverged, else None.
+        A record for each SAE, including the centres, with these keys.
+        `factors`: the factor of every setting; `setting` and `factor` if only one setting is changed.
+        `l0_ratio`: L0 divided by the centre's.
+        `lost_ratio`: 1 - loss recovered, divided by the centre's at equal L0; `low` and `high` are its paired 95%
+        interval over held-out sequences. `shown`: whether the interval is on one side of 1.
+        `of_best`: `lost_ratio` divided by the arm's lowest at the centre's coefficient.
+        `diverged`: the message of an SAE that diverged, which has no numbers, otherwise None.
+        Ratios are None if they are undefined, or if L0 is beyond the arm's own frontier by more than REACH.
 
     Raises:
-        ValueError: no SAE has that target, or settings that are off are out of range.
-        DivergenceError: all that was trained diverged.
+        ValueError: no SAE has that target, or a changed setting is out of range.
+        DivergenceError: all retrained SAEs diverged.
     """
     own = own_points(run.run_dir)
     variants = sensitivity_variants(run.config, config, run.coef_of)
@@ -109,7 +111,7 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
             for sae, of, factors in variants
             if of == centre.folder
         ]
-        # Another coefficient is another place on the frontier, and no better or worse a setting.
+        # Another coefficient moves an SAE along the frontier. It is neither a better nor a worse setting.
         same = [row for row in rows if row["factors"]["sparsity_coef"] == 1]
         least = min((row["lost_ratio"] for row in same if row["lost_ratio"] is not None), default=None)
         for row in rows:
@@ -119,10 +121,10 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
 
 
 def sensitivity_variants(run: ResolvedRun, config: SensitivityConfig, coef_of: CoefOf) -> list[Variant]:
-    """What the study trains, each with its factors as the change; centres are not trained again.
+    """The SAEs that the study trains, with their factors as the change. Centres are not retrained.
 
     Raises:
-        ValueError: as `sensitivity`.
+        ValueError: see `sensitivity`.
     """
     centres = _centres(run, config)
     _check_warmup(run, centres, config)
@@ -130,7 +132,7 @@ def sensitivity_variants(run: ResolvedRun, config: SensitivityConfig, coef_of: C
     for centre in centres:
         for factors in _grid(config):
             if factors["sparsity_coef"] != 1 and not training_of(centre.arch).aims:
-                # Its own settings decide how many latents fire: there is no coefficient that could be off.
+                # The architecture's own settings decide how many latents fire, so it has no coefficient to change.
                 continue
             sae = _with(centre, factors, coef_of(centre.folder))
             found[sae.folder] = Variant(sae, centre.folder, factors)
@@ -151,7 +153,7 @@ def _check_warmup(run: ResolvedRun, centres: Sequence[ResolvedSAE], config: Sens
 
 
 def _arm(run: ResolvedRun, centre: ResolvedSAE) -> list[ResolvedSAE]:
-    """The SAEs of the run that differ from the centre in L0 and seed alone."""
+    """The SAEs of the run that differ from the centre only in L0 and seed."""
     return [sae for sae in run.saes if _key(sae) == _key(centre)]
 
 
@@ -160,7 +162,7 @@ def _key(sae: SAEConfig) -> tuple[str, Arm]:
 
 
 def _centres(run: ResolvedRun, config: SensitivityConfig) -> list[ResolvedSAE]:
-    """For each site and architecture the SAE whose L0 is asked for, of the first width, recipe, rate and seed."""
+    """The SAE of the target L0 for each site and architecture, with the first width, recipe, rate and seed."""
     firsts: dict[tuple[str, str], list[ResolvedSAE]] = {}
     for sae in run.saes:
         group = firsts.setdefault((sae.site, sae.arch), [])
@@ -172,21 +174,21 @@ def _centres(run: ResolvedRun, config: SensitivityConfig) -> list[ResolvedSAE]:
     for (site, arch), group in firsts.items():
         centre = next((sae for sae in group if sae.target_l0 == config.target_l0), None)
         if centre is None:
-            # It may have diverged, which must not cost the other arms their study.
-            logger.warning("No %s SAE of target L0 %g at %s: that arm is left out", arch, config.target_l0, site)
+            # It may have diverged. The other arms are studied all the same.
+            logger.warning("No %s SAE of target L0 %g at %s. That arm is left out.", arch, config.target_l0, site)
         else:
             centres.append(centre)
     if not centres:
         allowed = sorted({sae.target_l0 for sae in run.saes if sae.target_l0 is not None})
         raise ValueError(
-            f"target_l0={config.target_l0:g} is not a target of any arm of the run: its targets are "
-            f"{', '.join(f'{target:g}' for target in allowed) or 'none'}. Choose one of them, or leave it out."
+            f"target_l0={config.target_l0:g} is not a target of any arm of the run. Its targets are "
+            f"{', '.join(f'{target:g}' for target in allowed) or 'none'}. Choose one of them, or leave target_l0 out."
         )
     return centres
 
 
 def _grid(config: SensitivityConfig) -> Iterator[Factors]:
-    """The factors of every SAE but the centre."""
+    """The factors of every SAE except the centre."""
     centre = dict.fromkeys(SETTINGS, 1.0)
     if config.grid == "one_at_a_time":
         for name in SETTINGS:
@@ -198,7 +200,7 @@ def _grid(config: SensitivityConfig) -> Iterator[Factors]:
 
 
 def _with(centre: ResolvedSAE, factors: Factors, coef: float) -> ResolvedSAE:
-    """The centre with its settings off; steered to its L0 unless the coefficient is off, too."""
+    """The centre with its settings multiplied by factors; steered to its L0 unless the coefficient is changed, too."""
     off = "-".join(f"{name}_x{factor:g}" for name, factor in factors.items() if factor != 1)
     changed: dict[str, Any] = {
         "name": f"{centre.folder}-{off}",
@@ -216,7 +218,7 @@ _ABOUT = ("name", "arch", "recipe", "site", "d_sae", "seed", "lr", "sparsity_coe
 
 
 def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: Frontier, factors: Factors) -> Record:
-    # An SAE without a firing latent has no place on a frontier.
+    # If no latent fires, L0 is 0 and its logarithm infinite.
     with np.errstate(divide="ignore", invalid="ignore"):
         log_ratio = log_lost(point) - log_lost(centre) - frontier.slope * (np.log(point.l0) - np.log(centre.l0))
     within = frontier.low / REACH <= point.l0[0] <= frontier.high * REACH
@@ -236,14 +238,14 @@ def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: Fronti
 
 
 def _diverged(sae: SAEConfig, factors: Factors, message: str) -> Record:
-    """The row of an SAE without numbers; its coefficient, if it was steered, is none of its settings."""
+    """The record of an SAE that diverged; without a coefficient if that was steered."""
     unmeasured = dict.fromkeys(("l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"))
     about = {key: getattr(sae, key) for key in _ABOUT} | {"name": sae.folder}
     return {**about, **_off(factors), **unmeasured, "shown": False, "diverged": message}
 
 
 def _off(factors: Factors) -> dict[str, Any]:
-    """The factors, and which setting alone is off by which."""
+    """The keys `factors`, and `setting` with its `factor`, which are None unless exactly one setting is changed."""
     off = [name for name, factor in factors.items() if factor != 1]
     alone = off[0] if len(off) == 1 else None
     return {"factors": dict(factors), "setting": alone, "factor": None if alone is None else factors[alone]}
@@ -323,7 +325,7 @@ def _table(records: Records) -> Table:
     found = []
     for record in records:
         off = ", ".join(f"{name} ×{factor:g}" for name, factor in record["factors"].items() if factor != 1)
-        # Older studies, which stopped at SAEs that diverged, do not have the key.
+        # Studies made by older versions do not have the key.
         found.append({**record, "off": f"{off or 'nothing'}{' (diverged)' if record.get('diverged') else ''}"})
     return _COLUMNS(found)
 
@@ -331,11 +333,11 @@ def _table(records: Records) -> Table:
 STUDY = Study(
     name="sensitivity",
     title="Sensitivity to settings",
-    question="What does it cost to have learning rate, coefficient, width or warm-up wrong by 2x or 4x?",
+    question="How much worse does an SAE get if learning rate, coefficient, width or warm-up is wrong by 2x or 4x?",
     source="",
-    reading="One SAE of each architecture trained once more with a setting off by a factor. `lost_ratio` is 1 - loss "
-    "recovered over that of the centre, at equal L0; `of_best` is the same over the arm's best. Where the coefficient "
-    "is off, L0 is what moves; everywhere else it is steered to the centre's.",
+    reading="One SAE of each architecture, the centre, is retrained with one setting multiplied by a factor. "
+    "`lost_ratio` is 1 - loss recovered divided by the centre's, at equal L0; `of_best` is divided by the arm's best "
+    "instead. Another coefficient changes L0; all other SAEs are steered to the centre's L0.",
     settings=SensitivityConfig,
     records=sensitivity,
     trains=sensitivity_variants,

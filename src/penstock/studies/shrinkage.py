@@ -1,7 +1,7 @@
-"""How far a penalty shrinks what fires: the paper's toy, and latents of two SAEs on the same tokens (study 2).
+"""Shrinkage by the penalty: in the paper's toy model, and for latents that two SAEs share, on the same tokens.
 
-An L1 penalty is paid on every magnitude, so a ReLU SAE reports less of a feature than there is (paper, section 3.1 and
-figure 2). A Gated SAE pays on its gate alone. Where both have the same latent, the baseline's is the weaker one.
+An L1 penalty on magnitudes makes a ReLU SAE underestimate every feature (paper, section 3.1 and figure 2). A Gated SAE
+has the penalty only on its gate. So if both have the same latent, the baseline's is the weaker one.
 """
 
 import math
@@ -42,22 +42,22 @@ if TYPE_CHECKING:
 RATIO_TICKS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 5.0, 10.0)
 
 TOY_STEPS, TOY_RATE = 50, 0.2
-"""Gradient descent on the toy, until its error is below 1e-9."""
+"""Steps and learning rate of gradient descent on the toy, which bring its error below 1e-9."""
 
 ROWS = 4096
-"""Tokens that are reconstructed at once, in float64."""
+"""The number of tokens whose reconstructions are summed at once, in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkageConfig:
     toy_coefs: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5)
-    """Sparsity coefficients that the toy is trained with."""
+    """Sparsity coefficients of the toy."""
     most_apart: float = 1.3
-    """Factor between the L0s of two SAEs up to which they are compared."""
+    """Largest factor between the L0s of two SAEs that are compared."""
     min_together: int = 20
-    """Held-out tokens on which two matched latents must both fire to be compared."""
+    """Smallest number of held-out tokens on which two matched latents must both fire to be compared."""
     resamples: int = 500
-    """Bootstrap resamples of the latents behind the median's interval."""
+    """Bootstrap resamples of the latents, for the interval of the median."""
 
     def __post_init__(self) -> None:
         for coef in self.toy_coefs:
@@ -76,27 +76,27 @@ class ShrinkageConfig:
 def shrinkage(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
     """Shrinkage in the toy, and of the latents that pairs of SAEs of a run have in common.
 
-    Pairs are a Gated SAE (a) and a ReLU SAE (b) of one seed at nearly equal L0, those of equal width first; then, as
-    the yardstick, two seeds of one arm. A latent's `ratio` is sqrt(sum b^2 / sum a^2) over the tokens where both
-    fire. Below 1, b's magnitude is shrunk compared with a's. It is the geometric mean of the slope of b on a and the
-    inverse slope of a on b, so noise in one of the two does not pull it towards 0.
+    A pair is an SAE of another architecture (a) and a baseline (b) of the same seed at nearly equal L0. Two seeds of
+    one arm are paired as well, for reference. A latent's ratio is sqrt(sum b^2 / sum a^2) over the tokens where both
+    fire. Below 1, b's magnitude is shrunk compared with a's. The ratio is the geometric mean of the slope of b on a and
+    the inverse slope of a on b, so noise in one of the two does not pull it towards 0.
 
     Returns:
-        `kind` "toy": arch, sparsity_coef, magnitude (trained), exact (of the minimum).
-        `kind` "pair": a, b, compared (`arms` or `seeds`), site; l0, arch, recipe, d_sae, seed and gamma (the
-        reconstruction bias on the same tokens, None where undefined) of a and b (`l0_a`); latents (pairs of latents
-        compared), ratios (4 digits), their median with its 95% bootstrap interval over latents (low, high), q25,
-        q75, share_below_1, and the medians of the slopes (slope_b_on_a_median, slope_a_on_b_median). None where no
-        latent is compared.
+        `kind` "toy": arch, sparsity_coef, magnitude (after training), exact (at the minimum).
+        `kind` "pair": a, b, compared (`arms` or `seeds`) and site. l0, arch, recipe, d_sae, seed and gamma of a and b,
+        such as `l0_a`; gamma is the reconstruction bias on the same tokens, or None if undefined. latents (the number
+        of pairs of latents), ratios (4 digits), their median with its 95% bootstrap interval over latents (low, high),
+        q25, q75, share_below_1, and the medians of the slopes (slope_b_on_a_median, slope_a_on_b_median). Statistics
+        are None if no latents are compared.
     """
     return [*toy_rows(config.toy_coefs), *_pair_rows(run, config)]
 
 
 def toy_rows(coefs: tuple[float, ...]) -> list[Record]:
-    """The toy of the paper's figure 2 for each architecture and coefficient; all 0 <= coef < 2.
+    """The toy of the paper's figure 2, for each architecture and each coefficient in [0, 2).
 
-    One feature x = 1, one latent whose decoder row is +1. ReLU minimises (1 - f)^2 + coef f, so f = 1 - coef / 2;
-    Gated minimises (1 - f)^2 as long as its gate is open, so f = 1.
+    The toy has one feature x = 1 and one latent f whose decoder row is +1. A ReLU SAE minimises (1 - f)^2 + coef f, so
+    f = 1 - coef / 2. A Gated SAE minimises (1 - f)^2 while its gate is open, so f = 1.
     """
     return [
         {
@@ -113,13 +113,13 @@ def toy_rows(coefs: tuple[float, ...]) -> list[Record]:
 
 
 def trained_toy(arch: str, coef: float) -> float:
-    """The magnitude that an SAE with one latent gives to x = 1 once its encoder is trained by gradient descent."""
+    """The magnitude of an SAE's only latent at x = 1, after its encoder was trained by gradient descent."""
     sae = ARCHITECTURES[arch].make_trainable(1, 1).double()
     with torch.no_grad():
         sae.W_dec.fill_(1.0)
         sae.W_enc.fill_(1.0)
     x = torch.ones(1, 1, dtype=torch.float64, device="cpu")
-    # b_dec alone could reconstruct x, and the decoder's one row is of unit norm: both stay.
+    # The decoder is fixed: b_dec alone could reconstruct x, and the only row of W_dec has unit norm.
     encoder = [parameter for name, parameter in sae.named_parameters() if name not in ("W_dec", "b_dec")]
     for _ in range(TOY_STEPS):
         gradients = torch.autograd.grad(sae.loss(x, coef, DECODER_RULES["unit"]).total, encoder)
@@ -155,7 +155,7 @@ def _pair_rows(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
 
 
 def _compared(run: FinishedRun, l0: dict[str, float], most_apart: float) -> list[_Compared]:
-    """Other architectures (a) against the baseline (b), equal widths first, then seeds."""
+    """Pairs of another architecture (a) and the baseline (b), equal widths first, then pairs of seeds."""
 
     def found() -> Iterator[_Compared]:
         for a, b, kind in pairs(run, l0, most_apart):
@@ -163,7 +163,7 @@ def _compared(run: FinishedRun, l0: dict[str, float], most_apart: float) -> list
                 yield _Compared(a, b, kind)
                 continue
             by_arch = {run.about[name]["arch"]: name for name in (a, b)}
-            # Two arms of one architecture say nothing about the difference between architectures.
+            # Two arms of one architecture do not tell anything about the difference between architectures.
             if BASELINE in by_arch and len(by_arch) == 2:
                 baseline = by_arch.pop(BASELINE)
                 (arm,) = by_arch.values()
@@ -223,7 +223,7 @@ def _draw_toy(ax: "Axes", toy: Records) -> None:
 
 
 def _draw_ratios(ax: "Axes", series: Sequence[Series]) -> None:
-    """Draw for each series the share of latents up to each ratio; the logarithmic axis covers 98 of 100 latents."""
+    """Draw the cumulative distribution of ratios of each series; the logarithmic axis covers 98% of the latents."""
     ax.set_xlabel("magnitude ratio b / a")
     ax.set_ylabel("share of latents below")
     pooled = [sorted(ratio for record in one.records for ratio in record.get("ratios") or []) for one in series]
@@ -249,20 +249,20 @@ _COLUMNS = columns(
 
 
 def _table(records: Records) -> Table:
-    """The pairs; the toy is in the figure."""
+    """The table of pairs. The toy is only in the figure."""
     return _COLUMNS([record for record in records if record.get("kind") != "toy"])
 
 
 STUDY = Study(
     name="shrinkage",
     title="Shrinkage",
-    question="How much weaker are the baseline's latents than the Gated SAE's, on the same tokens? With the "
-    "one-latent toy.",
+    question="How much weaker are the baseline's latents than the Gated SAE's, on the same tokens? Includes the "
+    "paper's toy with one latent.",
     source="section 3.1, figures 2 and 6",
     reading="A penalty on magnitudes shrinks them: with one latent and one feature by half of the coefficient (paper, "
-    "figure 2). In trained SAEs, latents that two of them share are compared on the same tokens: a ratio below 1 says "
-    "that the second SAE's latent is the weaker one. Two seeds of one arm are the yardstick. γ against L0 is in the "
-    "figures of the frontier above.",
+    "figure 2). Latents that two trained SAEs share are compared on the same tokens. A ratio below 1 means that the "
+    "second SAE's latent is the weaker one. Two seeds of one arm are the reference. The figures of the frontier above "
+    "show γ against L0.",
     settings=ShrinkageConfig,
     records=shrinkage,
     table=_table,

@@ -1,4 +1,4 @@
-"""A study made of a finished run, unless it was made before with the same settings."""
+"""Makes a study of a finished run, unless the same study was made before."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,11 @@ def study_run(
 ) -> list[Record]:
     """Return the records of a study of a finished run. They are read from disk if the same study was made before.
 
-    The run is loaded only if the study has to be made.
+    Args:
+        folder: The run's directory.
+        name: The name of one of STUDIES.
+        settings: An instance of the study's settings class.
+        load: Loads the run; called only if the study has to be made.
 
     Raises:
         FileNotFoundError: `folder` does not hold a run.

@@ -1,1 +1,1 @@
-"""What the studies share: their declaration, pairs of SAEs, SAEs to train, records, ratios to the arms of a run."""
+"""Shared parts of the studies: declaration, pairs of SAEs, training of variants, records, comparison with the run."""

@@ -1,4 +1,4 @@
-"""What a study is: an experiment on a finished run, from its settings to its records, its table and its figure."""
+"""The declaration of a study: its question, settings, records, table and figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,53 +16,52 @@ Records = Sequence[Mapping[str, Any]]
 
 
 class Table(NamedTuple):
-    """Columns of a study's records that the page shows; table.csv has all."""
+    """The columns of a study's records that the page shows; table.csv has all columns."""
 
     columns: Sequence[str]
     rows: list[list[Any]]
-    """For each record its values, as text or numbers; None where there is none."""
+    """The values of each record, as text or numbers; None for a missing value."""
 
 
 def columns(*names: str) -> Callable[[Records], Table]:
-    """Makes a table of these keys of every record."""
+    """A function that makes a table of these keys from records."""
     return lambda records: Table(names, [[record.get(name) for name in names] for record in records])
 
 
 MEASURED_COLUMNS = columns("series", "of", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias")
-"""The table of a study whose records are SAEs, measured as those of the run."""
+"""The table of a study whose records are SAEs, measured in the same way as the run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """An experiment on a finished run.
 
-    Its file ends in one of these, called `STUDY`, and `penstock.studies.STUDIES` lists them. The command line,
-    reproductions, reports and docs/studies.md take everything they say of a study from here.
+    Each study's module ends with one of these, called `STUDY`, and `penstock.studies.STUDIES` lists them. The command
+    line, reproductions, reports and docs/studies.md read these declarations.
     """
 
     name: str
-    """The name of its command and of its folder: `penstock study NAME RUN`, RUN/studies/NAME."""
+    """The name of the command `penstock study NAME RUN` and of the folder RUN/studies/NAME."""
     title: str
-    """Heading of its section in a reproduction."""
+    """The heading of the study's section in a reproduction."""
     question: str
-    """What it asks, in one sentence."""
+    """The question that the study answers, in one or two sentences."""
     source: str
-    """Where the paper asks it; empty for a question of ours."""
+    """The place in the paper that asks the question; empty for a question of ours."""
     reading: str
-    """How to read its figure and its table."""
+    """An explanation of the figure and the table."""
     settings: type[Any]
-    """The dataclass of its settings; called without arguments it gives the defaults."""
+    """The dataclass of the study's settings, which all have defaults."""
     records: Callable[[FinishedRun, Any], list[Record]]
-    """Makes its records from a run and its settings."""
+    """Makes the study's records from a run and the study's settings."""
     measures_saes: bool = False
-    """Whether each record is an SAE's, measured as those of the run (`measured_records`): then the study is compared
-    with the run's arms, too. Otherwise records are rows of their own kind."""
+    """Whether every record belongs to an SAE that was measured like those of the run (see `measured_records`). Such a
+    study is also compared with the run's arms."""
     trains: Callable[[ResolvedRun, Any, CoefOf], Sequence[Variant]] | None = None
-    """The SAEs that it trains itself, from the decided settings of a run and its own; None if it trains none. Estimates
-    and dry runs ask for them."""
+    """Returns the SAEs that the study trains, for estimates and dry runs; None if it does not train any."""
     table: Callable[[Records], Table] = MEASURED_COLUMNS
-    """What is printed and shown of its records; it is not given those of the kind `difference`, which have a table of
-    their own."""
+    """Makes the table that is printed and shown. It does not get records of the kind `difference`, which have a table
+    of their own."""
     figure: "Callable[[Records], Figure] | None" = None
-    """Draws the study's records, without those of the kind `difference`. If None, SAEs that it measured are drawn with
-    the frontier of the run, and other rows are not drawn."""
+    """Draws the records, except those of the kind `difference`. If None, SAEs that the study measured are drawn with
+    the run's frontier, and other records are not drawn."""

@@ -1,6 +1,6 @@
 """Records of SAEs that a study has changed or trained, measured on the run's own held-out tokens.
 
-So they can be read together with its records.jsonl. The sums behind them are left in
+The same tokens make them comparable with the run's records.jsonl. Their sums are written to
 RUN/studies/NAME/sums.safetensors, from which `ratios_to_run.py` compares them with the run's arms.
 """
 
@@ -14,23 +14,27 @@ from penstock.studies.shared.study_records import Record, study_folder
 
 
 def measured_records(run: FinishedRun, study: str, described: Iterable[Described]) -> list[Record]:
-    """Records of a study's candidates; their sums are left in its folder."""
+    """Measure a study's candidates, write their sums to the study's folder, and return their records."""
     measured = run.measure(described)
     folder = study_folder(run.run_dir, study)
     folder.mkdir(parents=True, exist_ok=True)
-    # The settings of an earlier study vouch for its sums, too: they go first (`stored`).
+    # settings.json marks a finished study, including its sums. So it is deleted first (see `stored`).
     (folder / "settings.json").unlink(missing_ok=True)
     write_sums(folder / SUMS_FILE, measured.evaluations)
     return measured.records
 
 
 def about_changed(run: FinishedRun, name: str, new: str, **study: Any) -> dict[str, Any]:
-    """What the record of a candidate made from an SAE of the run says.
+    """The descriptive part of the record of a candidate that was made from an SAE of the run.
 
-    `of` names that SAE, and `series` what belongs together in a figure. The candidates of one arm and seed with the
-    same `curve` differ only in what moves them along the frontier.
+    Args:
+        run: The run.
+        name: The name of the original SAE, which the record has as `of`.
+        new: The candidate's name.
+        study: Further keys: `series` groups candidates in a figure. Candidates of one arm and seed with the same
+            `curve` differ only in what moves them along the frontier.
     """
-    # No target: what is changed after training need not meet it.
+    # An SAE that was changed after training need not meet its target, so the record has none.
     return {**run.about[name], "name": new, "of": name, "target_l0": None, **study, "warnings": []}
 
 

@@ -1,4 +1,4 @@
-"""Which SAEs of a run are compared with each other, and which arms they belong to."""
+"""Pairs of SAEs of a run that are compared with each other, and their arms."""
 
 import logging
 import math
@@ -14,25 +14,32 @@ logger = logging.getLogger(__name__)
 
 
 class SAEPair(NamedTuple):
+    """Names of two SAEs that are compared."""
+
     a: str
     b: str
     kind: str
-    """`arms` or `seeds`."""
+    """`arms` for SAEs of two arms, `seeds` for two seeds of one arm."""
 
 
 def pairs(run: FinishedRun, l0: dict[str, float], most_apart: float) -> Iterator[SAEPair]:
-    """Every SAE with the nearest in L0 of each other arm at its seed, and of each other seed of its own arm, at a site.
+    """Pairs of SAEs at the same site: with each other arm at the same seed, and with each other seed of the same arm.
 
-    So differences between arms come in pairs, one for each seed.
+    Of the other arm or seed, the SAE nearest in L0 is taken.
+
+    Args:
+        run: The run.
+        l0: The L0 of each SAE by name. SAEs that never fire are left out, with a warning.
+        most_apart: The largest factor between the L0s of a pair; other pairs are left out.
     """
     return _pairs(run, l0, most_apart, equal_seeds=True)
 
 
 def independent_pairs(run: FinishedRun, l0: dict[str, float], most_apart: float) -> Iterator[SAEPair]:
-    """As `pairs`, but arms are paired at other seeds, like the seeds of one arm that are their yardstick.
+    """The same as `pairs`, but SAEs of two arms have different seeds, like the pairs of one arm they are compared with.
 
-    At one seed SAEs of one width begin with the same weights, and would agree more for it. Where there is only one seed
-    there is no yardstick either, and arms are paired at that.
+    SAEs with the same seed and width start from the same weights, which would make them agree more. If the run has only
+    one seed, arms are paired at that seed.
     """
     several = len({about["seed"] for about in run.about.values()}) > 1
     return _pairs(run, l0, most_apart, equal_seeds=not several)
@@ -70,7 +77,7 @@ class Sides(NamedTuple):
 
 
 def sides_of(run: FinishedRun, a: str, b: str) -> Sides:
-    """The arms of two SAEs, one of the baseline last."""
+    """The arms of two SAEs; an arm of the baseline comes last."""
     arms = sorted([arm_in(run, a), arm_in(run, b)], key=lambda arm: (arm.arch == BASELINE, arm))
     return Sides(run.about[a]["site"], *arms)
 
@@ -80,10 +87,10 @@ def arm_in(run: FinishedRun, name: str) -> Arm:
 
 
 def bootstrap_settings(run: FinishedRun) -> dict[str, int]:
-    """The settings of every bootstrap."""
+    """The arguments `resamples` and `seed` of every bootstrap."""
     return {"resamples": run.config.eval.bootstrap, "seed": run.config.eval.eval_seed}
 
 
 def check_factor(most_apart: float) -> None:
     if not most_apart >= 1:
-        raise ValueError(f"most_apart={most_apart} is out of range: it is a factor, at least 1.")
+        raise ValueError(f"most_apart={most_apart} is out of range: it must be at least 1.")

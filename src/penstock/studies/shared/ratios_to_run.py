@@ -1,9 +1,9 @@
-"""Firing latents that a study's SAEs need compared with the run's own arms: ratios at equal loss recovered.
+"""Ratios of L0 at equal loss recovered between a study's SAEs and the run's own arms.
 
-A study measures on the run's own held-out tokens, so both use the same resamples, and a difference is paired by
-sequence and by seed as between two arms (`comparison.py`). A curve consists of the candidates of one seed that were
-made in the same way (`curve` in their records) from the SAEs of one arm. It is compared with exactly those SAEs of the
-arm. Curves bend between their points, so a curve with fewer points would seem better or worse by a few percent.
+A study measures on the run's own held-out tokens with the same resamples. So differences are paired by sequence and by
+seed, as between two arms (see `comparison.py`). A curve consists of the candidates of one seed that were made in the
+same way (`curve` in their records) from the SAEs of one arm. It is compared with exactly those SAEs of the arm. Curves
+bend between their points, so a curve with fewer points would seem better or worse by a few percent.
 """
 
 import json
@@ -28,31 +28,31 @@ from penstock.training.settings.config_file import read_config
 
 
 class _Series(NamedTuple):
-    """What is compared: an arm of the run, or what a study made of one."""
+    """One side of a comparison: an arm of the run, or a curve that a study made from it."""
 
     arm: Arm
     curve: str | None
-    """How it was made; None for the arm itself."""
+    """The curve; None for the arm itself."""
 
 
 class Made(NamedTuple):
-    """What a study made of an SAE of the run."""
+    """An SAE that a study made from an SAE of the run."""
 
     of: str
-    """The SAE's name."""
+    """The name of the original SAE."""
     point: Point
-    """Its numbers; arm and seed are those of the SAE that it was made from."""
+    """The new SAE's numbers, with the arm and seed of the original."""
 
 
 def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
-    """Compare the series of a study that measures SAEs with the arms of its run; written to its comparison.json.
+    """Compare the SAEs of a study with the arms of its run, and write the result to the study's comparison.json.
 
     Args:
-        run: The run's directory, evaluated.
-        study: The study's name; its records and sums lie in RUN/studies/NAME.
+        run: The directory of an evaluated run.
+        study: The name of a study that measures SAEs; its records and sums are in RUN/studies/NAME.
 
     Returns:
-        As `series_comparisons`.
+        The entries of `series_comparisons`.
 
     Raises:
         FileNotFoundError: the records or sums of the run or of the study are missing.
@@ -73,16 +73,16 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
 
 
 def comparisons_of(run: Path, study: str) -> list[dict[str, Any]]:
-    """What `compare_study` has written; empty for a study that it does not compare."""
+    """The comparisons that `compare_study` has written; empty for a study that does not measure SAEs."""
     path = study_folder(run, study) / "comparison.json"
     return read_comparison(path)["comparisons"] if path.is_file() else []
 
 
 def own_points(run: Path) -> dict[str, Point]:
-    """The SAEs of an evaluated run by name, with the resamples of its own evaluation.
+    """The points of an evaluated run's SAEs by name, with the bootstrap resamples of its evaluation.
 
     Raises:
-        FileNotFoundError: its records or sums are missing.
+        FileNotFoundError: the run's records or sums are missing.
     """
     sums = read_sums(run / SUMS_FILE)
     return _points(run, sums, _weights(run, sums))
@@ -105,19 +105,22 @@ def _weights(run: Path, sums: Mapping[str, SequenceSums]) -> Float[Tensor, "resa
 
 
 def series_comparisons(own: Mapping[str, Point], made: Mapping[str, Sequence[Made]]) -> list[dict[str, Any]]:
-    """The ratio of L0 at equal loss recovered of the Gated arms to each series, and of each to what it was made from.
+    """The ratios of L0 at equal loss recovered between the curves of a study and the arms of its run.
+
+    A curve made from a baseline is compared with every other arm at its site and with its own arm. A curve made from
+    another arm is compared with that arm, and with the curves made in the same way from baselines.
+
+    Against its own arm, a curve is compared only with the SAEs that it was made from. If these are one for each seed,
+    or share no range of loss recovered with the curve, it is compared with the whole arm.
 
     Args:
         own: The SAEs of the run by name.
-        made: For each curve what was made in this way. The same resamples as in `own`.
+        made: The SAEs of each curve, with the same resamples as `own`.
 
     Returns:
-        Entries as those of `compare`. One of `arm_curve` and `baseline_curve` says which curve is on that side, the
-        other is None; `arm_label` and `baseline_label` name both sides in words. Series made from a Gated arm are
-        compared with that arm and with what was made of other architectures in the same way; all others with every
-        Gated arm of their site and with their own arm. Of its own arm only those SAEs count that a series was made
-        from, unless they are one for each seed, or reach no quality in common with it: then the whole arm does, and
-        `whole_arm` is true (as it is where neither side is an arm that the other was made from).
+        Entries like those of `compare`, with the following keys in addition. `arm_curve` and `baseline_curve` are the
+        curve on each side, or None for an arm of the run. `arm_label` and `baseline_label` describe both sides in
+        words. `whole_arm` says whether all SAEs of both sides were used.
     """
     by_site: dict[str, dict[_Series, list[Made]]] = defaultdict(lambda: defaultdict(list))
     for curve, points in {None: [Made(*item) for item in own.items()], **made}.items():
@@ -132,7 +135,7 @@ def series_comparisons(own: Mapping[str, Point], made: Mapping[str, Sequence[Mad
 
 
 def _ratio(arm: _Series, baseline: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> dict[str, Any]:
-    """Of the SAEs on both sides; of an arm as far as the other side was made from them, where that gives a ratio."""
+    """The ratio of two sides, from only the SAEs that the other side was made from if that gives a ratio."""
     whole = [[made.point for made in at_site[side]] for side in (arm, baseline)]
     alike = [_origins(arm, baseline, at_site), _origins(baseline, arm, at_site)]
     found = l0_ratio(*alike)
@@ -142,14 +145,14 @@ def _ratio(arm: _Series, baseline: _Series, at_site: Mapping[_Series, Sequence[M
 
 
 def _origins(one: _Series, other: _Series, at_site: Mapping[_Series, Sequence[Made]]) -> list[Point]:
-    """Return the points of `one` to compare with `other`: if `one` is its arm, only the SAEs it was made from."""
+    """The points of `one` to compare with `other`: if `other` was made from arm `one`, only its original SAEs."""
     origins = {made.of for made in at_site[other]}
     own_arm = one.curve is None and one.arm == other.arm
     return [made.point for made in at_site[one] if not own_arm or made.of in origins]
 
 
 def _pairs(at_site: Sequence[_Series]) -> list[tuple[_Series, _Series]]:
-    """Which series are compared with which: arm, baseline."""
+    """The pairs of series to compare, each as (arm, baseline)."""
     arms = [one for one in at_site if one.curve is None]
     rivals = [arm for arm in arms if arm.arm.arch != BASELINE]
     found = []
@@ -179,11 +182,11 @@ def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[s
 
 
 def _check_same_rows(run: Path, folder: Path, sums: Sequence[SequenceSums]) -> None:
-    """Sequences are pairs only if they are the same ones; the tokens that count in each tell most others apart."""
+    """Raise ValueError if the sequences are not the same, judged by the number of tokens that count in each."""
     first = sums[0]["tokens"]
     if not all(torch.equal(one["tokens"], first) for one in sums):
         raise ValueError(
-            f"The study in {folder} was measured on other held-out tokens than the run, so the two cannot be compared. "
-            f"Has the run's text changed? Evaluate the run again (penstock eval {run}), delete the study's folder, "
-            "and make it again."
+            f"The study in {folder} was measured on other held-out tokens than the run, so they cannot be compared. "
+            f"The run's text may have changed. Evaluate the run again (penstock eval {run}), delete the study's "
+            "folder, and make the study again."
         )

@@ -1,7 +1,7 @@
-"""A study's records on disk, so that none is made twice for the same settings.
+"""A study's records on disk, so that no study is made twice with the same settings.
 
-RUN/studies/NAME/settings.json   what was asked, and of which run
-RUN/studies/NAME/records.jsonl   what was found
+RUN/studies/NAME/settings.json   the settings, a hash of the run, and the version of this library
+RUN/studies/NAME/records.jsonl   the records
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ from penstock.version import __version__
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-"""A line of a study's records.jsonl, ready for JSON."""
+"""A line of a study's records.jsonl; all values can be written as JSON."""
 
 
 def study_folder(run: Path, name: str) -> Path:
-    """Where a study of a run lies."""
+    """The folder of a study of a run."""
     return run / "studies" / name
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records in a file of JSON lines.
+    """The records in a JSON-lines file.
 
     Raises:
         FileError: the file is damaged.
@@ -37,17 +37,19 @@ def read_lines(path: Path) -> list[Record]:
     """
     found = read_rows(path)
     if found.cut_off:
-        logger.warning("The last line of %s was cut off while it was written, and is left out.", path)
+        logger.warning("The last line of %s is incomplete and is left out.", path)
     return found.rows
 
 
 def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Record]]) -> list[Record]:
-    """The records of a study: from disk if they were made with these settings on this run, else computed and written.
+    """The records of a study, read from disk if they were made with these settings on this run, otherwise computed.
+
+    Computed records are written to the study's folder.
 
     Args:
         run: The run's directory.
-        name: Of the study.
-        settings: A dataclass with everything that decides the study, except the run.
+        name: The study's name.
+        settings: A dataclass with everything that determines the records, except the run.
         compute: Makes the records.
 
     Raises:
@@ -67,24 +69,24 @@ def _stored(folder: Path, text: str, compute: Callable[[], list[Record]]) -> lis
         return read_lines(records_file)
     made = "".join(json.dumps(record) + "\n" for record in compute())
     for name_of_file in ("table.csv", "figure.png", "figure.svg"):
-        # Files of an earlier study, which are not always written again.
+        # These files of an earlier study might not be written again.
         (folder / name_of_file).unlink(missing_ok=True)
-    # The settings come last, and those of an earlier study go first: they vouch for the records.
+    # settings.json marks complete records. So the old one is deleted first, and the new one is written last.
     settings_file.unlink(missing_ok=True)
     write_whole(records_file, made)
     write_whole(settings_file, text)
-    # As whoever comes later will read them: JSON knows no tuples.
+    # Read back, so that they are the same as in later calls: JSON turns tuples into lists.
     return read_lines(records_file)
 
 
 def asked(run: Path, settings: Any) -> str:
-    """The text of a study's settings.json: what was asked, of which run, and of which version of this library."""
+    """The text of a study's settings.json: the settings, a hash of the run, and the version of this library."""
     question = {"settings": dataclasses.asdict(settings), "run": _hash_of(run), "penstock": __version__}
     return json.dumps(question, indent=1) + "\n"
 
 
 def _hash_of(run: Path) -> str:
-    """Of the run's settings and the weights of its SAEs."""
+    """The hash of the run's settings and of its SAEs' weights."""
     found = hashlib.sha256((run / "config.json").read_bytes())
     for weights in sorted(run.glob("saes/*/sae.safetensors")):
         found.update(weights.read_bytes())

@@ -1,4 +1,4 @@
-"""Trains additional SAEs like those of a run: on its stream, for its length, measured on its held-out tokens."""
+"""Training of variants of a run's SAEs: on the same stream, for the same number of steps."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from penstock.training.settings import SAEConfig
 from penstock.training.settings.config_file import config_to_json
 
 CoefOf = Callable[[str], float]
-"""The coefficient that an SAE of a run, by its folder, ended with."""
+"""Returns the final sparsity coefficient of an SAE of the run, given its folder."""
 
 
 class Variant(NamedTuple):
@@ -20,23 +20,23 @@ class Variant(NamedTuple):
 
     sae: SAEConfig
     of: str
-    """Folder of the SAE of the run that it stems from."""
+    """The folder of the original SAE in the run."""
     change: Any
-    """What differs from that, in the study's own terms."""
+    """The difference from the original, in the study's own terms."""
 
 
 def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> FoundSAEs:
-    """Train SAEs in a run of their own, RUN/studies/STUDY/run-HASH; a kill costs what came after its last checkpoint.
+    """Train SAEs in a separate run, RUN/studies/STUDY/run-HASH. After a kill, training continues from a checkpoint.
 
     Args:
-        run: Gives everything but the SAEs' settings, and says how theirs is divided.
-        study: Whose folder they go to.
-        saes: What to train; names are folders.
+        run: The run, whose other settings the new run takes, including its division into parts.
+        study: The study whose folder the new run goes to.
+        saes: The SAEs to train, each with a name that becomes its folder.
 
     Raises:
-        ValueError: settings do not fit each other or the language model, or an SAE the memory.
-        DivergenceError: all of them diverged.
-        InterruptedError: a signal asked to stop; what was done is kept.
+        ValueError: settings do not fit each other or the language model, or an SAE does not fit into memory.
+        DivergenceError: all SAEs diverged.
+        InterruptedError: a signal stopped training; finished work is kept.
     """
     config = run.config.with_saes(saes, run.model)
     digest = hashlib.sha256(config_to_json(config).encode()).hexdigest()[:8]
@@ -45,6 +45,6 @@ def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> F
         train_divided(config, folder, run.model, run.divide)
     except InterruptedError as error:
         raise InterruptedError(
-            f"The study {study} was stopped; what it has trained is saved. Give the same command again to go on."
+            f"The study {study} was stopped; finished training is saved. To continue, give the same command again."
         ) from error
     return load_run(config, folder)
