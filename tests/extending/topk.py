@@ -7,8 +7,17 @@ import torch
 from torch import nn
 
 from penstock.kernels import encode_to_support, per_latent
-from penstock.saes import Architecture, DecoderRule, LearningRate, Loss, Settings, TrainableSAE, Training
-from penstock.saes.base import latent_major, random_directions, squared_errors
+from penstock.saes import (
+    Architecture,
+    LearningRate,
+    Loss,
+    Settings,
+    TrainableSAE,
+    Training,
+    latent_major,
+    random_directions,
+    squared_errors,
+)
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from penstock.saes import DECODER_RULES, DecoderRule
-from penstock.saes.decoder_rules import GradientFlow
+from penstock.saes.shared.decoder_rules import GradientFlow
 
 
 @pytest.mark.parametrize(("auxiliary", "penalty"), [("trained", "frozen"), ("frozen", "trained")])

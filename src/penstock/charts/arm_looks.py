@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.evaluation.arms import CONTROLS, Arm, is_control
-from penstock.saes import ARCHITECTURES, Look
-from penstock.saes.architecture import Marker
+from penstock.saes import ARCHITECTURES, Look, Marker
 
 _SPARE = (
     Look(colour="#0b6bb3", dark_colour="#62b5f5", marker="circle"),

@@ -29,8 +29,7 @@ from penstock.json_files import (
     or_null,
     read_object,
 )
-from penstock.saes import ARCHITECTURES, SAE
-from penstock.saes.base import latent_major
+from penstock.saes import ARCHITECTURES, SAE, latent_major
 
 FILES = ("cfg.json", "sae.safetensors")
 

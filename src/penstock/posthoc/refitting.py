@@ -18,8 +18,7 @@ from typing import NamedTuple
 import torch
 
 from penstock.activations.sources import SCALE_TOKENS, ActivationCache, measure_scale
-from penstock.saes import ARCHITECTURES, SAE, GatedSAE
-from penstock.saes.base import squared_errors
+from penstock.saes import ARCHITECTURES, SAE, GatedSAE, squared_errors
 from penstock.settings import MAX_SEED
 from penstock.shapes import Acts
 from penstock.training.trainer import DivergenceError

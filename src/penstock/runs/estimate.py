@@ -133,7 +133,7 @@ def step_flops(sae: SAEConfig, d_in: int, batch: int, pairs_per_token: float) ->
     codes = training_of(sae.arch).codes_decoded
     training_decoder = codes if sae.rule.auxiliary_decoder == "trained" else 1
     dense = 2 * (batch + 1) * d_in * sae.d_sae
-    # Forward and backward: an encoder matrix besides W_enc is multiplied densely (saes/ablations.py).
+    # Forward and backward: an encoder matrix besides W_enc is multiplied densely (saes/gated_ablations.py).
     dense += 3 * 2 * batch * d_in * sae.d_sae * (len(_class_of(sae).encoder_matrices) - 1)
     return dense + 2 * d_in * batch * pairs_per_token * (codes + codes + training_decoder + 1)
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from penstock.saes.ablations import ABLATION_RULES, GATED_NO_AUXILIARY, GATED_NO_R_MAG, GATED_UNTIED
-from penstock.saes.architecture import Aim, Architecture, LearningRate, Look, Training
-from penstock.saes.base import SAE, Loss, TrainableSAE
-from penstock.saes.decoder_rules import DECODER_RULES, DecoderRule
 from penstock.saes.gated import GATED, GatedSAE
+from penstock.saes.gated_ablations import ABLATION_RULES, GATED_NO_AUXILIARY, GATED_NO_R_MAG, GATED_UNTIED
 from penstock.saes.jumprelu import JUMPRELU, JumpReLUSAE
 from penstock.saes.relu import RELU, ReLUSAE
-from penstock.saes.settings import NO_SETTINGS, Settings
+from penstock.saes.shared.architecture import Aim, Architecture, LearningRate, Look, Marker, OwnSettings, Training
+from penstock.saes.shared.base import SAE, Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
+from penstock.saes.shared.decoder_rules import DECODER_RULES, DecoderRule
+from penstock.saes.shared.settings import NO_SETTINGS, Settings
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
@@ -83,6 +83,8 @@ __all__ = [
     "JumpReLUSAE",
     "LearningRate",
     "Look",
+    "Marker",
+    "OwnSettings",
     "Loss",
     "ReLUSAE",
     "Settings",
@@ -90,7 +92,11 @@ __all__ = [
     "TrainableSAE",
     "baseline_first",
     "baseline_of",
+    "latent_major",
     "offered",
+    "penalty",
+    "random_directions",
+    "squared_errors",
     "trainable",
     "training_of",
 ]

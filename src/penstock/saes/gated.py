@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from penstock.kernels import decode_from_support, encode_to_support, per_latent
-from penstock.saes.architecture import Architecture, LearningRate, Look, Training
-from penstock.saes.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
-from penstock.saes.decoder_rules import DecoderRule
 from penstock.saes.jumprelu import JumpReLUSAE
-from penstock.saes.settings import NO_SETTINGS, Settings
+from penstock.saes.shared.architecture import Architecture, LearningRate, Look, Training
+from penstock.saes.shared.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
+from penstock.saes.shared.decoder_rules import DecoderRule
+from penstock.saes.shared.settings import NO_SETTINGS, Settings
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 

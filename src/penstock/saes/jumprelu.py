@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from penstock.kernels import encode_to_support, per_latent
-from penstock.saes.architecture import Architecture, Look
-from penstock.saes.base import SAE
-from penstock.saes.settings import NO_SETTINGS, Settings
+from penstock.saes.shared.architecture import Architecture, Look
+from penstock.saes.shared.base import SAE
+from penstock.saes.shared.settings import NO_SETTINGS, Settings
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 

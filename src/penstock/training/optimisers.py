@@ -61,7 +61,7 @@ class LatentAdam(torch.optim.Optimizer):
         """See DenseAdam; all matrices must be latent-major in memory, as every SAE makes them."""
         for name in sae.encoder_matrices:
             contiguous = sae.get_parameter(name).T.is_contiguous()
-            assert contiguous, f"{name} is not latent-major: see penstock.saes.base.latent_major"
+            assert contiguous, f"{name} is not latent-major: see penstock.saes.latent_major"
         super().__init__(sae.parameters(), {"lr": lr, "eps": EPS})
         self.sae = sae
         self.beta2 = beta2

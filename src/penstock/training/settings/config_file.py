@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.json_files import FileError, parse_object, shown
-from penstock.saes.architecture import OwnSettings
+from penstock.saes import OwnSettings
 from penstock.strict import strict_converter, structured
 from penstock.training.settings.defaults import PlannedModel
 from penstock.training.settings.run_config import ResolvedRun, RunConfig, decide

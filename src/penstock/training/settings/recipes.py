@@ -1,7 +1,7 @@
 """Training recipes: how the loss treats the decoder, with the optimiser settings that were tuned for it.
 
 Two recipes may share a decoder rule: `paper` and `paper_clipped` have the same loss and differ in what is done about
-dead latents. Sources are named in saes/decoder_rules.py; how the settings were found, in docs/training.md.
+dead latents. Sources are named in saes/shared/decoder_rules.py; how the settings were found, in docs/training.md.
 """
 
 from dataclasses import dataclass

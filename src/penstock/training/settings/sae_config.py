@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from penstock.language_models.sites import site_name
-from penstock.saes import ARCHITECTURES, Aim, DecoderRule, Settings, offered, training_of
-from penstock.saes.architecture import OwnSettings
+from penstock.saes import ARCHITECTURES, Aim, DecoderRule, OwnSettings, Settings, offered, training_of
 from penstock.settings import MAX_SEED, at_least, between, one_of, values_of
 from penstock.training.settings.defaults import ModelFacts
 from penstock.training.settings.recipes import KNOWN_RECIPES, RECIPES, Recipe

@@ -10,8 +10,8 @@ from typing import Any, Literal, cast
 
 import torch
 
-from penstock.saes.base import SAE, TrainableSAE
-from penstock.saes.settings import Settings
+from penstock.saes.shared.base import SAE, TrainableSAE
+from penstock.saes.shared.settings import Settings
 from penstock.strict import structured
 
 Aim = Literal["target_l0", "sparsity_coef", "paper_lambda"]

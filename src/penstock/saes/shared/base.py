@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from penstock.kernels import decode_from_support, per_latent
-from penstock.saes.decoder_rules import DecoderRule
-from penstock.saes.settings import Settings
+from penstock.saes.shared.decoder_rules import DecoderRule
+from penstock.saes.shared.settings import Settings
 from penstock.shapes import Acts, AnyActs, AnyLatents, PerInput, Scalar
 from penstock.sparse import SparseCode
 

@@ -1,8 +1,8 @@
 """Ablations of the Gated SAE: variants with one part changed, and decoder rules that change the loss.
 
 Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 5.1 and figure 8. The inconsistent mixture
-comes from the authors' reply on penalties weighted by decoder norms (see saes/decoder_rules.py). These variants are for
-comparison only; `penstock study ablations` trains them.
+comes from the authors' reply on penalties weighted by decoder norms (see saes/shared/decoder_rules.py). These variants
+are for comparison only; `penstock study ablations` trains them.
 """
 
 from dataclasses import replace
@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from penstock.kernels import encode_to_support, per_latent
-from penstock.saes.architecture import Architecture
-from penstock.saes.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
-from penstock.saes.decoder_rules import DecoderRule
 from penstock.saes.gated import GATED, GatedSAE, gated_loss
-from penstock.saes.settings import NO_SETTINGS, Settings
+from penstock.saes.shared.architecture import Architecture
+from penstock.saes.shared.base import Loss, TrainableSAE, latent_major, penalty, random_directions, squared_errors
+from penstock.saes.shared.decoder_rules import DecoderRule
+from penstock.saes.shared.settings import NO_SETTINGS, Settings
 from penstock.shapes import Acts
 from penstock.sparse import SparseCode
 
