@@ -118,7 +118,7 @@ def test_it_resumes_to_the_same_bits(
     [
         (("--k", "0"), "k=0 is out of range"),
         (("--target-l0", "4"), "target_l0=4.0 has no effect on 'topk'"),
-        (("--recipe", "norm_weighted"), "recipe='norm_weighted' gives decoder rows free norms"),
+        (("--recipe", "norm_weighted"), "recipe='norm_weighted' has decoder_norm='free'"),
         (("--arch", "relu", "--k", "4"), "k has no effect on 'relu'"),
     ],
 )

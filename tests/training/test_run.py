@@ -497,7 +497,7 @@ def test_settings_that_do_not_fit_the_model_or_each_other_are_refused(
     with pytest.raises(ValueError, match="context=33 is more than the 32 positions of .*Lower it"):
         long.resolve(tiny_lm)
     small = replace(config, data=replace(config.data, buffer_tokens=63))
-    with pytest.raises(ValueError, match="buffer_tokens=63 is less than batch_size=64.*Raise one or lower"):
+    with pytest.raises(ValueError, match="buffer_tokens=63 is less than batch_size=64.*Raise buffer_tokens or lower"):
         small.resolve(tiny_lm)
 
 
@@ -508,7 +508,7 @@ def test_settings_of_a_resampling_that_never_happens_are_refused(tiny_run: MakeR
 
     decided("norm_weighted", window_tokens=100)
     decided("paper", lr_dip=0.5)
-    with pytest.raises(ValueError, match=r"^resampling.lr_dip=0.5 has no effect: no SAE .* say when with resample_at"):
+    with pytest.raises(ValueError, match=r"^resampling.lr_dip=0.5 has no effect: no SAE .* set resample_at"):
         decided("norm_weighted", lr_dip=0.5)
     # The paper's own moments are shares of the run: another unit alone would switch resampling off.
     with pytest.raises(ValueError, match="resampling.unit='steps' has no effect"):

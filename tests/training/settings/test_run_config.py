@@ -183,7 +183,7 @@ def test_a_file_that_is_no_config_says_so(text: str) -> None:
 
 OUT_OF_RANGE: list[tuple[Callable[[], object], str]] = [
     (lambda: sae(d_sae=1), "d_sae=1 is out of range: it must be at least 2"),
-    (lambda: sae(target_l0=64.0), "target_l0=64.0 is out of range: it must lie between 0 and d_sae=64"),
+    (lambda: sae(target_l0=64.0), "target_l0=64.0 is out of range: it must be above 0 and below d_sae=64"),
     (lambda: sae(target_l0=0.0), "target_l0=0.0 is out of range"),
     (lambda: sae(target_l0=None, sparsity_coef=-0.1), "sparsity_coef=-0.1 is out of range: it must be"),
     (lambda: sae(target_l0=None, sparsity_coef=float("nan")), "sparsity_coef=nan is out of range"),
@@ -203,7 +203,7 @@ OUT_OF_RANGE: list[tuple[Callable[[], object], str]] = [
     (lambda: OptimConfig(batch_size=0), "batch_size=0 is out of range"),
     (lambda: OptimConfig(beta2=1.0), "beta2=1.0 is out of range"),
     (lambda: OptimConfig(warmup_share=-0.1), "warmup_share=-0.1 is out of range"),
-    (lambda: OptimConfig(warmup_share=0.6, decay_share=0.6), "together they may be at most 1"),
+    (lambda: OptimConfig(warmup_share=0.6, decay_share=0.6), "their sum must be at most 1"),
     (lambda: ResamplingConfig(inputs=0), "resampling.inputs=0 is out of range"),
     (lambda: ResamplingConfig(window_tokens=0), "resampling.window_tokens=0 is out of range"),
     (lambda: ResamplingConfig(lr_dip=0.0), "resampling.lr_dip=0.0 is out of range"),
@@ -231,7 +231,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(make: Callable[[], o
 def test_exactly_one_of_target_l0_and_sparsity_coef_is_wanted() -> None:
     with pytest.raises(ValueError, match="exactly one of .*, got sparsity_coef and target_l0"):
         sae(sparsity_coef=0.1)
-    with pytest.raises(ValueError, match="got none. target_l0 is the easiest one to choose"):
+    with pytest.raises(ValueError, match="got none. The easiest to choose is target_l0"):
         sae(target_l0=None)
 
 
@@ -267,19 +267,19 @@ NO_EFFECT: list[tuple[Callable[[], object], tuple[str, ...]]] = [
     ),
     (
         lambda: resolved(resampling=ResamplingConfig(window_tokens=409_600)),
-        ("resampling.window_tokens=409600 is not below the 409600 tokens of the run", "Lower it (25600 if left out)"),
+        ("resampling.window_tokens=409600 is not below the 409600 tokens of the run", "Lower it (default: 25600)"),
     ),
     (
         lambda: resolved(resampling=ResamplingConfig(window_tokens=60_000)),
-        ("resample_at=0.125 (share) is after 49152 tokens, before a latent can count", "Choose a later moment"),
+        ("resample_at=0.125 (share) is after 49152 tokens. Latents can count", "Choose a later moment"),
     ),
     (
         lambda: resolved(saes=(sae(resample_at=(0.05,)),)),
-        ("resample_at=0.05 (share) is after 20480 tokens", "(resampling.window_tokens=25600)"),
+        ("resample_at=0.05 (share) is after 20480 tokens", "after resampling.window_tokens=25600"),
     ),
     (
         lambda: resolved(saes=(sae(resample_at=(0.5, 0.501)),)),
-        ("resample_at=0.5 (share) has no effect: another moment is the same step 50", "Leave one of them out"),
+        ("resample_at=0.5 (share) has no effect, because another moment is the same step 50", "Leave one of them out"),
     ),
     (
         lambda: resolved(resampling=ResamplingConfig(lr_dip=1.0, lr_dip_steps=3)),

@@ -1,4 +1,4 @@
-"""Settings of a run: what a user asks for, and what was decided from it."""
+"""Settings of a run: as users give them, and resolved, with every default filled in."""
 
 from penstock.activations.settings import DataConfig, ResolvedData
 from penstock.evaluation.settings import EvalConfig

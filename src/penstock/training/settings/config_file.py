@@ -1,4 +1,4 @@
-"""config.json, the settings of a run as JSON: how it is written and read, and the errors if it is invalid."""
+"""Writing and reading of config.json, the settings of a run as JSON."""
 
 import json
 from dataclasses import asdict
@@ -18,23 +18,23 @@ def config_to_json(config: RunConfig) -> str:
 
 
 def config_from_json(text: str, source: str) -> RunConfig:
-    """Read back what `config_to_json` wrote.
+    """The settings in JSON that `config_to_json` wrote.
 
     Args:
         text: The JSON.
-        source: Where it came from, for the error.
+        source: The origin of the text, for the error message.
 
     Raises:
-        ValueError: not JSON, an unknown or missing setting, or a value out of range; names the setting.
+        ValueError: the text is not JSON, a setting is unknown or missing, or a value is out of range.
     """
     stored, not_finite = parse_object(text, source)
     if not_finite:
-        raise FileError(f"{source} holds a number that is NaN or infinite, which no setting can be. Restore the file.")
+        raise FileError(f"{source} holds a number that is NaN or infinite. Settings must be finite. Restore the file.")
     if stored.get("checkpoint_steps") is not None:
         # Older versions also stored the minutes, which had no effect.
         stored.pop("checkpoint_minutes", None)
     converter = strict_converter()
-    # Which settings an architecture has of its own, `SAEConfig` itself checks.
+    # `SAEConfig` checks the architecture's own settings.
     converter.register_structure_hook_func(lambda wanted: wanted == OwnSettings, lambda value, _: _own_settings(value))
     return structured(stored, RunConfig, f"{source} does not hold the settings of a run", converter)
 
@@ -46,19 +46,20 @@ def _own_settings(value: Any) -> Any:
 
 
 def resolved_from_json(text: str, source: str) -> ResolvedRun:
-    """Read the settings of a run that was started; settings that older versions did not store get their defaults then.
+    """The settings of a run that was started. Settings that older versions did not store get their defaults.
 
     Raises:
-        ValueError: see `config_from_json`; or a missing setting needs the language model.
+        ValueError: see `config_from_json`, or a setting is missing whose default depends on the language model.
     """
     config = config_from_json(text, source)
     undecided = ["data.context"] if config.data.context is None else []
     undecided += [f"saes[{number}].lr" for number, sae in enumerate(config.saes) if sae.lr is None]
     if undecided:
         raise ValueError(
-            f"{source} leaves {', '.join(undecided)} open, so no run was begun with it. Begin one with --from {source}."
+            f"{source} does not have {', '.join(undecided)}, so it is not the config.json of a run that was started. "
+            f"Start a run with --from {source}."
         )
-    # Nothing that depends on the language model is open, so it is not asked.
+    # No missing setting depends on the language model, so its facts are not used.
     return decide(config, PlannedModel(source, 0, {}))
 
 
@@ -66,7 +67,7 @@ def read_config(run_dir: Path) -> ResolvedRun:
     """The settings of a run.
 
     Raises:
-        FileNotFoundError: there is no run in `run_dir`.
+        FileNotFoundError: `run_dir` does not hold a run.
         ValueError: config.json has unknown keys or values out of range.
     """
     path = run_dir / "config.json"
@@ -74,10 +75,13 @@ def read_config(run_dir: Path) -> ResolvedRun:
 
 
 def config_from_file(path: Path) -> RunConfig:
-    """The settings in a config.json, or in that of a run's directory, to ask for them again.
+    """The settings in a config.json, for a new run.
+
+    Args:
+        path: The file, or the directory of a run.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: see `read_config`.
     """
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Defaults of a run's settings; for those of an SAE see `resolve_sae`."""
+"""Defaults of a run's settings. See `resolve_sae` for those of an SAE."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,66 +7,66 @@ from typing import Protocol, runtime_checkable
 import torch
 
 DEFAULT_BUFFER_TOKENS = 2**18
-"""Activations in the shuffle buffer of a run that streams."""
+"""The default size of the shuffle buffer, in activations."""
 
 LONGEST_CONTEXT = 1024
-"""Tokens in a row of a model that would take more, unless more are asked for."""
+"""The largest default context; models with more positions use more only if the user asks for it."""
 
 
 @runtime_checkable
 class ModelFacts(Protocol):
-    """What settings depend on of a language model; a `LanguageModel` has it."""
+    """The facts of a language model that settings depend on. A `LanguageModel` has them."""
 
     @property
     def name(self) -> str:
-        """As in the settings."""
+        """The model's name in the settings."""
         ...
 
     @property
     def context(self) -> int:
-        """The most positions it takes."""
+        """The largest number of positions."""
         ...
 
     @property
     def device(self) -> torch.device | None:
-        """Where it lives; None if it is not loaded."""
+        """The device, or None if the model is not loaded."""
         ...
 
     def d_in(self, site: str) -> int:
-        """The width of a site; raises ValueError if there is no such site."""
+        """The width of a site. Raises ValueError if the site does not exist."""
         ...
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A language model that is not loaded: `ModelFacts` from numbers."""
+    """The `ModelFacts` of a language model that is not loaded."""
 
     name: str
     context: int
     widths: Mapping[str, int]
-    """For each site its d_in."""
+    """The d_in of each site."""
 
     @property
     def device(self) -> None:
-        """None: it is not loaded."""
+        """None, because the model is not loaded."""
 
     def d_in(self, site: str) -> int:
         if site not in self.widths:
-            raise ValueError(f"The width of {site} is not known: give the d_in of every site of the run.")
+            raise ValueError(f"The width of {site} is not known. Give the d_in of every site of the run.")
         return self.widths[site]
 
 
 def coefficient(lambda_paper: float, d_in: int, scale: float) -> float:
-    """The paper's lambda of a Gated SAE as a `sparsity_coef`: lambda * d_in * scale.
+    """The `sparsity_coef` for a lambda of the paper's Gated SAEs: lambda * d_in * scale.
 
-    A token of raw activation x costs |x - x_hat|^2 / d_in + lambda |f|_1 in the paper, its auxiliary error divided by
-    d_in like the other (appendix D; of the auxiliary error that is assumed). Here it costs |s x - s x_hat|^2 +
-    coef |s f|_1: an SAE is positively homogeneous in x and its biases together. That is d_in s^2 times the paper's.
+    In the paper, the loss of a raw activation x is |x - x_hat|^2 / d_in + lambda |f|_1 (appendix D). We assume that the
+    auxiliary error is divided by d_in, too. Here the loss is |s x - s x_hat|^2 + coef |s f|_1, because an SAE is
+    positively homogeneous in x and its biases together. With this coefficient it is d_in s^2 times the paper's.
 
     Args:
-        lambda_paper: Above 0.
+        lambda_paper: The paper's lambda, above 0.
         d_in: Width of the site.
-        scale: What brings the activations to unit mean squared norm, s = 1 / sqrt(E |x|^2).
+        scale: The factor s = 1 / sqrt(E |x|^2) that gives the activations unit mean squared norm.
 
     Raises:
         ValueError: an argument is not above 0.
@@ -80,10 +80,10 @@ def coefficient(lambda_paper: float, d_in: int, scale: float) -> float:
 
 
 def default_window_tokens(tokens: int) -> int:
-    """Tokens without firing after which a latent counts as dead: 1/16 of a run of `tokens`."""
+    """The number of tokens without firing after which a latent counts as dead: 1/16 of the run's tokens."""
     return max(1, tokens // 16)
 
 
 def default_dip_steps(num_steps: int) -> int:
-    """Steps over which the learning rate rises back after resampling: 1,000, or 1/16 of a shorter run."""
+    """The number of steps over which the learning rate recovers after resampling: 1,000, or 1/16 of the run if less."""
     return min(1000, max(1, num_steps // 16))

@@ -1,33 +1,34 @@
-"""Training recipes: how the loss treats the decoder, with the optimiser settings that were tuned for it.
+"""Training recipes: a decoder rule, with the optimiser settings that were tuned for it.
 
-Two recipes may share a decoder rule: `paper` and `paper_clipped` have the same loss and differ in what is done about
-dead latents. Sources are named in saes/shared/decoder_rules.py; how the settings were found, in docs/training.md.
+Two recipes may share a decoder rule. `paper` and `paper_clipped` have the same loss: the first resamples dead latents,
+the second clips gradients. See saes/shared/decoder_rules.py for the sources, and docs/training.md for how the settings
+were found.
 """
 
 from dataclasses import dataclass
 
 from penstock.saes import ABLATION_RULES, DECODER_RULES, DecoderRule
 
-# Bricken's 25k, 50k, 75k and 100k of 200k steps.
+# Bricken et al. resample at 25k, 50k, 75k and 100k of 200k steps.
 BRICKEN_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2)
 
-# Small enough to act on every step, so that Adam sees gradients of one length: the first ones, made while a
-# random dictionary overshoots, are tens of times longer and would otherwise slow it for 1 / (1 - beta2) steps.
+# So small that it clips every step, and Adam sees gradients of constant norm. The gradients of the first steps, while a
+# random dictionary overshoots, are tens of times longer. Unclipped, they slow Adam down for 1 / (1 - beta2) steps.
 CLIP = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A decoder rule and the training settings that an SAE has unless it is given its own."""
+    """A decoder rule, and the defaults of an SAE's training settings."""
 
     rule: DecoderRule
     """How the loss treats the decoder."""
     beta1: float
-    """Adam's first-moment decay."""
+    """Decay of Adam's first moment."""
     grad_clip: float
-    """Largest norm of the whole gradient, 0 for none."""
+    """Largest norm of the gradient over all parameters; 0 for no clipping."""
     decoder_init_norm: float
-    """Norm of the decoder rows at the start."""
+    """Norm of the decoder rows at initialisation."""
     resample_at: tuple[float, ...] = ()
     """Shares of the run at which dead latents are resampled; only used while `resampling.unit` is `share`."""
 
@@ -42,7 +43,7 @@ RECIPES: dict[str, Recipe] = {
         rule=DECODER_RULES["norm_weighted_frozen"], beta1=0.9, grad_clip=CLIP, decoder_init_norm=0.1
     ),
 }
-"""What users choose from."""
+"""The recipes that users can choose."""
 
 KNOWN_RECIPES: dict[str, Recipe] = {
     **RECIPES,
@@ -53,4 +54,4 @@ KNOWN_RECIPES: dict[str, Recipe] = {
         rule=ABLATION_RULES["inconsistent_mixture"], beta1=0.9, grad_clip=CLIP, decoder_init_norm=0.1
     ),
 }
-"""What a run's settings may name: those of ablations, too."""
+"""All recipes by name, including those of ablations."""

@@ -1,4 +1,4 @@
-"""Settings of the resampling of dead latents that the SAEs of a run share."""
+"""Settings of the resampling of dead latents, which all SAEs of a run share."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,20 +8,20 @@ from penstock.settings import at_least, between
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplingConfig:
-    """Resampling of dead latents, after Bricken et al. 2023 with the paper's dip of the learning rate."""
+    """Resampling of dead latents, after Bricken et al. 2023, with the paper's dip of the learning rate."""
 
     unit: Literal["share", "steps", "tokens"] = "share"
-    """What the `resample_at` of the SAEs counts in: share of the run, steps, or tokens."""
+    """Unit of `resample_at`: share of the run, steps, or tokens."""
     window_tokens: int | None = None
-    """A latent that has not fired on this many tokens counts as dead; by default 1/16 of the run."""
+    """Number of tokens without firing after which a latent counts as dead; by default 1/16 of the run."""
     inputs: int = 819_200
-    """Activations whose loss decides which of them become new latents (fewer if the source holds fewer)."""
+    """Activations from which new latents are drawn by their loss (fewer if the buffer or cache holds fewer)."""
     encoder_scale: float = 0.2
     """Norm of a resampled encoder vector, relative to the mean over the living ones."""
     lr_dip: float = 0.1
-    """Factor on the learning rate right after resampling, which then rises back along a cosine."""
+    """Factor on the learning rate right after resampling; it then rises back to 1 along a cosine."""
     lr_dip_steps: int | None = None
-    """Steps of that rise; 1,000, or 1/16 of the run if that is shorter."""
+    """Steps of that rise; by default 1,000, or 1/16 of the run if that is shorter."""
 
     def __post_init__(self) -> None:
         at_least("resampling.inputs", self.inputs, 1)
@@ -34,7 +34,7 @@ class ResamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedResampling(ResamplingConfig):
-    """The same, decided."""
+    """`ResamplingConfig` with every default filled in."""
 
     window_tokens: int = field()
     lr_dip_steps: int = field()

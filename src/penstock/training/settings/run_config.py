@@ -1,8 +1,8 @@
-"""Settings of a run: what a user asks for, and what was decided from it.
+"""Settings of a run: `RunConfig` as users give them, and `ResolvedRun` with every default filled in.
 
-`RunConfig` is what a user asks for: a field that is None is open. `RunConfig.resolve` decides the open ones, once, when
-a run starts, and gives a `ResolvedRun`, in which every field has the value that is used; the run's config.json holds
-that. `defaults.py` has the rules. Sizes are in tokens unless the name says otherwise.
+In a `RunConfig`, None stands for a default that is not filled in yet. `RunConfig.resolve` fills them in when a run
+starts, by the rules in `defaults.py`. It returns a `ResolvedRun`, which is stored in the run's config.json. Sizes are
+in tokens unless the name says otherwise.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from penstock.training.settings.resampling_config import ResamplingConfig, Resol
 from penstock.training.settings.sae_config import ResolvedSAE, SAEConfig, resolve_sae
 
 CHECKPOINT_MINUTES = 10.0
-"""Minutes between two checkpoints, unless minutes or steps are asked for."""
+"""The default number of minutes between two checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything a user can ask of a run. `saes` share one stream of activations, one forward pass for all."""
+    """The settings of a run. All `saes` share one stream of activations, and so one forward pass of the model."""
 
     saes: tuple[SAEConfig, ...]
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
@@ -40,19 +40,19 @@ class RunConfig:
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint_minutes: float | None = None
-    """Minutes between two checkpoints; 10 if `checkpoint_steps` is not given either."""
+    """Minutes between two checkpoints; by default 10, unless `checkpoint_steps` is given."""
     checkpoint_steps: int | None = None
-    """Save every so many steps instead (used where the moment must be exact)."""
+    """Steps between two checkpoints, instead of `checkpoint_minutes`."""
     keep_checkpoints: bool = False
-    """Keep the last checkpoints of a finished run; they are removed once its SAEs are saved."""
+    """Whether to keep the last checkpoints after the SAEs are saved."""
     log_steps: int = 25
     """Steps between two rows of metrics.jsonl."""
     threads: int | None = None
-    """CPU threads (default: all cores). Written when the run starts: a resumed run must use as many."""
+    """CPU threads; by default all cores. Stored when the run starts, because a resumed run must use the same number."""
 
     def __post_init__(self) -> None:
         if not self.saes:
-            raise ValueError("saes is empty: a run needs at least one SAE to train.")
+            raise ValueError("saes is empty. Give at least one SAE to train.")
         names = [sae.folder for sae in self.saes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -71,12 +71,12 @@ class RunConfig:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of the run."""
+        """The number of optimiser steps."""
         return self.data.tokens // self.optim.batch_size
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites to harvest, each once, in the order of the SAEs."""
+        """The sites to harvest, without repetition, in the order of the SAEs."""
         return tuple(dict.fromkeys(sae.site for sae in self.saes))
 
     def resampling_steps(self, sae: SAEConfig) -> tuple[int, ...]:
@@ -85,18 +85,18 @@ class RunConfig:
         return tuple(round(moment * steps_per[self.resampling.unit]) for moment in sae.resample_at or ())
 
     def resolve(self, model: ModelFacts) -> "ResolvedRun":
-        """Decide every setting that is open.
+        """Fill in every default, and check that all settings fit together.
 
         Args:
-            model: The language model of the run, or what is known of it.
+            model: The language model of the run, or its facts.
 
         Raises:
-            ValueError: settings do not fit the model or each other, or would have no effect; names the setting.
+            ValueError: settings do not fit the model or each other, or would have no effect.
         """
         if self.checkpoint_minutes is not None and self.checkpoint_steps is not None:
             raise ValueError(
                 f"checkpoint_minutes={self.checkpoint_minutes:g} has no effect with checkpoint_steps="
-                f"{self.checkpoint_steps}, which says when to save. Leave one of them out."
+                f"{self.checkpoint_steps}. Leave one of them out."
             )
         located = replace(self, language_model=self.language_model.resolve(model.device), data=self.data.located())
         decided = decide(located, model)
@@ -106,8 +106,8 @@ class RunConfig:
             )
         if decided.data.buffer_tokens < self.optim.batch_size and self.data.cache_tokens is None:
             raise ValueError(
-                f"buffer_tokens={decided.data.buffer_tokens} is less than batch_size={self.optim.batch_size}: a "
-                "batch must fit into the buffer. Raise one or lower the other."
+                f"buffer_tokens={decided.data.buffer_tokens} is less than batch_size={self.optim.batch_size}, but a "
+                "batch must fit into the buffer. Raise buffer_tokens or lower batch_size."
             )
         _check_window(decided)
         if any(sae.resample_at for sae in decided.saes):
@@ -121,14 +121,14 @@ class RunConfig:
             if not 0 < step < self.num_steps:
                 raise ValueError(
                     f"resample_at={moment:g} ({self.resampling.unit}) is step {step}, but the run has "
-                    f"{self.num_steps} steps: it would have no effect. Choose a moment inside the run, and "
+                    f"{self.num_steps} steps, so it would have no effect. Choose a moment inside the run, and "
                     "check resampling.unit (share, steps or tokens)."
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun(RunConfig):
-    """The settings of a run with every one decided."""
+    """`RunConfig` with every default filled in."""
 
     saes: tuple[ResolvedSAE, ...] = field()
     data: ResolvedData = field()
@@ -137,29 +137,29 @@ class ResolvedRun(RunConfig):
     threads: int = field()
 
     def resolve(self, model: ModelFacts) -> "ResolvedRun":
-        """Itself: everything is decided."""
+        """Return the same settings, which are resolved already."""
         return self
 
     def on_device(self, device: str) -> "ResolvedRun":
-        """The same run with language model and SAEs on one device."""
+        """The same settings, with language model and SAEs on another device."""
         return replace(self, language_model=replace(self.language_model, device=device, device_map=None))
 
     def with_saes(self, saes: Sequence[SAEConfig], model: ModelFacts) -> "ResolvedRun":
-        """The same run with other SAEs, decided as this run would decide them.
+        """The same settings with other SAEs, whose defaults are filled in.
 
         Raises:
-            ValueError: two SAEs have one name, or one resamples outside the run.
+            ValueError: two SAEs have the same name, or an SAE resamples outside the run.
         """
         return replace(self, saes=tuple(_resolve_sae(self, sae, model) for sae in saes))
 
 
 def decide(config: RunConfig, model: ModelFacts) -> ResolvedRun:
-    """Fill in every setting that is open. `RunConfig.resolve` also checks that each has an effect."""
+    """Fill in every default. Unlike `RunConfig.resolve`, this does not check that every setting has an effect."""
     optim, resampling = config.optim, config.resampling
     precision = "bfloat16" if config.language_model.device.startswith("cuda") else "float32"
     window_tokens = resampling.window_tokens or default_window_tokens(config.data.tokens)
     lr_dip_steps = resampling.lr_dip_steps or default_dip_steps(config.num_steps)
-    # What is harvested beyond `tokens` would never be served.
+    # Activations beyond `tokens` would never be used.
     buffer_tokens = max(2, min(DEFAULT_BUFFER_TOKENS, config.data.tokens))
     minutes = CHECKPOINT_MINUTES if config.checkpoint_minutes is None else config.checkpoint_minutes
     decided = values_of(
@@ -181,42 +181,42 @@ def _resolve_sae(config: RunConfig, sae: SAEConfig, model: ModelFacts) -> Resolv
 
 
 def _check_window(run: ResolvedRun) -> None:
-    """Refuse a window in which no latent can die, and moments of resampling that cannot find a dead latent."""
+    """Raise ValueError if no latent can count as dead, or none can when dead latents are resampled."""
     window, batch, unit = run.resampling.window_tokens, run.optim.batch_size, run.resampling.unit
     tokens = run.num_steps * batch
     if window >= tokens:
         raise ValueError(
             f"resampling.window_tokens={window} is not below the {tokens} tokens of the run, so no latent would ever "
-            f"count as dead. Lower it ({default_window_tokens(tokens)} if left out), or raise tokens."
+            f"count as dead. Lower it (default: {default_window_tokens(tokens)}), or raise tokens."
         )
     for sae in run.saes:
         steps = run.resampling_steps(sae)
         for moment, step in zip(sae.resample_at, steps, strict=True):
             if step * batch < window:
                 raise ValueError(
-                    f"resample_at={moment:g} ({unit}) is after {step * batch} tokens, before a latent can count as "
-                    f"dead (resampling.window_tokens={window}), so nothing would be resampled. Choose a later moment "
-                    "or a smaller window."
+                    f"resample_at={moment:g} ({unit}) is after {step * batch} tokens. Latents can count as dead only "
+                    f"after resampling.window_tokens={window}, so nothing would be resampled. Choose a later moment or "
+                    "a smaller window."
                 )
             if steps.count(step) > 1:
                 raise ValueError(
-                    f"resample_at={moment:g} ({unit}) has no effect: another moment is the same step {step}. Leave one "
-                    "of them out."
+                    f"resample_at={moment:g} ({unit}) has no effect, because another moment is the same step {step}. "
+                    "Leave one of them out."
                 )
 
 
 def _check_dip(run: ResolvedRun) -> None:
-    """Refuse a length of the dip where the learning rate does not dip."""
+    """Raise ValueError if lr_dip_steps is set although the learning rate does not dip."""
     steps = run.resampling.lr_dip_steps
     if run.resampling.lr_dip == 1 and steps != default_dip_steps(run.num_steps):
         raise ValueError(
-            f"resampling.lr_dip_steps={steps} has no effect with resampling.lr_dip=1, which leaves the learning rate "
-            "as it is. Leave one of them out."
+            f"resampling.lr_dip_steps={steps} has no effect with resampling.lr_dip=1, which does not change the "
+            "learning rate. Leave one of them out."
         )
 
 
 def _check_no_resampling(run: ResolvedRun) -> None:
-    """Refuse settings of a resampling that never happens; `window_tokens` also counts the dead."""
+    """Raise ValueError for settings of resampling that never happens, except `window_tokens`, which has another use."""
     settings = run.resampling
     idle = ResolvedResampling(window_tokens=settings.window_tokens, lr_dip_steps=default_dip_steps(run.num_steps))
     changed = [
@@ -224,6 +224,6 @@ def _check_no_resampling(run: ResolvedRun) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{', '.join(changed)} has no effect: no SAE of this run resamples its dead latents. Leave it out, or say "
-            "when with resample_at."
+            f"{', '.join(changed)} has no effect: no SAE of this run resamples its dead latents. Leave it out, or set "
+            "resample_at."
         )

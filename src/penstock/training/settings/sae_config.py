@@ -1,4 +1,4 @@
-"""Settings of one SAE: `SAEConfig` as a user asks for them, `ResolvedSAE` as they were decided."""
+"""Settings of one SAE: `SAEConfig` as users give them, and `ResolvedSAE` with every default filled in."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,56 +13,57 @@ from penstock.training.settings.recipes import KNOWN_RECIPES, RECIPES, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """One SAE of a run. Give exactly one of `sparsity_coef`, `paper_lambda` and `target_l0`; the rest has defaults.
+    """The settings of one SAE of a run. Give exactly one of `sparsity_coef`, `paper_lambda` and `target_l0`.
 
-    An architecture whose own settings decide how many latents fire takes none of the three. Defaults come from the
+    Architectures whose own settings decide how many latents fire take none of the three. Defaults come from the
     architecture, the recipe and the learning-rate rule.
     """
 
     arch: str
     """Name of the architecture: one of `penstock.ARCHITECTURES` that can be trained."""
     site: str
-    """Where in the language model, e.g. `resid_post.2`."""
+    """Site in the language model, e.g. `resid_post.2`."""
     d_sae: int
     """Number of latents."""
     settings: OwnSettings = None
-    """The architecture's own settings, by name or as its settings class (default: its defaults)."""
+    """The architecture's own settings, by name or as its settings class; by default its defaults."""
     recipe: str | None = None
-    """`paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (docs/training.md; default: the
-    architecture's)."""
+    """Training recipe: `paper_clipped`, `paper`, `norm_weighted` or `norm_weighted_frozen` (see docs/training.md); by
+    default the architecture's."""
     sparsity_coef: float | None = None
     """Weight of the penalty, for activations scaled to unit mean squared norm and errors summed over d_in."""
     paper_lambda: float | None = None
-    """The same for raw activations and errors divided by d_in, as the paper states it for Gated SAEs: it becomes a
-    `sparsity_coef` once the run has measured the scale of the site."""
+    """Weight of the penalty in the paper's units for Gated SAEs: raw activations, and errors divided by d_in. It is
+    converted to a `sparsity_coef` when the run has measured the scale of the site."""
     target_l0: float | None = None
-    """Mean number of firing latents to reach: the coefficient is steered to the last step."""
+    """Mean number of firing latents per token. The coefficient is steered to reach it, until the last step."""
     seed: int = 0
     """Seed of the initial weights."""
     name: str | None = None
-    """Folder of this SAE in the run."""
+    """Name of the SAE, and of its folder in the run; by default made from the settings."""
     lr: float | None = None
-    """Learning rate (default: the rule of its arm, see docs/training.md)."""
+    """Learning rate; by default chosen by the architecture's rule (see docs/training.md)."""
     lr_rule: str | None = None
-    """Where `lr` comes from; written when the run starts."""
+    """Source of `lr`; filled in when the run starts."""
     warmup_share: float | None = None
-    """Share of the steps over which the learning rate rises linearly (default: that of the run)."""
+    """Share of the steps over which the learning rate rises linearly; by default the run's."""
     beta1: float | None = None
-    """Adam's first-moment decay (default: the recipe's)."""
+    """Decay of Adam's first moment; by default the recipe's."""
     optimiser: Literal["latent_adam", "adam"] | None = None
-    """`latent_adam` visits only the latents that fired and needs beta1 = 0; `adam` is PyTorch's, on every row. The
-    same steps up to rounding. Default: by beta1."""
+    """`latent_adam` updates only the latents that fired, and needs beta1 = 0. `adam` is PyTorch's, which updates all.
+    Both take the same steps up to rounding. By default `latent_adam` if beta1 is 0, otherwise `adam`."""
     grad_clip: float | None = None
-    """Largest norm of the whole gradient, 0 for none (default: the recipe's)."""
+    """Largest norm of the gradient over all parameters, 0 for no clipping; by default the recipe's."""
     decoder_init_norm: float | None = None
-    """Norm of the decoder rows at the start (default: the recipe's). `paper` allows only 1."""
+    """Norm of the decoder rows at initialisation; by default the recipe's. Recipes with unit rows allow only 1."""
     resample_at: tuple[float, ...] | None = None
-    """When dead latents are resampled, in `unit`; empty for never (default: the recipe's)."""
+    """Moments at which dead latents are resampled, in the unit `resampling.unit`; empty for never. By default the
+    recipe's."""
 
     def __post_init__(self) -> None:
         training = training_of(self.arch)
         object.__setattr__(self, "site", site_name(self.site))
-        # Written back, so that what an architecture's defaults decide is stored with the run.
+        # Assigned, so that the architecture's defaults are stored with the run.
         object.__setattr__(self, "settings", ARCHITECTURES[self.arch].settings_of(self.settings))
         recipe = self.recipe or training.default_recipe
         one_of("recipe", recipe, KNOWN_RECIPES, RECIPES)
@@ -74,32 +75,30 @@ class SAEConfig:
         between("paper_lambda", self.paper_lambda, 1e-12, 1e6)
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise ValueError(
-                f"target_l0={self.target_l0} is out of range: it must lie between 0 and d_sae={self.d_sae}."
+                f"target_l0={self.target_l0} is out of range: it must be above 0 and below d_sae={self.d_sae}."
             )
         between("lr", self.lr, 1e-9, 10.0)
         if self.lr_rule is not None and self.lr is None:
-            raise ValueError(
-                f"lr_rule={self.lr_rule!r} has no effect without lr: it only says where lr comes from. Leave it out."
-            )
+            raise ValueError(f"lr_rule={self.lr_rule!r} has no effect without lr, whose source it names. Leave it out.")
         between("warmup_share", self.warmup_share, 0.0, 0.9)
         between("beta1", self.beta1, 0.0, 0.9999)
         if self.optimiser == "latent_adam" and self.beta1:
             raise ValueError(
-                f"optimiser='latent_adam' with beta1={self.beta1}: it keeps no first moment, so as to leave latents "
-                "without a gradient alone. Set beta1=0, or optimiser='adam'."
+                f"optimiser='latent_adam' with beta1={self.beta1} is not possible, because latent_adam has no first "
+                "moment. Set beta1=0, or optimiser='adam'."
             )
         between("grad_clip", self.grad_clip, 0.0, 1e9)
         between("decoder_init_norm", self.decoder_init_norm, 1e-6, 1e3)
         if self.rule.decoder_norm not in training.decoder_norms:
             fitting = [name for name, one in RECIPES.items() if one.rule.decoder_norm in training.decoder_norms]
             raise ValueError(
-                f"recipe={self.recipe!r} gives decoder rows {self.rule.decoder_norm} norms, with which {self.arch!r} "
-                f"cannot be trained: it must be one of {', '.join(fitting)}."
+                f"recipe={self.recipe!r} has decoder_norm={self.rule.decoder_norm!r}, which {self.arch!r} does not "
+                f"support. The recipe must be one of {', '.join(fitting)}."
             )
         if self.resample_at and training.dead_latents != "resampling":
             raise ValueError(
-                f"resample_at={self.resample_at} has no effect on {self.arch!r}: its loss revives dead latents. Leave "
-                "it out."
+                f"resample_at={self.resample_at} has no effect on {self.arch!r}, whose loss revives dead latents. "
+                "Leave it out."
             )
         if self.rule.decoder_norm == "unit" and self.decoder_init_norm not in (None, 1.0):
             raise ValueError(
@@ -109,7 +108,7 @@ class SAEConfig:
 
     @property
     def training_recipe(self) -> Recipe:
-        """The recipe by whose settings open ones are decided."""
+        """The recipe, which has the defaults of settings that are not given."""
         return KNOWN_RECIPES[self.recipe or training_of(self.arch).default_recipe]
 
     @property
@@ -119,18 +118,18 @@ class SAEConfig:
 
     @property
     def own_settings(self) -> Settings:
-        """The architecture's own settings, complete."""
+        """The architecture's own settings, with every default filled in."""
         return ARCHITECTURES[self.arch].settings_of(self.settings)
 
     @property
     def aimed_l0(self) -> float | None:
-        """The mean number of firing latents that is asked for; None for a coefficient, which asks for no L0."""
+        """The L0 that the settings request; None if they give a coefficient or lambda instead."""
         own_l0 = training_of(self.arch).own_l0
         return self.target_l0 if own_l0 is None else float(own_l0(self.own_settings))
 
     @property
     def folder(self) -> str:
-        """The name, or one that tells this SAE from others."""
+        """The name, or if there is none, one made from the settings that distinguish the SAE from others."""
         if self.name is not None:
             return self.name
         aims = {"l0": self.target_l0, "coef": self.sparsity_coef, "lambda": self.paper_lambda, "lr": self.lr}
@@ -146,25 +145,25 @@ class SAEConfig:
         if idle and not allowed:
             own = ", ".join(self.own_settings.names())
             raise ValueError(
-                f"{' and '.join(idle)} has no effect on {self.arch!r}: its own settings ({own}) decide how many "
+                f"{' and '.join(idle)} has no effect on {self.arch!r}, whose own settings ({own}) decide how many "
                 "latents fire. Leave it out."
             )
         if idle:
             raise ValueError(
                 f"{' and '.join(idle)} cannot be given for {self.arch!r}, only for {', '.join(_taking(wrong[0]))} "
-                f"(docs/training.md). Give one of {', '.join(allowed)}."
+                f"(see docs/training.md). Give one of {', '.join(allowed)}."
             )
         if allowed and len(given) != 1:
             raise ValueError(
                 f"An SAE needs exactly one of {', '.join(name for name in aims if name in allowed)}, got "
-                f"{' and '.join(given) or 'none'}. target_l0 is the easiest one to choose: the number of latents that "
+                f"{' and '.join(given) or 'none'}. The easiest to choose is target_l0, the mean number of latents that "
                 "fire per token, e.g. 32."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSAE(SAEConfig):
-    """The same, decided."""
+    """`SAEConfig` with every default filled in."""
 
     name: str = field()
     lr: float = field()
@@ -177,21 +176,21 @@ class ResolvedSAE(SAEConfig):
     resample_at: tuple[float, ...] = field()
 
     def asked(self, **changes: Any) -> SAEConfig:
-        """These settings as a user could ask for them, with some changed; None leaves one open again."""
+        """An `SAEConfig` with these settings and some changes; None resets a setting to its default."""
         return SAEConfig(**values_of(self, **changes))
 
 
 def resolve_sae(
     sae: SAEConfig, model: ModelFacts, *, num_steps: int, warmup_share: float, unit: str = "share"
 ) -> ResolvedSAE:
-    """Decide whatever an SAE's settings leave open.
+    """Fill in every default of an SAE's settings.
 
     Args:
-        sae: What was asked for.
-        model: Asked for the width of the SAE's site if the learning rate is open.
-        num_steps: Steps of the run.
-        warmup_share: The run's, for an SAE without its own.
-        unit: The run's `resampling.unit`: the recipe's own moments are shares.
+        sae: The settings.
+        model: The language model or its facts; used if the learning rate is not given.
+        num_steps: The number of steps of the run.
+        warmup_share: The run's `warmup_share`, for an SAE without its own.
+        unit: The run's `resampling.unit`. The recipe's `resample_at` is only used for `share`.
     """
     defaults, training = sae.training_recipe, training_of(sae.arch)
     if sae.lr is None:
@@ -216,7 +215,7 @@ def resolve_sae(
 
 
 def _taking(aim: str) -> list[str]:
-    """The architectures that users may train with such an aim."""
+    """Names of the architectures that users can train with this setting of sparsity."""
     return [name for name in offered() if aim in training_of(name).aims]
 
 
