@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_synced_is_not_said_to_be_unwritten(
         monkeypatch.setattr("penstock.files.os.name", "nt")
         assert save(tmp_path, 2).name == "step_00000002"
     else:
-        with pytest.raises(CheckpointError, match="step_00000002 is written, but the disk did not confirm it: Perm"):
+        with pytest.raises(CheckpointError, match="step_00000002 was written, but could not be synced to disk: Perm"):
             save(tmp_path, 2)
     monkeypatch.undo()
     assert load_checkpoint(good).step == 1
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_as_it_was(
     # Two files and then the folder are synced: from the fourth call on, nothing is in the way.
     if succeeding == 2:
         with pytest.raises(
-            CheckpointError, match="step_00000002 is written, but the disk did not confirm it: No space"
+            CheckpointError, match="step_00000002 was written, but could not be synced to disk: No space"
         ):
             save(tmp_path, 2)
         return
@@ -301,7 +301,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_as_it_was(
     remaining = files_of(tmp_path)
     assert {name: remaining[name] for name in before} == before
     assert remaining == before
-    assert f"The last good one is {good}." in message
+    assert f"The last good checkpoint is {good}." in message
     monkeypatch.undo()
     assert load_checkpoint(save(tmp_path, 2)).step == 2
 
@@ -313,7 +313,7 @@ def test_a_disk_that_is_really_full_leaves_the_last_checkpoint_and_takes_the_nex
     good = save_checkpoint(folder, 1, tensors(1.0, size=4000), NUMBERS)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 440_000)
-    with pytest.raises(CheckpointError, match="No space left on device.*The last good one is .*step_00000001"):
+    with pytest.raises(CheckpointError, match="No space left on device.*The last good checkpoint is .*step_00000001"):
         save_checkpoint(folder, 2, tensors(2.0, size=4000), NUMBERS)
     assert latest_checkpoint(folder) == good
     assert torch.equal(load_checkpoint(good).tensors["a/step"], torch.tensor(1.0))
@@ -324,7 +324,7 @@ def test_a_disk_that_is_really_full_leaves_the_last_checkpoint_and_takes_the_nex
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="Not a directory. There is none before it. Make room or give"):
+    with pytest.raises(CheckpointError, match="Not a directory. There is no earlier checkpoint. Make room or give"):
         save(tmp_path / "file" / "checkpoints", 1)
 
 

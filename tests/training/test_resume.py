@@ -118,7 +118,7 @@ def test_a_run_asked_to_stop_saves_its_state_says_so_and_goes_on_to_the_same_bit
     (latest,) = checkpoint_steps(process.folder)[-1:]
     assert (
         f"error: Stopped by SIGTERM at step {latest} of {STEPS}; the state is saved. "
-        f"Go on with: penstock train --resume {process.folder}\n"
+        f"Continue with: penstock train --resume {process.folder}\n"
     ) in told
     # Not on a terminal: neither our own progress bar nor one of transformers.
     assert "\r" not in told

@@ -134,7 +134,8 @@ def test_a_signal_saves_the_state_of_that_very_step(
     with pytest.raises(InterruptedError) as caught:
         train(config, folder, tiny_lm, at=27, then=lambda: signal.raise_signal(number))
     assert str(caught.value) == (
-        f"Stopped by {number.name} at step 27 of 60; the state is saved. Go on with: penstock train --resume {folder}"
+        f"Stopped by {number.name} at step 27 of 60; the state is saved. Continue with: penstock train --resume "
+        f"{folder}"
     )
     latest = latest_checkpoint(folder / "checkpoints")
     assert latest is not None
@@ -182,7 +183,7 @@ def test_a_text_that_fails_loses_no_step_and_the_error_says_how_to_go_on(
     assert run.step > 0
     latest = latest_checkpoint(folder / "checkpoints")
     assert latest == folder / "checkpoints" / f"step_{run.step:08d}"
-    told = f"The training stopped at step {run.step} of 60; the state of step {run.step} is saved. Go on with: "
+    told = f"The training stopped at step {run.step} of 60; the state of step {run.step} is saved. Continue with: "
     assert f"{told}penstock train --resume '{folder}'" in caplog.messages
     train(config, folder, tiny_lm)
     assert same_as(folder, uninterrupted)
@@ -198,7 +199,7 @@ def test_a_text_that_was_replaced_is_not_gone_on_with(
     with pytest.raises(Crash):
         train(config, tmp_path / "run", tiny_lm, at=22, then=crash)
     text.write_text(text.read_text().swapcase().replace('"TEXT"', '"text"'))
-    with pytest.raises(ValueError, match=r"text\.jsonl' is not the one that this run was begun with.*--from"):
+    with pytest.raises(ValueError, match=r"text\.jsonl' is not the one that this run was started with.*--from"):
         train(config, tmp_path / "run", tiny_lm)
     text.write_bytes(corpus.read_bytes())
     assert train(config, tmp_path / "run", tiny_lm).step == 25
@@ -301,7 +302,7 @@ def test_saes_that_find_no_room_are_saved_by_resuming(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "saes").write_text("in the way")
-    with pytest.raises(OSError, match="could not be written to .*Its training is saved: make room or give"):
+    with pytest.raises(OSError, match="could not be written to .*Its training is saved. Make room or give"):
         train(config, folder, tiny_lm)
     (folder / "saes").unlink()
     train(config, folder, tiny_lm)
@@ -433,7 +434,7 @@ def test_a_neighbour_that_diverges_changes_no_bit_of_the_others(
     gone = GATED if other == RELU else RELU
     told = (tmp_path / "run" / "saes" / gone / "diverged.txt").read_text()
     assert told.startswith(f"The reconstruction loss of {gone} is nan at step 27.") and told.endswith("(lr).\n")
-    assert f"{told.rstrip()} It is left out, and the others go on." in caplog.messages
+    assert f"{told.rstrip()} It is left out, and the others continue." in caplog.messages
     # A row's step is counted after it: that of step 25 is the last one before the NaN.
     expected = [row for row in logged(alone) if row["sae"] == other or row["step"] <= 25]
     assert logged(tmp_path / "run") == expected

@@ -327,7 +327,7 @@ def test_a_missed_target_is_a_warning() -> None:
     warnings = trained(lambda step: batch(step), lr=1e-9, target_l0=1.0, arch="relu").warnings()
     assert len(warnings) == 1
     assert warnings[0].startswith("target missed: the mean L0 at the end is ")
-    assert "the target was 1." in warnings[0]
+    assert "the target is 1." in warnings[0]
 
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])

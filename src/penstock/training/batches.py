@@ -1,4 +1,4 @@
-"""Where a run's batches come from: its text, the stream of activations, and the buffer or cache that serves them."""
+"""The source of a run's batches: its text, the stream of activations, and a shuffle buffer or cache."""
 
 import logging
 
@@ -13,10 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 def activation_source(config: ResolvedRun, model: LanguageModel) -> ActivationSource:
-    """Where a run's batches come from; a cache is harvested now, a shuffle buffer when it is first asked.
+    """The cache or shuffle buffer that a run's batches come from.
+
+    A cache is harvested at once, a shuffle buffer when the first batch is taken.
 
     Raises:
-        ValueError: they need more memory than is free.
+        ValueError: the activations need more memory than is free.
     """
     data = config.data
     check_memory(config, model)
@@ -35,7 +37,7 @@ def check_memory(config: ResolvedRun, model: ModelFacts) -> None:
 
 
 def training_text(config: ResolvedRun, model: LanguageModel) -> Text:
-    """The text of a run, as its model reads it."""
+    """The text of a run, tokenised for its model."""
     data = config.data
     return Text(
         model=model,

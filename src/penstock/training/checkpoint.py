@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, written and read a piece at a time.
+"""Checkpoints, which are written atomically, and written and read in pieces.
 
 RUN/checkpoints/step_N/state.safetensors  tensors: SAEs, optimisers, dead counters, the shuffle buffer
 RUN/checkpoints/step_N/state.json         step, numbers, and a checksum over both files
@@ -18,7 +18,7 @@ from penstock.files import PickedRows, safetensors_blocks, sync_folder, whole_fi
 from penstock.json_files import COUNT, OBJECT, TEXT, FileError, check_keys, shown
 
 KEEP = 2
-"""Checkpoints of a run that stay on disk while it trains."""
+"""The number of checkpoints that are kept on disk while a run trains."""
 
 
 class CheckpointError(RuntimeError):
@@ -26,7 +26,7 @@ class CheckpointError(RuntimeError):
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name; each is read from the file when it is asked for, and is a copy."""
+    """The tensors of a checkpoint by name. Each access reads a copy of the tensor from the file."""
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self._path = path
@@ -38,11 +38,11 @@ class StoredTensors(Mapping[str, Tensor]):
         if name not in self:
             raise KeyError(name)
         with safe_open(self._path, framework="pt") as file:
-            # A copy, because the tensor is a view of the file, which does not stay.
+            # Cloned, because the tensor is a view of the file, which is closed.
             return file.get_tensor(self._prefix + name).clone()
 
     def __contains__(self, name: object) -> bool:
-        # The inherited one would read the tensor.
+        # The inherited method would read the tensor.
         return isinstance(name, str) and self._prefix + name in self._names
 
     def __iter__(self) -> Iterator[str]:
@@ -52,7 +52,7 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._names)
 
     def under(self, prefix: str) -> "StoredTensors":
-        """The tensors whose names begin with a prefix, by the rest of their names."""
+        """The tensors whose names start with a prefix, with the prefix removed from their names."""
         return StoredTensors(self._path, self._prefix + prefix)
 
 
@@ -67,10 +67,10 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor | PickedRows], numbers: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/step_XXXXXXXX` and remove all but the last KEEP checkpoints.
+    """Write the checkpoint `folder/step_XXXXXXXX`, remove all but the last KEEP checkpoints, and return its path.
 
     Raises:
-        CheckpointError: the disk is full or not writable; what was there before is untouched.
+        CheckpointError: the disk is full or not writable; earlier checkpoints are kept.
     """
     final = folder / f"step_{step:08d}"
     partial = folder / f".partial_{step:08d}"
@@ -91,7 +91,7 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         last = latest_checkpoint(folder)
-        remains = f"The last good one is {last}." if last else "There is none before it."
+        remains = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. {remains} "
             "Make room or give write permission, then continue with --resume."
@@ -100,7 +100,7 @@ def save_checkpoint(
         sync_folder(folder)
     except OSError as error:
         raise CheckpointError(
-            f"{final} is written, but the disk did not confirm it: {error.strerror or error}. Check the disk, then "
+            f"{final} was written, but could not be synced to disk: {error.strerror or error}. Check the disk, then "
             "continue with --resume."
         ) from error
     for old in _checkpoints(folder)[:-KEEP]:
@@ -109,10 +109,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint and prove it whole by its checksum; its tensors are read when they are asked for.
+    """Open a checkpoint and verify its checksum. Its tensors are read when they are accessed.
 
     Raises:
-        CheckpointError: a file is missing or damaged; says which older checkpoint remains.
+        CheckpointError: a file is missing or damaged.
     """
     try:
         summary = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -126,12 +126,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(step, StoredTensors(path / "state.safetensors"), numbers)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         older = [other for other in _checkpoints(path.parent) if other < path]
-        remains = f"continue from {older[-1].name}" if older else "train from the start, for no older one is left"
+        remains = f"continue from {older[-1].name}" if older else "train from the start, as there is no older one"
         raise CheckpointError(f"The checkpoint {path} is damaged: {error}. Remove that folder to {remains}.") from error
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints of a run, which is finished.
+    """Remove all checkpoints of a finished run.
 
     Raises:
         OSError: the folder is not writable.
@@ -141,13 +141,13 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run, or None if it has none yet."""
+    """The newest checkpoint in a folder, or None."""
     found = _checkpoints(folder)
     return found[-1] if found else None
 
 
 def _digest(path: Path, step: int, numbers: Mapping[str, Any]) -> str:
-    """The checksum over all of a checkpoint."""
+    """The checksum over the tensors, step and numbers of a checkpoint."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**24):
@@ -157,7 +157,7 @@ def _digest(path: Path, step: int, numbers: Mapping[str, Any]) -> str:
 
 
 def _as_bytes(step: int, numbers: Mapping[str, Any]) -> bytes:
-    """What the checksum covers of state.json; JSON gives back the very floats that it was given."""
+    """The part of state.json that the checksum covers. JSON preserves floats exactly."""
     return json.dumps([step, dict(numbers)]).encode()
 
 

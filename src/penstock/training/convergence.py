@@ -1,52 +1,52 @@
-"""Whether a run was long enough: what its loss tells about training twice as long."""
+"""Estimates from the trend of the loss whether a run was long enough."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 WINDOWS = 8
-"""Windows of equal length in which the loss is averaged."""
+"""The number of windows of equal length in which the loss is averaged."""
 
 STILL_IMPROVING = 0.03
-"""Relative fall of the loss with each doubling of the steps that draws a warning."""
+"""The relative fall of the loss per doubling of the steps above which a run is warned about."""
 
 
 class Trend(NamedTuple):
-    """Relative fall of the loss when the steps double, and the standard error of that number."""
+    """The relative fall of the loss per doubling of the steps, and its standard error."""
 
     fall: float
     error: float
 
     @property
     def still_improving(self) -> bool:
-        """Whether the fall is above `STILL_IMPROVING`, and too large to be the noise of batches."""
+        """Whether the fall is above `STILL_IMPROVING`, and above three standard errors."""
         return self.fall > STILL_IMPROVING and self.fall > 3 * self.error
 
 
 class LossTrend:
-    """Averages the loss in windows before the learning rate decays.
+    """The trend of the loss before the learning rate decays, from averages in windows.
 
-    The decay lowers the loss of every run at once, however long it was, so it says nothing about convergence. Before
-    it, a loss falls about linearly in the logarithm of the step. The windows cover the second half of the steps before
-    the decay, after warm-ups and after the return of the rate from the last resampling.
+    The decay lowers the loss of every run, whether it was long enough or not. Before the decay, the loss falls about
+    linearly in the logarithm of the step. The windows cover the second half of the steps before the decay, but no
+    warm-up, and no dip of the learning rate after resampling.
 
-    While a coefficient is steered, the loss changes with it. So the terms are kept apart, and all windows are
-    compared at one coefficient: that of the last window.
+    A steered coefficient changes the loss. So the penalty is averaged separately, and all windows are compared at the
+    coefficient of the last window.
     """
 
     def __init__(self, start: int, end: int) -> None:
         """
         Args:
-            start: First step that counts.
-            end: The first step after those that count.
+            start: The first step of the first window.
+            end: The step after the last window.
         """
         self.start = start
         self.end = end
-        # Sums of the steps, the penalty, all other terms and the coefficient, and the number of steps.
+        # For each window: sums of step, penalty, all other terms and coefficient, and the number of steps.
         self.sums = [[0.0] * 5 for _ in range(WINDOWS)]
 
     def add(self, step: int, terms: Mapping[str, float], coef: float) -> None:
-        """Take in the terms of a step's loss, `sparsity` before its coefficient `coef` and `loss` their sum."""
+        """Add the terms of a step's loss: their sum `loss`, and `sparsity` before its coefficient `coef`."""
         if not self.start <= step < self.end:
             return
         penalty = terms.get("sparsity", 0.0)
@@ -55,7 +55,7 @@ class LossTrend:
             window[at] += value
 
     def trend(self) -> Trend | None:
-        """What a doubling of the steps brings, by least squares; None where there are too few steps to tell."""
+        """The fall of the loss per doubling of the steps, by least squares; None if there are too few steps."""
         means = [[value / window[4] for value in window[:4]] for window in self.sums if window[4]]
         if len(means) < WINDOWS:
             return None
@@ -71,9 +71,9 @@ class LossTrend:
         return Trend(-slope / last, error / last) if last > 0 else None
 
     def state(self) -> list[list[float]]:
-        """What a checkpoint needs to go on, ready for JSON."""
+        """The state for a checkpoint, in types that JSON has."""
         return self.sums
 
     def load_state(self, state: Any) -> None:
-        """Go on from `state()`."""
+        """Restore the result of `state()`."""
         self.sums = [list(window) for window in state]

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a request that the training loop answers between two steps."""
+"""Handling of Ctrl-C, SIGTERM and SIGHUP: the training loop stops between two steps."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ ASKING_TO_STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "
 
 
 class Interrupts:
-    """While the `with` block runs, `pending` names the signal that asked to stop, if any.
+    """A context manager that records a signal to stop in `pending` instead of stopping at once.
 
-    A second signal of the same kind acts at once, as if penstock had not been listening.
+    After the first signal the original handlers are restored, so a second one acts at once.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Interrupts:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupts":
-        # Signals reach only the main thread; elsewhere the caller's own handling stays.
+        # Python allows handlers only in the main thread. In other threads the caller's handling stays.
         if threading.current_thread() is threading.main_thread():
             for number in ASKING_TO_STOP:
                 self._before[number] = signal.signal(number, self._note)

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the progress bar, and optional trackers: what a run shows while it trains."""
+"""The training log: metrics.jsonl, the progress bar, and optional trackers."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ _BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{
 _SECONDS_BETWEEN_LINES = 60.0
 
 SAERows = Mapping[str, Mapping[str, float]]
-"""For each SAE of a run, what its step reported."""
+"""The numbers that a step reported, for each SAE of a run by name."""
 
 
 class MetricsLog:
@@ -36,14 +36,14 @@ class MetricsLog:
         self._tokens = 0
 
     def start(self, step: int) -> None:
-        """Drop the rows that an interrupted run wrote after the checkpoint of `step`, and begin to track."""
+        """Delete rows after `step`, which an interrupted run wrote after its checkpoint, and start the trackers."""
         self._started = time.monotonic()
         self._drop_after(step)
         for tracker in self.trackers:
             tracker.start(step)
 
     def close(self) -> None:
-        """Let the trackers send what is left."""
+        """Close the trackers."""
         for tracker in self.trackers:
             tracker.close()
 
@@ -52,7 +52,7 @@ class MetricsLog:
             return
         found = read_metrics(self.path)
         if found.cut_off:
-            logger.warning("The last line of %s was cut off while it was written, and is left out.", self.path)
+            logger.warning("The last line of %s is incomplete and is left out.", self.path)
         kept = [row for row in found.rows if row["step"] <= step]
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         if kept:
@@ -60,7 +60,7 @@ class MetricsLog:
             self._tokens_before = kept[-1]["tokens"]
 
     def write(self, step: int, tokens: int, rows: SAERows) -> None:
-        """Log the rows of a step if it is one to log.
+        """Log the rows of a step, if it is a multiple of `every` or the last step.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -85,7 +85,7 @@ class MetricsLog:
 
     @contextmanager
     def progress(self, num_steps: int, step: int) -> Iterator[Callable[[SAERows], None]]:
-        """Show a bar on a terminal, and log a line a minute elsewhere; yields what to call after every step."""
+        """Show a progress bar on a terminal, otherwise log a line a minute. Yields a function to call at each step."""
         started = said = time.monotonic()
         done = step
         with tqdm(total=num_steps, initial=step, disable=None, dynamic_ncols=True, bar_format=_BAR) as bar:
@@ -107,7 +107,10 @@ class MetricsLog:
             yield show
 
     def _summary(self, rows: SAERows) -> str:
-        """L0 first, because a narrow terminal cuts the end; of one SAE also its terms and its name, last."""
+        """The text after the progress bar. L0 comes first, because a narrow terminal cuts off the end.
+
+        If there is only one SAE, the text also has its loss terms and its name.
+        """
         l0 = " ".join(f"{row['l0']:.3g}" for row in rows.values())
         dead = max(row["dead_share"] for row in rows.values())
         speed = (self._tokens - self._tokens_before) / max(time.monotonic() - self._started, 1e-9)
@@ -127,7 +130,7 @@ def read_metrics(path: Path) -> Rows:
     """The rows of a metrics.jsonl.
 
     Raises:
-        FileError: a line is damaged, the last one aside, or a value has the wrong type.
+        FileError: a line except the last is damaged, or a value has the wrong type.
         OSError: the file cannot be read.
     """
     found = read_rows(path)

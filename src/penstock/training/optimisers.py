@@ -1,6 +1,6 @@
-"""Adam for SAEs: the same step in two ways, latent by latent or with PyTorch's own optimiser.
+"""Two implementations of Adam for SAEs: PyTorch's own, and one that updates only latents with a gradient.
 
-Both clip the gradient's norm, keep decoder rows at unit norm where a recipe asks for it, and agree up to rounding.
+Both clip the gradient's norm, keep decoder rows at unit norm if the recipe says so, and agree up to rounding.
 """
 
 from typing import NamedTuple
@@ -15,23 +15,24 @@ from penstock.saes import TrainableSAE
 from penstock.training.settings.sae_config import ResolvedSAE
 
 EPS = 1e-8
-"""Added to the root of the second moment, as in PyTorch."""
+"""Adam's epsilon, which is added to the root of the second moment, as in PyTorch."""
 
 
 class DenseAdam(torch.optim.Adam):
-    """PyTorch's Adam on every parameter: any beta1, and every row at every step."""
+    """PyTorch's Adam, which allows any beta1 and updates every row in every step."""
 
     def __init__(
         self, sae: TrainableSAE, *, lr: float, beta1: float, beta2: float, max_norm: float, unit_rows: bool
     ) -> None:
         """
         Args:
-            sae: Whose parameters are trained.
+            sae: The SAE to train.
             lr: Learning rate.
-            beta1: First-moment decay.
-            beta2: Second-moment decay.
+            beta1: Decay of the first moment.
+            beta2: Decay of the second moment.
             max_norm: Largest norm of the gradient over all parameters, 0 for no limit.
-            unit_rows: Keep the decoder's rows at unit norm: project their gradient, renormalise after the step.
+            unit_rows: Whether to keep decoder rows at unit norm, by projecting their gradient before the step and
+                renormalising them after it.
         """
         super().__init__(sae.parameters(), lr=lr, betas=(beta1, beta2), eps=EPS, fused=True)
         self.sae = sae
@@ -40,7 +41,7 @@ class DenseAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def update(self, latents: Int[Tensor, " some"]) -> None:
-        """One step; `latents` (those with a gradient) are not needed here, all rows are visited."""
+        """Take one step. `latents`, those with a gradient, are not used: all rows are updated."""
         if self.unit_rows:
             project_gradient_(self.sae)
         if self.max_norm:
@@ -51,14 +52,14 @@ class DenseAdam(torch.optim.Adam):
 
 
 class LatentAdam(torch.optim.Optimizer):
-    """Adam with beta1 = 0 that visits only the latents with a gradient, each row once.
+    """Adam with beta1 = 0, which updates only the rows of latents with a gradient.
 
-    Without a first moment, a latent without a gradient stays where it is, and its second moment only shrinks by beta2
-    a step: that is made up for, as a power of beta2, when it next has one.
+    Without a first moment, a latent without a gradient does not move, and its second moment shrinks by beta2 per step.
+    This decay is applied, as a power of beta2, when the latent next has a gradient.
     """
 
     def __init__(self, sae: TrainableSAE, *, lr: float, beta2: float, max_norm: float, unit_rows: bool) -> None:
-        """See DenseAdam; all matrices must be latent-major in memory, as every SAE makes them."""
+        """For the arguments see DenseAdam. All matrices must be latent-major in memory, as in every SAE."""
         for name in sae.encoder_matrices:
             contiguous = sae.get_parameter(name).T.is_contiguous()
             assert contiguous, f"{name} is not latent-major: see penstock.saes.latent_major"
@@ -69,13 +70,13 @@ class LatentAdam(torch.optim.Optimizer):
         self.unit_rows = unit_rows
         for parameter in sae.parameters():
             self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-        # Of the whole optimiser; kept with W_dec, so that all state is found by parameter.
+        # The step counter of the whole optimiser is stored with W_dec, because state is stored by parameter.
         self.state[sae.W_dec]["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
         self.state[sae.W_dec]["updated_at"] = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
 
     @torch.no_grad()
     def update(self, latents: Int[Tensor, " some"]) -> None:
-        """One step; `latents` are those with a gradient, each once: no other row of a matrix changes."""
+        """Take one step. `latents` are those with a gradient, without repetition; only their rows change."""
         shared = self.state[self.sae.W_dec]
         shared["step"] += 1
         number = int(shared["step"])
@@ -99,7 +100,7 @@ class LatentAdam(torch.optim.Optimizer):
             _adam_(vector, gradient, self.state[vector]["exp_avg_sq"], step)
 
     def _clipping(self, latents: Int[Tensor, " some"]) -> float:
-        """The factor that brings the gradient's norm down to `max_norm`."""
+        """The factor that clips the gradient's norm to `max_norm`."""
         if not self.max_norm:
             return 1.0
         kernels = kernels_for(self.sae.W_dec)
@@ -129,14 +130,14 @@ class LatentAdam(torch.optim.Optimizer):
 
 
 def make_optimiser(config: ResolvedSAE, sae: TrainableSAE, *, beta2: float, unit_rows: bool) -> DenseAdam | LatentAdam:
-    """The optimiser that an SAE's settings ask for."""
+    """The optimiser that an SAE's settings name."""
     if config.optimiser == "latent_adam":
         return LatentAdam(sae, lr=config.lr, beta2=beta2, max_norm=config.grad_clip, unit_rows=unit_rows)
     return DenseAdam(sae, lr=config.lr, beta1=config.beta1, beta2=beta2, max_norm=config.grad_clip, unit_rows=unit_rows)
 
 
 class _Matrix(NamedTuple):
-    """A weight matrix with a row for each latent."""
+    """A weight matrix with one row per latent, its gradient, and its second moment."""
 
     rows: Tensor
     gradient: Tensor
@@ -152,7 +153,7 @@ def _adam_(parameter: Tensor, gradient: Tensor, second_moment: Tensor, step: Ada
 
 @torch.no_grad()
 def project_gradient_(sae: TrainableSAE) -> None:
-    """Remove from W_dec's gradient what would only change the norm of its (unit) rows."""
+    """Remove the component of W_dec's gradient that is parallel to its unit rows, in place."""
     gradient = sae.W_dec.grad
     assert gradient is not None
     gradient -= (gradient * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
@@ -160,5 +161,5 @@ def project_gradient_(sae: TrainableSAE) -> None:
 
 @torch.no_grad()
 def unit_norm_rows_(sae: TrainableSAE) -> None:
-    """Bring every decoder row back to unit norm."""
+    """Scale every decoder row to unit norm, in place."""
     sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)

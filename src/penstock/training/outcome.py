@@ -1,4 +1,4 @@
-"""What has become of the SAEs of a run: saved, diverged, or neither yet."""
+"""The outcome of training for each SAE of a run: saved, diverged, or still missing."""
 
 import copy
 from pathlib import Path
@@ -10,22 +10,22 @@ from penstock.saes import SAE
 from penstock.training.settings import RunConfig
 
 DIVERGED_FILE = "diverged.txt"
-"""In the folder of an SAE that has diverged: the message, instead of cfg.json and sae.safetensors."""
+"""The file with the error message in the folder of an SAE that diverged, in place of cfg.json and sae.safetensors."""
 
 
 class Outcome(NamedTuple):
     """The SAEs of a run by name, in the order of its settings."""
 
     finished: list[str]
-    """Trained to the end and saved."""
+    """SAEs that are trained to the end and saved."""
     diverged: dict[str, str]
-    """Left out when a term of their loss became NaN or infinite, with the message."""
+    """The messages of SAEs that were left out because a term of their loss became NaN or infinite."""
     missing: list[str]
-    """Not trained to the end yet."""
+    """SAEs that are not trained to the end yet."""
 
 
 def outcome_of(config: RunConfig, run_dir: Path) -> Outcome:
-    """Which SAEs of the run in `run_dir` are finished, and which have diverged."""
+    """The outcome of training for each SAE of the run in `run_dir`."""
     outcome = Outcome([], {}, [])
     for sae in config.saes:
         folder = run_dir / "saes" / sae.folder
@@ -39,18 +39,18 @@ def outcome_of(config: RunConfig, run_dir: Path) -> Outcome:
 
 
 def write_finished(sae: SAE, scale: float, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write an SAE in its final form: raw activations in and out, unit-norm decoder rows.
+    """Save an SAE in its final form, which takes and returns raw activations and has unit-norm decoder rows.
 
     Args:
-        sae: The trained SAE; it is not changed.
-        scale: Scaled activations, on which it was trained, over raw ones.
+        sae: The trained SAE, which is not changed.
+        scale: The factor by which the activations were scaled for training.
         folder: The folder of this SAE.
-        metadata: What is saved with it.
+        metadata: The metadata to save with it.
     """
     final = copy.deepcopy(sae)
     final.fold_decoder_norm_()
     final.fold_input_scale_(scale)
-    # It may have diverged here before, on another machine. Before the weights: both would say that it has diverged.
+    # The SAE may have diverged earlier, on another machine. An SAE with this file counts as diverged, so it goes first.
     (folder / DIVERGED_FILE).unlink(missing_ok=True)
     save_sae(final, folder, metadata)
 

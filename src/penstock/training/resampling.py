@@ -1,8 +1,8 @@
-"""Resampling of dead latents: they start again in directions that the SAE reconstructs badly.
+"""Resampling of dead latents: they are reset to the directions of inputs that the SAE reconstructs badly.
 
-Source: Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron resampling", which the Gated SAE
-paper mostly follows (appendix D). One deviation: the new direction is the input as the encoder sees it,
-x - b_dec, where Bricken writes the input; with the raw one every new latent would point along the mean.
+Source: Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron resampling", which the Gated SAE paper mostly
+follows (appendix D). There is one deviation: the new direction is x - b_dec, as the encoder sees the input, instead of
+x. With x, every new latent would point along the mean.
 """
 
 import math
@@ -24,21 +24,21 @@ def choose_inputs(
     generator: torch.Generator,
     chunk: int = 4096,
 ) -> Float[Tensor, "chosen d_in"]:
-    """Pick `count` inputs with probability proportional to their squared loss.
+    """Draw `count` inputs with probability proportional to their squared loss.
 
     Args:
-        inputs: Candidates [batch, d_in], as the SAE is trained on them.
-        errors_of: The loss of each input.
-        count: How many to pick; inputs are picked twice only when there are fewer than `count`.
-        generator: Source of the randomness, on the CPU.
-        chunk: Inputs encoded at a time.
+        inputs: Candidates [batch, d_in], scaled as in training.
+        errors_of: Returns the loss of each input.
+        count: The number of inputs to draw. They are drawn with replacement only if there are fewer than `count`.
+        generator: Source of randomness, on the CPU.
+        chunk: Number of inputs that are encoded at once.
     """
     losses = torch.cat([errors_of(part) for part in inputs.split(chunk)]).double().cpu()
     weights = losses.square()
-    # Losses of an SAE that has diverged are no weights; its next step says so.
+    # If the SAE has diverged, its losses are not usable as weights. Its next step raises.
     if not 0 < weights.sum() < math.inf:
         weights = torch.ones_like(weights)
-    # A candidate of weight 0 can only be drawn if replacement is allowed to stop at the others.
+    # Without replacement, candidates of weight 0 would be drawn once the others run out.
     replacement = count > int((weights > 0).sum())
     picked = torch.multinomial(weights, count, replacement=replacement, generator=generator)
     return inputs[picked.to(inputs.device)]
@@ -53,18 +53,18 @@ def resample_(
     *,
     encoder_scale: float,
 ) -> None:
-    """Give each dead latent one of the chosen inputs as its direction, and forget its optimiser state.
+    """Give each dead latent the direction of one of the chosen inputs, and reset its optimiser state.
 
-    The decoder row becomes the input's direction with the mean norm of the living rows (1 when rows are
-    unit), the encoder vector the same direction with `encoder_scale` times the mean norm of the living
-    ones; b_enc, or b_gate, b_mag and r_mag, become 0. If no latent is alive, the means run over all.
+    The decoder row becomes the input's direction with the mean norm of the living rows. The encoder vector becomes the
+    same direction with `encoder_scale` times the mean norm of the living ones. Encoder biases and r_mag become 0. If no
+    latent is alive, the means are taken over all.
 
     Args:
-        sae: Changed in place.
-        dead: The latents to replace.
+        sae: The SAE, which is changed in place.
+        dead: The latents to replace [d_sae].
         chosen: One input for each dead latent [dead, d_in].
-        optimiser: Its state is reset for those latents, parameter by parameter.
-        encoder_scale: 0.2 in Bricken et al.
+        optimiser: The optimiser, whose state is reset for the dead latents.
+        encoder_scale: The relative norm of new encoder vectors; 0.2 in Bricken et al.
     """
     if not dead.any():
         return
@@ -87,13 +87,13 @@ def resample_(
 
 
 class DeadCounter:
-    """Tokens since each latent last fired."""
+    """Counts the tokens since each latent last fired."""
 
     def __init__(self, d_sae: int, device: torch.device) -> None:
         self.tokens_since = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
     def update(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
-        """Count a batch of so many tokens, on any of which these latents fired."""
+        """Count a batch of `tokens` tokens. `fired` marks the latents that fired on at least one of them."""
         self.tokens_since = torch.where(fired, 0, self.tokens_since + tokens)
 
     def dead(self, window_tokens: int) -> Bool[Tensor, " d_sae"]:

@@ -1,4 +1,4 @@
-"""A training run: many SAEs on one stream of activations, in a directory that survives a kill.
+"""A training run: many SAEs on one stream of activations. It can continue after a kill.
 
 config.json  environment.json  metrics.jsonl  checkpoints/step_N/  saes/NAME/{cfg.json, sae.safetensors | diverged.txt}
 """
@@ -51,15 +51,15 @@ class TrainingRun:
         scales: Mapping[str, float],
         outliers: Mapping[str, str | None],
     ) -> None:
-        """A run at step 0; `begin` makes one from its settings and goes on from a checkpoint.
+        """Make a run at step 0. Use `begin` to make one from its settings and its last checkpoint.
 
         Args:
-            config: What to train.
-            run_dir: The run's directory; made by the caller.
+            config: The run's settings.
+            run_dir: The run's directory, which must exist.
             model: The language model of `config.language_model`, loaded.
-            source: Where the batches come from.
-            scales: For each site what brings its activations to unit mean squared norm.
-            outliers: For each site a warning if a few tokens hold most of its squared norm, else None.
+            source: The source of the batches.
+            scales: The factor for each site that gives its activations unit mean squared norm.
+            outliers: For each site a warning if a few tokens have most of its squared norm, otherwise None.
         """
         self.config = config
         self.run_dir = run_dir
@@ -70,7 +70,7 @@ class TrainingRun:
         self.source = source
         self.scales = dict(scales)
         self.outliers = dict(outliers)
-        # Before the training, because a checkpoint must not fail at it.
+        # Computed before training, so that a checkpoint cannot fail because of it.
         self.text_fingerprint = training_text(self.config, model).fingerprint
         self.trainers = [self._trainer(sae) for sae in self.config.saes]
         self.diverged: dict[str, str] = {}
@@ -79,16 +79,16 @@ class TrainingRun:
 
     @classmethod
     def begin(cls, config: ResolvedRun, run_dir: Path, model: LanguageModel) -> "TrainingRun":
-        """A run at its last checkpoint, or at step 0 if it has none; harvests what it needs for that.
+        """A run at its last checkpoint, or at step 0 if it has none. Harvests the first activations.
 
         Args:
-            config: What to train.
-            run_dir: The run's directory; made by the caller.
+            config: The run's settings.
+            run_dir: The run's directory, which must exist.
             model: The language model of `config.language_model`, loaded.
 
         Raises:
             CheckpointError: the checkpoint is damaged.
-            ValueError: the model has no such site, or the text or the activations cannot be trained on.
+            ValueError: the model does not have a site, or the text or its activations cannot be used.
         """
         source = activation_source(config, model)
         path = latest_checkpoint(run_dir / "checkpoints")
@@ -107,8 +107,8 @@ class TrainingRun:
             run._go_on_from(checkpoint)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"The checkpoint {path} does not fit the run's settings or this version of penstock: {error!r} is not "
-                "as expected. Restore config.json, or remove the checkpoints to train from the start."
+                f"The checkpoint {path} does not fit the run's settings or this version of penstock ({error!r}). "
+                "Restore config.json, or remove the checkpoints to train from the start."
             ) from error
         return run
 
@@ -125,25 +125,25 @@ class TrainingRun:
     def _check_text(self, fingerprint: str) -> None:
         if fingerprint != self.text_fingerprint:
             raise ValueError(
-                f"The text {self.config.data.text!r} is not the one that this run was begun with: files have been "
-                "added, removed or changed since. Put the old text back, or train from the start with: penstock train "
+                f"The text {self.config.data.text!r} is not the one that this run was started with: files were added, "
+                "removed or changed. Restore the old text, or train from the start with: penstock train "
                 f"--from {self.run_dir}/config.json --out ANOTHER_FOLDER"
             )
 
     def train(self, log: MetricsLog) -> None:
-        """Run the remaining steps; checkpoint on time, on a signal, before an error, and at the end.
+        """Take the remaining steps. Saves checkpoints at intervals, after a signal, after an error, and at the end.
 
-        An SAE whose loss becomes NaN or infinite is left out from that step on; all others train as without it.
+        An SAE whose loss becomes NaN or infinite is left out from that step on. The others are not affected.
 
         Raises:
-            DivergenceError: no SAE is left; names the step, the term and the last checkpoint.
-            InterruptedError: a signal asked to stop; the state is saved.
-            Exception: whatever the text, the log or a tracker raised; the state is saved, which a logged line says.
+            DivergenceError: all SAEs diverged.
+            InterruptedError: a signal stopped training; the state is saved.
+            Exception: any error of the text, the log or a tracker; the state is saved, and a line is logged.
         """
         try:
             self._train(log)
         except (InterruptedError, CheckpointError):
-            # The state is saved, or cannot be.
+            # The state is already saved, or cannot be saved.
             raise
         except Exception:
             self._save_before_error()
@@ -152,7 +152,7 @@ class TrainingRun:
     def _train(self, log: MetricsLog) -> None:
         log.start(self.step)
         saved_at = time.monotonic()
-        # Here and not only in the kernels, which run in the threads that step the SAEs: see single_threaded_blas.
+        # Set here, because the kernels run in the threads that step the SAEs (see single_threaded_blas).
         with (
             single_threaded_blas,
             Interrupts() as interrupts,
@@ -168,7 +168,7 @@ class TrainingRun:
                 if interrupts.pending:
                     raise InterruptedError(
                         f"Stopped by {interrupts.pending} at step {self.step} of {self.config.num_steps}; "
-                        f"the state is saved. Go on with: {resume_command(self.run_dir)}"
+                        f"the state is saved. Continue with: {resume_command(self.run_dir)}"
                     )
         if self.saved_step != self.step:
             self.checkpoint()
@@ -177,7 +177,7 @@ class TrainingRun:
         """Save the state of the run.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the checkpoint cannot be written.
         """
         tensors: dict[str, Tensor | PickedRows] = {f"source/{key}": v for key, v in self.source.state().items()}
         numbers: dict[str, Any] = {"scales": self.scales, "seconds": self.seconds, "saes": {}}
@@ -190,9 +190,10 @@ class TrainingRun:
         self.saved_step = self.step
 
     def save_saes(self) -> list[Path]:
-        """Write every SAE in its final form: raw activations in and out, unit-norm decoder rows.
+        """Save every SAE in its final form (see `write_finished`), or the message of one that diverged.
 
-        Of one that has diverged only the message is written.
+        Returns:
+            The folders of the SAEs.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -209,8 +210,8 @@ class TrainingRun:
                     write_diverged(folder, self.diverged[name])
             except (OSError, SafetensorError) as error:
                 raise OSError(
-                    f"The SAE could not be written to {folder}: {error}. Its training is saved: make room or give "
-                    f"write permission, then go on with: {resume_command(self.run_dir)}"
+                    f"The SAE could not be written to {folder}: {error}. Its training is saved. Make room or give "
+                    f"write permission, then continue with: {resume_command(self.run_dir)}"
                 ) from error
             folders.append(folder)
         return folders
@@ -218,7 +219,7 @@ class TrainingRun:
     def _step(self) -> dict[str, dict[str, float]]:
         self._resample_where_due()
         batch = self.source.next_batch(self.config.optim.batch_size)
-        # From here on until all SAEs have taken the step, the state is no state to go on from.
+        # Until all SAEs have taken the step, the state cannot be saved as a checkpoint.
         self.between_steps = False
         scaled = {site: acts * self.scales[site] for site, acts in batch.items()}
         results = list(self.workers.map(lambda trainer: self._train_one(trainer, scaled), self.trainers))
@@ -235,29 +236,29 @@ class TrainingRun:
         try:
             row = trainer.step(scaled[trainer.config.site], self.step)
         except DivergenceError as error:
-            # Returned, because the others must take their step all the same.
+            # Returned rather than raised, because the other SAEs must take their step.
             return error
         self.seconds[trainer.config.folder] += time.perf_counter() - started
         return row
 
     def _leave_out(self, diverged: Mapping[str, str]) -> None:
-        """Train these no more; for each the message of its divergence."""
+        """Remove diverged SAEs, given with their messages, from training."""
         self.diverged |= diverged
         self.trainers = [trainer for trainer in self.trainers if trainer.config.folder not in diverged]
         if self.trainers:
             for message in diverged.values():
-                logger.warning("%s It is left out, and the others go on.", message)
+                logger.warning("%s It is left out, and the others continue.", message)
 
     def _stop(self) -> NoReturn:
-        """Say that no SAE is left, on disk too, where the run may be a part of another."""
+        """Save the messages of all SAEs, because the run may be a part of another, and raise DivergenceError."""
         self.save_saes()
         last = latest_checkpoint(self.run_dir / "checkpoints")
         *before, message = self.diverged.values()
-        told = f"The last of {len(self.diverged)} SAEs has diverged, too. {message}" if before else message
-        raise DivergenceError(f"{told} The last good checkpoint: {last or 'none yet'}.")
+        reason = f"The last of {len(self.diverged)} SAEs has diverged, too. {message}" if before else message
+        raise DivergenceError(f"{reason} The last good checkpoint: {last or 'none yet'}.")
 
     def _save_before_error(self) -> None:
-        """Save the state if it is whole, and say how to go on."""
+        """Save the state if it is between two steps, and log how to continue."""
         if self.between_steps and self.saved_step != self.step:
             try:
                 self.checkpoint()
@@ -266,7 +267,7 @@ class TrainingRun:
                 return
         if self.saved_step is not None and self.trainers:
             logger.error(
-                "The training stopped at step %d of %d; the state of step %d is saved. Go on with: %s",
+                "The training stopped at step %d of %d; the state of step %d is saved. Continue with: %s",
                 *(self.step, self.config.num_steps, self.saved_step, resume_command(self.run_dir)),
             )
 
@@ -278,7 +279,7 @@ class TrainingRun:
         candidates = self.source.sample(inputs, _generator(seed, self.step))
         for trainer in due:
             site = trainer.config.site
-            # A generator of its own: what an SAE draws must not depend on which others are in the run.
+            # A separate generator, so that an SAE's draws do not depend on the other SAEs of the run.
             trainer.resample(candidates[site] * self.scales[site], _generator(trainer.config.seed, self.step))
 
     def _checkpoint_is_due(self, saved_at: float) -> bool:
@@ -340,5 +341,5 @@ class TrainingRun:
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
-    """Randomness that depends on nothing but these two, so that no checkpoint has to carry it."""
+    """A generator that depends only on seed and step, so that checkpoints need not store its state."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

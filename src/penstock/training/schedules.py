@@ -1,4 +1,4 @@
-"""Factors on the learning rate and the sparsity coefficient."""
+"""Schedules of the learning rate and the sparsity coefficient."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ from penstock.training.settings import ResolvedRun, ResolvedSAE
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate's and the coefficient's course over a run of `num_steps`; all lengths in steps."""
+    """The schedules of the learning rate and the sparsity coefficient; all lengths are in steps."""
 
     num_steps: int
     warmup: int
     decay: int
     sparsity_warmup: int
     dips: tuple[int, ...] = ()
-    """Steps at which dead latents were resampled."""
+    """Steps at which dead latents are resampled."""
     dip: float = 0.1
-    """Factor right after resampling."""
+    """Factor on the learning rate right after resampling."""
     dip_length: int = 1000
+    """Steps until the learning rate has recovered."""
 
     @classmethod
     def of(cls, run: ResolvedRun, sae: ResolvedSAE) -> "Schedule":
@@ -34,7 +35,10 @@ class Schedule:
         )
 
     def lr_factor(self, step: int) -> float:
-        """Linear warm-up, flat, linear decay, times a cosine return from the last dip (paper, appendix D)."""
+        """The factor on the learning rate: linear warm-up, constant, linear decay.
+
+        After resampling it is multiplied by a cosine that rises from `dip` to 1 (paper, appendix D).
+        """
         factor = 1.0
         if step < self.warmup:
             factor = (step + 1) / self.warmup
@@ -47,11 +51,11 @@ class Schedule:
         return factor
 
     def sparsity_factor(self, step: int) -> float:
-        """Linear warm-up of the sparsity coefficient."""
+        """The factor on the sparsity coefficient: a linear warm-up, then 1."""
         return min(1.0, (step + 1) / self.sparsity_warmup) if self.sparsity_warmup else 1.0
 
     def steady_steps(self) -> range:
-        """The second half of the steps before the decay, without those of a warm-up or a dip; may be empty."""
+        """The second half of the steps before the decay, without warm-ups and dips. The range may be empty."""
         end = self.num_steps - self.decay
         from_dips = [at + self.dip_length for at in self.dips]
         return range(max(end // 2, self.warmup, self.sparsity_warmup, *from_dips), end)

@@ -11,35 +11,35 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from penstock.files import write_whole
 
 WANDB_ID_FILE = "wandb_run_id.txt"
-"""In the run's directory: the id under which its resumed parts are one Weights & Biases run."""
+"""The file in a run's directory with its Weights & Biases id, which is the same after every resume."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Something else that wants every logged row, e.g. TensorBoard or wandb."""
+    """Receives every logged row, e.g. for TensorBoard or wandb."""
 
     def start(self, step: int) -> None:
-        """Begin, or go on from the checkpoint of `step`; rows of later steps will come again."""
+        """Start at step 0, or continue from the checkpoint of `step`; rows of later steps are logged again."""
         ...
 
     def log(self, step: int, sae: str, row: Mapping[str, float]) -> None:
-        """Take one SAE's row of one step."""
+        """Log the row of one SAE in one step."""
         ...
 
     def close(self) -> None:
-        """Send what is left; called when training ends, however it ends."""
+        """Flush and close. Called when training ends, also after an error."""
         ...
 
 
 class TensorBoardTracker:
-    """Event files in RUN/tensorboard; needs `pip install penstock[tensorboard]`."""
+    """Writes event files to RUN/tensorboard. Needs `pip install 'penstock[tensorboard]'`."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.writer: Any = None
 
     def start(self, step: int) -> None:
-        # TensorBoard hides the rows from this step on that an interrupted run has written.
+        # purge_step hides the later rows that an interrupted run has written.
         tensorboard = _imported("tensorboard")
         self.writer = tensorboard.SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1)
 
@@ -54,7 +54,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run with the name of the run's directory; needs `pip install penstock[wandb]`."""
+    """Logs to a Weights & Biases run named after the run's directory. Needs `pip install 'penstock[wandb]'`."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -82,10 +82,10 @@ TRACKERS = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Import what the trackers need, so that a missing package is noticed before a run is begun.
+    """Import the packages that the trackers need, so that a missing one is noticed before a run starts.
 
     Raises:
-        ImportError: a package is not installed, or is broken; says which, and what to run.
+        ImportError: a package is not installed or cannot be imported.
     """
     for name in names:
         _imported(name)
@@ -93,9 +93,9 @@ def check_trackers(names: Sequence[str]) -> None:
 
 class _Needed(NamedTuple):
     module: str
-    """What is imported."""
+    """The module to import."""
     package: str
-    """What must be installed for it; also the name of penstock's extra."""
+    """The package to install, which is also the name of penstock's extra."""
 
 
 _NEEDED = {
@@ -122,7 +122,7 @@ def _imported(name: str) -> ModuleType:
 
 
 def _wandb_id(run_dir: Path) -> str:
-    """The id of this run, the same at every resume."""
+    """The id of this run, which is the same after every resume."""
     path = run_dir / WANDB_ID_FILE
     if not path.is_file():
         write_whole(path, uuid.uuid4().hex + "\n")

@@ -1,4 +1,4 @@
-"""Training of one SAE: a step, its schedules, and everything that must survive a restart."""
+"""Training of one SAE: its steps, schedules, and state for checkpoints."""
 
 import math
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from penstock.training.settings.sae_config import ResolvedSAE
 from penstock.training.steering import STEER_FROM, L0Controller
 
 MANY_DEAD = 0.1
-"""Share of dead latents that draws a warning."""
+"""The share of dead latents above which an SAE is warned about."""
 
 MISSED_IN_TRAINING = 0.1
-"""Relative distance of the final L0 from its target that draws a warning."""
+"""The relative distance of the final L0 from its target above which an SAE is warned about."""
 
 
 PAIRS_AT_ONCE = {"cpu": 2**23, "cuda": 2**26}
-"""(token, latent) pairs on the support of one forward and backward pass, by device type: some ten tensors of this size
-exist."""
+"""The most (token, latent) pairs in one forward and backward pass, by device type. About ten tensors of this size exist
+at once."""
 
 
 class DivergenceError(RuntimeError):
@@ -35,7 +35,7 @@ class DivergenceError(RuntimeError):
 
 
 class SAETrainer:
-    """One SAE with its optimiser, schedules, controller and dead counter."""
+    """Trains one SAE. Holds it with its optimiser, schedule, L0 controller and counter of dead latents."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class SAETrainer:
     ) -> None:
         """
         Args:
-            config: Its settings.
-            schedule: Of this SAE, its resampling steps included.
+            config: The SAE's settings.
+            schedule: The SAE's schedule.
             d_in: Width of the site.
-            beta2: Adam's second-moment decay.
-            encoder_precision: What the factors of the encoder product are rounded to.
-            dead_window: Tokens without firing after which a latent counts as dead.
+            beta2: Decay of Adam's second moment.
+            encoder_precision: See `OptimConfig`.
+            dead_window: Number of tokens without firing after which a latent counts as dead.
             encoder_scale: Norm of a resampled encoder vector relative to the living ones.
-            device: Where the SAE lives.
-            scale: Scaled activations over raw ones; decides what a `paper_lambda` comes to.
+            device: The SAE's device.
+            scale: The factor by which activations are scaled; needed to convert a `paper_lambda`.
         """
         self.config = config
         self.schedule = schedule
@@ -81,17 +81,17 @@ class SAETrainer:
         self.controller: L0Controller | None = None
         if config.target_l0 is not None:
             initial_coef = training_of(config.arch).initial_coef
-            assert initial_coef is not None, f"{config.arch} takes a target_l0, but says no initial_coef"
+            assert initial_coef is not None, f"{config.arch} takes a target_l0 but does not declare initial_coef"
             self.controller = L0Controller(
                 config.target_l0,
                 initial_coef,
                 num_steps=schedule.num_steps,
-                # A coefficient that is still being warmed up must not be steered against.
+                # Steering must not start while the coefficient is warmed up.
                 steer_from=max(round(STEER_FROM * schedule.num_steps), schedule.sparsity_warmup),
                 lr=self.lr,
             )
         self.dead_counter = DeadCounter(config.d_sae, self.sae.W_dec.device)
-        # Share of all pairs on the last batch's support; a random dictionary fires on half.
+        # The share of (token, latent) pairs in the support of the last batch; half for a random dictionary.
         self.density = 0.5
         self.resampled = 0
         steady = schedule.steady_steps()
@@ -99,22 +99,26 @@ class SAETrainer:
 
     @property
     def sparsity_coef(self) -> float | None:
-        """The coefficient before its warm-up factor; None where the architecture's own settings decide the L0."""
+        """The coefficient before its warm-up factor; None if the architecture's own settings decide the L0."""
         return self.controller.coef if self.controller else self.coef
 
     @property
     def trained_coef(self) -> float | None:
-        """The coefficient to record: as given, or the mean over the last tenth of a steered run."""
+        """The coefficient to record: the given one, or if it is steered, the mean over the last tenth of the run."""
         return self.controller.trained_coef if self.controller else self.coef
 
     def step(self, x: Acts, step: int) -> dict[str, float]:
-        """One optimiser step on scaled activations.
+        """Take one optimiser step.
+
+        Args:
+            x: Scaled activations [batch, d_in].
+            step: The number of the step.
 
         Returns:
-            This step's terms and their sum `loss`, `l0`, `dead_share`, `sparsity_coef` (as applied) and `lr`.
+            The step's loss terms and their sum `loss`, `l0`, `dead_share`, `sparsity_coef` (as applied) and `lr`.
 
         Raises:
-            DivergenceError: a term of the loss is NaN or infinite; the SAE is left as it was.
+            DivergenceError: a term of the loss is NaN or infinite; the SAE is not changed.
         """
         coef = (self.sparsity_coef or 0.0) * self.schedule.sparsity_factor(step)
         lr = self.lr * self.schedule.lr_factor(step)
@@ -124,7 +128,7 @@ class SAETrainer:
                 group["lr"] = lr
             self.optimiser.update(passed.reached.nonzero().flatten())
         finally:
-            # At once, so that the next SAE's gradients get the same memory, still in the cache.
+            # Freed at once, so that the next SAE's gradients reuse the memory while it is in the CPU's cache.
             self.optimiser.zero_grad()
 
         l0 = passed.firing.sum().item() / len(x)
@@ -142,7 +146,7 @@ class SAETrainer:
         }
 
     def resample(self, candidates: Acts, generator: torch.Generator) -> None:
-        """Replace the latents that count as dead now; `candidates` are scaled activations."""
+        """Resample the latents that count as dead now. `candidates` are scaled activations [batch, d_in]."""
         dead = self.dead_counter.dead(self.dead_window)
         if not dead.any():
             return
@@ -156,7 +160,7 @@ class SAETrainer:
         self.resampled += int(dead.sum())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors a checkpoint needs."""
+        """The tensors for a checkpoint, by name."""
         tensors = {f"sae/{name}": value for name, value in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
             for key, value in self.optimiser.state[parameter].items():
@@ -165,13 +169,13 @@ class SAETrainer:
         return tensors
 
     def numbers(self) -> dict[str, Any]:
-        """The rest of what a checkpoint needs, ready for JSON."""
+        """The rest of the state for a checkpoint, in types that JSON has."""
         controller = self.controller.state() if self.controller else None
         numbers = {"controller": controller, "resampled": self.resampled, "density": self.density}
         return {**numbers, "loss_trend": self.loss_trend.state(), "coef": self.coef}
 
     def warnings(self) -> list[str]:
-        """What a reader of this SAE's numbers should know, at the end of its training."""
+        """Warnings about the trained SAE: still improving, many dead latents, or a missed target L0."""
         found = []
         trend = self.loss_trend.trend()
         if trend and trend.still_improving:
@@ -184,13 +188,13 @@ class SAETrainer:
             found.append(f"dead latents: {dead:.0%} have not fired on the last {self.dead_window:,} tokens.")
         if self.controller and abs(self.controller.smoothed / self.controller.target_l0 - 1) > MISSED_IN_TRAINING:
             found.append(
-                f"target missed: the mean L0 at the end is {self.controller.smoothed:.3g}, the target was "
+                f"target missed: the mean L0 at the end is {self.controller.smoothed:.3g}, but the target is "
                 f"{self.controller.target_l0:g}. Train for more steps."
             )
         return found
 
     def load(self, tensors: Mapping[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from `tensors()` and `numbers()`; asks for one tensor at a time."""
+        """Restore the results of `tensors()` and `numbers()`, reading one tensor at a time."""
         for name in self.sae.state_dict():
             self.sae.load_state_dict({name: tensors[f"sae/{name}"]}, strict=False)
         for name, parameter in self.sae.named_parameters():
@@ -211,7 +215,7 @@ class SAETrainer:
         self.density = float(numbers["density"])
 
     def _backward(self, x: Acts, coef: float, step: int) -> "_Passed":
-        """Gradients of the batch's mean loss, made in parts while codes are so dense that a batch would fill memory."""
+        """Compute the gradients of the batch's mean loss, in parts if the codes are too dense for memory."""
         nothing = torch.zeros_like(self.dead_counter.tokens_since)
         passed = _Passed({}, firing=nothing, reached=nothing.bool())
         pairs = 0
@@ -239,21 +243,21 @@ class SAETrainer:
 
 
 class _Passed(NamedTuple):
-    """What a step keeps of its forward and backward pass."""
+    """The results of a step's forward and backward pass, besides the gradients."""
 
     terms: dict[str, float]
-    """Means over the batch, `loss` among them."""
+    """The loss terms and their sum `loss`, as means over the batch."""
     firing: Int[Tensor, " d_sae"]
-    """Tokens on which each latent fired."""
+    """The number of tokens on which each latent fired."""
     reached: Bool[Tensor, " d_sae"]
-    """The latents with a gradient."""
+    """Whether each latent has a gradient."""
 
 
 def _placed_like(parameter: Tensor, value: Tensor, before: Tensor | None) -> Tensor:
-    """A parameter's state from a file, where the optimiser keeps it and in the parameter's memory layout.
+    """A parameter's optimiser state from a file, on the optimiser's device and in the parameter's memory layout.
 
-    PyTorch's fused Adam counts steps on the parameter's device, and has no state before its first step. LatentAdam
-    counts them on the CPU, and has its state from the start.
+    PyTorch's fused Adam has its step counter on the parameter's device, and no state before its first step. LatentAdam
+    has its counter on the CPU, and its state from the start.
     """
     if value.ndim == 0:
         return value.to(parameter.device if before is None else before.device, copy=True)
