@@ -229,7 +229,7 @@ def test_what_cannot_be_estimated_is_refused() -> None:
     config = run_config(sae_config(site="resid_post.4"))
     with pytest.raises(ValueError, match="widths lacks resid_post.4"):
         estimate(config, {}, 1000, 5)
-    with pytest.raises(ValueError, match="lies in block 4, but the language model has 4 blocks"):
+    with pytest.raises(ValueError, match="is in block 4, but the language model has 4 blocks"):
         estimate(config, {"resid_post.4": D_IN}, 1000, 4)
     model = LanguageModelConfig(dtype="int8")
     with pytest.raises(ValueError, match="'int8' is not known"):

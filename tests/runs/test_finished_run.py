@@ -37,6 +37,6 @@ def test_training_activations_are_the_first_of_the_text_and_no_more_than_asked(f
 
 
 def test_a_run_whose_training_is_not_over_says_how_to_go_on(finished: FinishedRun, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text((finished.folder / "config.json").read_text())
-    with pytest.raises(ValueError, match=rf"not finished: it has no gated0 yet. Go on with: .* --resume {tmp_path}"):
+    (tmp_path / "config.json").write_text((finished.run_dir / "config.json").read_text())
+    with pytest.raises(ValueError, match=rf"not finished: it has no gated0 yet. Continue with: .* --resume {tmp_path}"):
         FinishedRun.load(tmp_path)

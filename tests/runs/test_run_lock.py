@@ -63,7 +63,7 @@ def test_the_second_process_is_refused_with_host_process_and_how_to_look(
         pass
     message = str(caught.value)
     assert message.startswith(f"{tmp_path} is in use by process {holder.popen.pid} on {os.uname().nodename} (")
-    assert f"`ps -p {holder.popen.pid}` on {os.uname().nodename} tells whether it still runs" in message
+    assert f"`ps -p {holder.popen.pid}` on {os.uname().nodename} shows whether it is still running" in message
     holder.popen.communicate()
     with locked(tmp_path):
         pass

@@ -224,10 +224,10 @@ def test_a_join_that_was_killed_is_done_again(parted: tuple[Path, list[Path]]) -
 def test_nothing_is_moved_while_an_sae_is_missing(parted: tuple[Path, list[Path]]) -> None:
     folder, parts = parted
     second = read_config(folder).saes[1].folder
-    with pytest.raises(ValueError, match=rf"1 of 2 SAEs of the run in .* are in no part yet, e.g. {second}"):
+    with pytest.raises(ValueError, match=rf"No part has 1 of 2 SAEs of the run in .* yet, e.g. {second}"):
         join(folder, parts[:1])
     (parts[1] / "saes" / second / "cfg.json").unlink()
-    with pytest.raises(ValueError, match=f"no part yet, e.g. {second}"):
+    with pytest.raises(ValueError, match=f"yet, e.g. {second}"):
         join(folder, parts)
     assert not (folder / "saes").exists() and not (folder / "metrics.jsonl").exists()
 

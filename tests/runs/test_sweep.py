@@ -182,9 +182,9 @@ def test_an_sae_that_does_not_say_its_site_or_model_is_an_error(
 ) -> None:
     metadata = load_sae(swept[0] / "saes" / RELU).metadata
     for key, expected in (
-        ("site", "does not say where the SAE belongs: add its site"),
-        ("model", "do not say which model they were trained on: name one with --model"),
-        ("text", "do not say which text they were trained on: name one with --text"),
+        ("site", "does not name the site that the SAE was trained on"),
+        ("model", "do not say which model they were trained on. Give it with --model"),
+        ("text", "do not say which text they were trained on. Give it with --text"),
     ):
         partly = {name: value for name, value in metadata.items() if name != key}
         save_sae(GatedSAE(16, 20), tmp_path / key, partly)
@@ -197,7 +197,7 @@ def test_saes_of_different_models_are_not_evaluated_together(
 ) -> None:
     metadata = load_sae(swept[0] / "saes" / RELU).metadata
     save_sae(GatedSAE(16, 20), tmp_path / "other", metadata | {"model": "gpt2"})
-    with pytest.raises(ValueError, match="differ in their model: .*, gpt2. .* name one for all .--model."):
+    with pytest.raises(ValueError, match="differ in their model: .*, gpt2. .* give one for all with --model"):
         evaluate_saes([swept[0] / "saes" / RELU, tmp_path / "other"], EvalConfig())
 
 
@@ -218,7 +218,7 @@ def test_a_directory_that_holds_a_run_is_not_run_over(
 ) -> None:
     folder, _ = swept
     before = (folder / "config.json").read_bytes()
-    with pytest.raises(FileExistsError, match="already holds a run. Continue it with: .*first. Or choose another"):
+    with pytest.raises(FileExistsError, match="already holds a run. Continue it with: .*first, or choose another"):
         sweep.prepare(tiny_run(steps=30), folder, tiny_lm)
     assert (folder / "config.json").read_bytes() == before
 
@@ -287,7 +287,7 @@ def test_a_read_only_disk_is_an_error_with_the_remedy(
     if mounted.returncode != 0:
         pytest.skip(f"Cannot mount a read-only file system ({mounted.stderr.strip()}); un-skip where we are root.")
     try:
-        with pytest.raises(OSError, match="cannot be written: .*disk is read-only, or belongs.* --out below"):
+        with pytest.raises(OSError, match="cannot be written, because .*disk is read-only or belongs.* --out below"):
             sweep.prepare(tiny_run(), disk / "run", tiny_lm)
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -65,7 +65,7 @@ def test_a_run_is_finished_evaluated_and_studied_without_what_diverged(
     assert message.startswith("The reconstruction loss of relu3 is nan at step 10.")
     warnings = json.loads((folder / "comparison.json").read_text())["warnings"]
     assert warnings[0] == f"diverged: {message}"
-    assert f"Passed over: {message}" in caplog.messages
+    assert f"Left out: {message}" in caplog.messages
     found = FinishedRun.load(folder)
     assert list(found.saes) == [sae.folder for sae in found.config.saes] == left
     assert {row["name"] for row in study_run(folder, "cost", CostConfig(repeats=1))} == set(left)
@@ -163,5 +163,5 @@ def test_ablations_leave_out_what_diverged(parent: Path, diverge: Diverge, caplo
     assert [record["name"] for record in records] == ["gated0-no_r_mag", "gated1-no_r_mag"]
     assert {record["of"] for record in records} == {"gated0", "gated1"}
     assert {one["baseline_curve"] for one in comparisons_of(parent, "ablations")} == {"no r_mag"}
-    passed_over = [message for message in caplog.messages if message.startswith("Passed over: ")]
+    passed_over = [message for message in caplog.messages if message.startswith("Left out: ")]
     assert len(passed_over) == 2 and all("untied is nan at step 10" in message for message in passed_over)

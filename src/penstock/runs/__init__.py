@@ -1,1 +1,1 @@
-"""A run's life: prepared, trained, resumed, divided, evaluated, compared; and what it will cost."""
+"""Runs: preparing, training, resuming, dividing, evaluating and comparing them, and estimating their cost."""

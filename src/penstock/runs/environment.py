@@ -1,4 +1,4 @@
-"""Where a result was made: versions, hardware, commit and command."""
+"""The environment of a run: versions, hardware, commit and command."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from penstock.version import __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """The versions of Python and of the packages that results depend on."""
     return {
         "penstock": __version__,
         "python": platform.python_version(),
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def environment_of(config: RunConfig) -> dict[str, Any]:
-    """What environment.json holds."""
+    """The contents of environment.json."""
     return {
         **versions(),
         "platform": platform.platform(),
@@ -48,7 +48,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of penstock's own checkout, or None where it is installed without one."""
+    """The commit of penstock's checkout, or None if it is not installed from one."""
     asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         result = subprocess.run(asked, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
-"""What a run will cost, from its settings alone: tokens, arithmetic, memory.
+"""Estimates of a run's tokens, operations and memory from its settings.
 
-Only products are counted, two operations for each multiplication and addition. What is done once for each number
-(biases, ReLU, Adam) is left out: with a batch of thousands it is below a hundredth.
+Only matrix products are counted; a multiplication and addition are two operations. Elementwise work (biases, ReLU,
+Adam) is left out, because it is below one percent for batches of thousands.
 """
 
 import re
@@ -18,41 +18,42 @@ from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 from penstock.training.trainer import PAIRS_AT_ONCE
 
 FLOAT, INT = 4, 8
-"""Bytes of what SAEs are made of, and of what is counted."""
+"""Bytes of a weight, and of a counter."""
 
 TENSORS_OF_PAIRS = 10
-"""Tensors with an entry of 4 bytes for each pair that exist at once (training/trainer.py)."""
+"""The number of tensors with a 4-byte entry per (token, latent) pair that exist at once (see training/trainer.py)."""
 
 
 class Estimate(NamedTuple):
-    """A run's cost; all SAEs of the run together, evaluation left out."""
+    """The cost of training all SAEs of a run, without evaluation."""
 
     tokens: int
-    """Activations that each SAE is trained on."""
+    """The number of activations that each SAE is trained on."""
     steps: int
     flops_language_model: float
     flops_saes: float
     bytes_language_model: int
-    """Its weights; what a forward pass needs besides is not counted."""
+    """The language model's weights. Memory for its forward pass is not counted."""
     bytes_parameters: int
+    """The SAEs' parameters."""
     bytes_optimiser: int
-    """Bytes for each SAE in addition to its parameters: Adam's state, and when each latent last fired."""
+    """The SAEs' optimiser state, and counters of tokens since each latent last fired."""
     bytes_activations: int
     """The shuffle buffer while it is refilled, or the cache while it is filled."""
     bytes_batch: int
-    """What steps need for a while, at their largest: gradients, the batch, the support of a random dictionary."""
+    """The peak memory of a step: gradients, the batch, and the support of a random dictionary."""
     bytes_total: int
-    """All of these at once: an upper bound, as the largest of them do not come together."""
+    """The sum of all bytes. It is an upper bound, because the peaks do not coincide."""
 
     def hours(self, flops_per_second: float) -> float:
-        """Training time at a sustained speed, language model and SAEs one after the other.
+        """Hours of training at a sustained speed, with language model and SAEs one after the other.
 
         Raises:
             ValueError: the speed is not above 0.
         """
         if not flops_per_second > 0:
             raise ValueError(
-                f"flops_per_second={flops_per_second} must be above 0: what the device sustains, e.g. 1e14."
+                f"flops_per_second={flops_per_second} must be above 0. Give the device's sustained speed, e.g. 1e14."
             )
         return (self.flops_language_model + self.flops_saes) / flops_per_second / 3600
 
@@ -67,22 +68,22 @@ def estimate(
 ) -> Estimate:
     """The cost of training a run.
 
-    The language model does two operations for each parameter and token, in the blocks up to the deepest site. Its
-    parameters are taken to be spread evenly over the blocks, embeddings included, which overstates the cost.
+    The language model needs two operations per parameter and token, in the blocks up to the deepest site. All
+    parameters, including embeddings, are counted as spread evenly over the blocks, which overestimates the cost.
 
     Args:
         config: Settings of the run.
-        widths: For each of its sites the d_in.
-        model_parameters: Of the language model.
-        num_layers: Blocks of the language model.
-        pairs_per_token: L0 of the SAEs that have a coefficient instead of a target, not known beforehand.
+        widths: The d_in of each site of the run.
+        model_parameters: The number of the language model's parameters.
+        num_layers: The number of the language model's blocks.
+        pairs_per_token: The assumed L0 of SAEs that have a coefficient instead of a target.
 
     Raises:
-        ValueError: a site has no width, lies behind the last block, or the model's dtype is not known.
+        ValueError: a site has no width or is behind the last block, or the model's dtype is not known.
     """
     missing = [site for site in config.sites if site not in widths]
     if missing:
-        raise ValueError(f"widths lacks {', '.join(missing)}: give the d_in of every site of the run.")
+        raise ValueError(f"widths lacks {', '.join(missing)}. Give the d_in of every site of the run.")
     dtype = config.language_model.dtype
     if dtype not in DTYPES:
         raise ValueError(f"The language model's dtype {dtype!r} is not known: it must be one of {', '.join(DTYPES)}.")
@@ -111,24 +112,24 @@ def estimate(
 
 
 def step_flops(sae: SAEConfig, d_in: int, batch: int, pairs_per_token: float) -> float:
-    """Operations of one training step once the code is sparse (before, while a random dictionary fires on half of all
-    pairs, a step costs more).
+    """The operations of one training step once the code is sparse.
 
-    Dense: the encoder's product, 2 * batch * d_in * d_sae, and once a step b_dec's gradient through the encoder,
-    2 * d_in * d_sae. On the support, with batch * pairs_per_token pairs and 2 * d_in operations for each pair and
-    code (kernels/primitives.py):
+    The first steps cost more, because a random dictionary fires on half of all pairs. Two products are dense: the
+    encoder's, with 2 * batch * d_in * d_sae operations, and b_dec's gradient through the encoder, with 2 * d_in *
+    d_sae. The others are computed on the support, which has batch * pairs_per_token pairs. They need 2 * d_in
+    operations for each pair, times the following number (see kernels/primitives.py):
 
                              Gated   ReLU
         decoding               2       1     the code, and the auxiliary task's
         gradients of values    2       1     the same
-        gradient of W_dec      1       1     2 where the auxiliary task trains the decoder
+        gradient of W_dec      1       1     Gated: 2 if the auxiliary task trains the decoder
         gradient of W_enc      1       1     both paths of Gated share the product
 
     Args:
-        sae: Its architecture, width and recipe count.
+        sae: The SAE, of which architecture, width and recipe matter.
         d_in: Width of the site.
-        batch: Tokens in a step.
-        pairs_per_token: Pairs on the support: latents that fire (Gated: whose gate is open, which is a little more).
+        batch: Number of tokens in a step.
+        pairs_per_token: Number of firing latents per token, or of latents with an open gate, which are slightly more.
     """
     codes = training_of(sae.arch).codes_decoded
     training_decoder = codes if sae.rule.auxiliary_decoder == "trained" else 1
@@ -139,16 +140,16 @@ def step_flops(sae: SAEConfig, d_in: int, batch: int, pairs_per_token: float) ->
 
 
 def parameters(sae: SAEConfig, d_in: int) -> int:
-    """Number of parameters: matrices [d_in, d_sae], b_dec [d_in], and the encoder's vectors [d_sae]."""
+    """The number of parameters: matrices [d_in, d_sae], b_dec [d_in], and the encoder's vectors [d_sae]."""
     made = _class_of(sae)
     return (len(made.encoder_matrices) + 1) * d_in * sae.d_sae + d_in + len(made.encoder_biases) * sae.d_sae
 
 
 def training_bytes(sae: ResolvedSAE, config: ResolvedRun, d_in: int) -> int:
-    """Memory that training an SAE takes at most: its parameters, what its optimiser keeps, and a step.
+    """The peak memory in bytes of training an SAE: its parameters, the optimiser's state, and a step.
 
     Args:
-        sae: Of the run.
+        sae: The SAE's settings.
         config: The run's settings.
         d_in: Width of the site.
     """
@@ -160,22 +161,24 @@ def _class_of(sae: SAEConfig) -> type[TrainableSAE]:
 
 
 def _share_of_blocks(site: str, num_layers: int) -> float:
-    """Share of the blocks that run before a site is known; all of them for a site in none."""
+    """The share of the blocks that must run to compute a site; 1 for a site that is not in a block."""
     layer = re.search(r"\.(\d+)(\.|$)", site)
     if layer is None:
         return 1.0
     blocks = int(layer[1]) + 1
     if blocks > num_layers:
         raise ValueError(
-            f"{site} lies in block {layer[1]}, but the language model has {num_layers} blocks, counted from 0. Check "
+            f"{site} is in block {layer[1]}, but the language model has {num_layers} blocks, counted from 0. Check "
             "the site and num_layers."
         )
     return blocks / num_layers
 
 
 def _optimiser_bytes(sae: ResolvedSAE, d_in: int) -> int:
-    """Second moments, with `adam` first moments and a count of steps for each parameter; with `latent_adam` one count
-    of steps, and each latent's last update; and for either each latent's tokens since it fired.
+    """The bytes of an optimiser's state, and of the counters of tokens since each latent last fired.
+
+    `adam` has two moments, and a step counter for each parameter tensor. `latent_adam` has second moments, one step
+    counter, and the step of each latent's last update.
     """
     moments, latents = FLOAT * parameters(sae, d_in), INT * sae.d_sae
     if sae.optimiser == "latent_adam":
@@ -185,7 +188,7 @@ def _optimiser_bytes(sae: ResolvedSAE, d_in: int) -> int:
 
 
 def _batch_bytes(config: ResolvedRun, widths: Mapping[str, int]) -> int:
-    """The batch of each site, raw and scaled, and the steps of the SAEs that are trained side by side."""
+    """The bytes of each site's batch, raw and scaled, and of the steps of the SAEs that are trained in parallel."""
     batches = FLOAT * 2 * config.optim.batch_size * sum(widths[site] for site in config.sites)
     side_by_side = config.threads if _device(config) == "cpu" else 1
     steps = sorted((_step_bytes(sae, config, widths[sae.site]) for sae in config.saes), reverse=True)
@@ -193,8 +196,10 @@ def _batch_bytes(config: ResolvedRun, widths: Mapping[str, int]) -> int:
 
 
 def _step_bytes(sae: SAEConfig, config: ResolvedRun, d_in: int) -> int:
-    """Gradients; the pairs of a random dictionary, which fires on half of them, as far as they are taken at once; the
-    centred batch, its reconstructions and their gradients; a dense block.
+    """The bytes of an SAE's step: gradients, pairs of a random dictionary, reconstructions, and a dense block.
+
+    A random dictionary fires on half of all pairs, of which at most PAIRS_AT_ONCE are computed at once. Besides the
+    reconstructions there are the centred batch and the reconstructions' gradients.
     """
     batch, device = config.optim.batch_size, _device(config)
     pairs = min(PAIRS_AT_ONCE.get(device, PAIRS_AT_ONCE["cpu"]), batch * sae.d_sae // 2)

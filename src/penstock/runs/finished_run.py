@@ -1,4 +1,4 @@
-"""A run whose SAEs are trained, as the studies that look at them afterwards need it."""
+"""A trained run with everything that studies need."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,27 +20,28 @@ from penstock.training.batches import training_stream, training_text
 from penstock.training.settings import ResolvedRun
 
 MODEL_ROWS = 8
-"""Rows in one forward pass of the language model."""
+"""The number of sequences in one forward pass of the language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The SAEs of a run with their language model and their text."""
+    """A trained run: its SAEs, language model and text."""
 
     run_dir: Path
     config: ResolvedRun
-    """Its settings, without the SAEs that have diverged."""
+    """The run's settings, without SAEs that diverged."""
     model: LanguageModel
     saes: Mapping[str, SAE]
-    """By name, in the order of the settings: raw activations in and out. From disk each time they are asked for."""
+    """The SAEs by name, in the order of the settings. They take and return raw activations, and are read from disk at
+    each access."""
     about: Mapping[str, Mapping[str, Any]]
     """The part of each SAE's record that is not measured, by the SAE's name."""
     metadata: Mapping[str, dict[str, Any]]
-    """For each SAE's name all that was saved with it."""
+    """The metadata saved with each SAE, by the SAE's name."""
     divide: Divide = undivided
-    """Trains a study's own run."""
+    """Splits the runs that studies train into parts that fit into memory."""
     max_bytes: int | None = None
-    """Most bytes of SAEs' weights in memory during an evaluation (see `measure`)."""
+    """The largest number of bytes for SAEs' weights during an evaluation (see `measure`)."""
 
     @classmethod
     def load(
@@ -52,21 +53,21 @@ class FinishedRun:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> "FinishedRun":
-        """Read a run; its SAEs are read one by one when they are asked for.
+        """Load a trained run. Its SAEs are only read when they are accessed.
 
         Args:
-            run_dir: Its directory.
-            divide: As of the field.
-            max_bytes: As of the field.
-            device: Where the language model and the SAEs go; by default where they were trained, or to the CPU, with a
-                warning, if this machine has no such device.
-            trust_remote_code: Whether code that comes with the language model may run, if the run's settings ask for
+            run_dir: The run's directory.
+            divide: See the field.
+            max_bytes: See the field.
+            device: Device of the language model and the SAEs. By default the one that they were trained on, or the CPU,
+                with a warning, if this machine does not have it.
+            trust_remote_code: Whether code that comes with the language model may run, if the run's settings request
                 it.
 
         Raises:
-            FileNotFoundError: there is no run in `run_dir`.
-            ValueError: its training is not over, or its settings or what is said of one of its SAEs cannot be read.
-            DivergenceError: all its SAEs have diverged.
+            FileNotFoundError: `run_dir` does not hold a run.
+            ValueError: training is not finished, or the settings or the facts of an SAE cannot be read.
+            DivergenceError: all SAEs diverged.
         """
         config = config_to_measure(run_dir, device)
         loaded = load_run(config, run_dir)
@@ -82,21 +83,21 @@ class FinishedRun:
         )
 
     def coef_of(self, name: str) -> float:
-        """The coefficient that an SAE ended with; 0 for one whose loss has no penalty."""
+        """The final sparsity coefficient of an SAE; 0 if its loss has no penalty."""
         return self.about[name]["sparsity_coef"] or 0.0
 
     def activations(self, num_tokens: int) -> dict[str, Acts]:
-        """For each site the first activations [at most num_tokens, d_in] that the run was trained on, raw units."""
+        """The first activations that the run was trained on, by site: [at most num_tokens, d_in], in raw units."""
         stream = training_stream(self.config, self.model)
         return fill_cache(stream, min(num_tokens, self.config.data.tokens), seed=0).acts
 
     def held_out(self) -> TokenRows:
-        """The rows that the run is evaluated on."""
+        """The sequences that the run is evaluated on."""
         text = training_text(self.config, self.model)
         return text.held_out(self.config.eval.eval_tokens, seed=self.config.eval.eval_seed)
 
     def held_out_activations(self) -> dict[str, Acts]:
-        """For each site the activations [tokens, d_in] of the held-out positions that count, row by row."""
+        """The activations [tokens, d_in] at the held-out positions that count, by site, in their order."""
         rows, device = self.held_out(), self.config.language_model.device
         parts = [
             masked_acts(self.model, TokenRows(tokens, mask), self.config.sites, device)
@@ -105,5 +106,5 @@ class FinishedRun:
         return {site: torch.cat([part[site] for part in parts]) for site in self.config.sites}
 
     def measure(self, described: Iterable[Described]) -> Measured:
-        """Measure candidates on the run's own held-out tokens, to be compared with what the run has found."""
+        """Measure candidates on the run's held-out tokens, so that they can be compared with the run's SAEs."""
         return measure(training_text(self.config, self.model), self.config.eval, described, self.max_bytes)

@@ -1,4 +1,4 @@
-"""A run's language model, loaded on this machine, and the run's settings moved to its device."""
+"""Loading of a run's language model, and moving a run to another device."""
 
 import logging
 from pathlib import Path
@@ -24,7 +24,7 @@ def load_language_model(settings: LanguageModelConfig) -> LanguageModel:
     return LanguageModel.load(
         settings.model,
         dtype=settings.dtype,
-        # With a device_map the model is spread out, and `device` says where the SAEs live.
+        # With a device_map the model is spread over devices, and `device` is that of the SAEs.
         device="cpu" if settings.device_map else settings.device,
         device_map=settings.device_map,
         revision=settings.revision,
@@ -36,34 +36,34 @@ def load_model(config: RunConfig, *, trust_remote_code: bool = False) -> Languag
     """The language model of a run.
 
     Args:
-        config: The run's settings. They may come from a file that was handed over, so `trust_remote_code` in them is
-            not enough to run code. See `ResolvedRun.on_device` to load it on another device than they say.
+        config: The run's settings. They may come from somebody else's file, so `trust_remote_code` in them is not
+            enough to run code. To load the model on another device, see `ResolvedRun.on_device`.
         trust_remote_code: Whether code that comes with the model may run on this machine.
 
     Raises:
-        ValueError: the settings ask for remote code, and the caller does not allow it; and as `LanguageModel.load`.
+        ValueError: the settings request remote code that the caller does not allow, or see `LanguageModel.load`.
     """
     settings = config.language_model
     if settings.trust_remote_code and not trust_remote_code:
         raise ValueError(
-            f"The settings ask to run code that comes with the language model {settings.model!r}. A settings file is "
-            "not enough for that, because it may come from anyone. Look at the code, and add --trust-remote-code to "
+            f"The settings request to run code that comes with the language model {settings.model!r}. A settings file "
+            "is not enough for that, because it may come from anyone. Review the code, and add --trust-remote-code to "
             "this command if you trust it."
         )
     return load_language_model(settings)
 
 
 def config_to_measure(run_dir: Path, device: str | None = None) -> ResolvedRun:
-    """Return the settings of a run that is to be evaluated or studied, perhaps on another machine.
+    """Return the settings of a run for evaluation or studies, which may happen on another machine.
 
     Args:
         run_dir: The run's directory.
-        device: Where language model and SAEs go. By default where they were trained, or to the CPU, with a warning, if
-            this machine has no such device.
+        device: Device of the language model and the SAEs. By default the one that they were trained on, or the CPU,
+            with a warning, if this machine does not have it.
 
     Raises:
-        FileNotFoundError: there is no run in `run_dir`.
-        ValueError: see `read_config`; or the device is unknown.
+        FileNotFoundError: `run_dir` does not hold a run.
+        ValueError: the device is unknown, or see `read_config`.
     """
     config = read_config(run_dir)
     if device is not None:
@@ -74,6 +74,6 @@ def config_to_measure(run_dir: Path, device: str | None = None) -> ResolvedRun:
 
 
 def config_for(run_dir: Path, model: LanguageModel) -> ResolvedRun:
-    """Return the settings of a run, with its SAEs where its language model was loaded this time."""
+    """Return the settings of a run, with the device on which its language model is loaded now."""
     config = read_config(run_dir)
     return config if model.is_spread else config.on_device(str(model.device))

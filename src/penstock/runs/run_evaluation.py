@@ -1,4 +1,4 @@
-"""Evaluation of a trained run, or of saved SAEs, with the controls that they are read against."""
+"""Evaluation of a trained run, with controls, or of saved SAEs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,22 @@ from penstock.training.batches import training_stream, training_text
 from penstock.training.settings import ResolvedRun, RunConfig
 
 CONTROL_TOKENS = 100_000
-"""Training activations on which PCA and the mean are fitted."""
+"""The number of training activations on which PCA and the mean are fitted."""
 
 
 def evaluate_run(run_dir: Path, model: LanguageModel, max_bytes: int | None = None) -> list[dict[str, Any]]:
-    """Evaluate the SAEs and controls of a trained run; writes sums.safetensors, comparison.json and records.jsonl.
+    """Evaluate the SAEs and controls of a trained run, and return their records.
+
+    Writes sums.safetensors, comparison.json and records.jsonl to the run's directory.
 
     Args:
         run_dir: The run's directory.
-        model: Its language model.
+        model: The run's language model.
         max_bytes: See `measure`.
 
     Raises:
-        ValueError: as `load_run`.
-        DivergenceError: as `load_run`.
+        ValueError: see `load_run`.
+        DivergenceError: see `load_run`.
         RunInUseError: another process works on the run.
     """
     with locked(run_dir):
@@ -54,7 +56,7 @@ def _evaluate(run_dir: Path, model: LanguageModel, max_bytes: int | None) -> lis
     summary = {"comparisons": comparisons, "warnings": [*diverged, *warnings_of(measured.records, comparisons)]}
     write_sums(run_dir / SUMS_FILE, measured.evaluations)
     write_whole(run_dir / "comparison.json", json.dumps(summary, indent=1) + "\n")
-    # Last, because the records are what makes a run an evaluated one.
+    # Written last, because records.jsonl marks a run as evaluated.
     write_whole(run_dir / "records.jsonl", "".join(json.dumps(record) + "\n" for record in measured.records))
     return measured.records
 
@@ -70,16 +72,16 @@ def evaluate_saes(
     text_field: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[dict[str, Any]]:
-    """Records of saved SAEs.
+    """Evaluate saved SAEs, and return their records.
 
     Args:
-        folders: Of SAEs that share a language model.
-        settings: How many tokens, how many resamples.
-        model: Another language model than theirs.
-        dtype: Its precision.
-        device: Where it and the SAEs go; `auto` is cuda on a machine with a GPU.
-        text: Another text than theirs.
-        text_field: Its column.
+        folders: The folders of SAEs of one language model.
+        settings: The settings of the evaluation.
+        model: Language model; by default the one that the SAEs were trained on.
+        dtype: Precision of the language model.
+        device: Device of the language model and the SAEs; `auto` is cuda on a machine with a GPU.
+        text: Text; by default the one that the SAEs were trained on.
+        text_field: Column of the text; by default the same as in training.
         trust_remote_code: Whether code that comes with the model may run on this machine.
 
     Raises:
@@ -114,15 +116,15 @@ _NEEDED = object()
 
 
 def _common(metadata: Sequence[Mapping[str, Any]], key: str, default: Any = _NEEDED) -> Any:
-    """What all SAEs have noted under a key, or the default where they have not."""
+    """The value that all SAEs have in their metadata under a key, or the default if they do not have the key."""
     values = list(dict.fromkeys(one.get(key, default) for one in metadata))
     if len(values) > 1:
         raise ValueError(
-            f"The SAEs differ in their {key}: {', '.join(map(str, values))}. Evaluate those that share one "
-            f"together, or name one for all (--{key})."
+            f"The SAEs differ in their {key}: {', '.join(map(str, values))}. Evaluate only those together that have "
+            f"the same, or give one for all with --{key}."
         )
     if values[0] is _NEEDED:
-        raise ValueError(f"The SAEs do not say which {key} they were trained on: name one with --{key}.")
+        raise ValueError(f"The SAEs do not say which {key} they were trained on. Give it with --{key}.")
     return values[0]
 
 

@@ -1,7 +1,7 @@
-"""One process at a time in a run's directory.
+"""A lock on a run's directory, which lets only one process work on the run.
 
 RUN/.lock             locked by the operating system while a process works on the run
-RUN/.lock_owner.json  which process that is
+RUN/.lock_owner.json  the process that holds the lock
 """
 
 import json
@@ -25,15 +25,15 @@ class RunInUseError(RuntimeError):
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a run's directory while the block runs; blocks of one thread may be nested.
+    """Lock a run's directory against other processes while the block runs. Blocks in one thread may be nested.
 
-    The operating system holds the lock and drops it when the process ends, so a killed process does not block.
+    The operating system releases the lock when the process ends, so a killed process does not block others.
 
     Args:
         run_dir: An existing directory.
 
     Raises:
-        RunInUseError: another process, or another thread, holds it; names the host, the process and its command.
+        RunInUseError: another process or thread holds the lock.
         OSError: the directory does not exist or is not writable.
     """
     lock = FileLock(run_dir.resolve() / ".lock", timeout=0, is_singleton=True)
@@ -54,7 +54,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether another process works on a run's directory, as far as this one may look."""
+    """Whether another process works on a run. If the directory is not writable, judged by the owner file."""
     if not (run_dir / ".lock").exists():
         return False
     try:
@@ -63,7 +63,7 @@ def is_locked(run_dir: Path) -> bool:
     except RunInUseError:
         return True
     except OSError:
-        # Not writable from here, or on a disk without locks.
+        # The directory is not writable, or its disk does not support locks.
         return (run_dir / ".lock_owner.json").exists()
 
 
@@ -81,10 +81,10 @@ def _in_use(run_dir: Path, owner_file: Path) -> str:
         owner = json.loads(owner_file.read_text(encoding="utf-8"))
         host, process, command, started = (owner[key] for key in ("host", "process", "command", "started"))
     except (OSError, ValueError, KeyError, TypeError):
-        # The other process has the lock, and has not written who it is yet.
+        # The other process holds the lock but has not written the owner file yet.
         return f"{run_dir} is in use by another process. Wait until it ends, or choose another directory."
     look = f'tasklist /FI "PID eq {process}"' if os.name == "nt" else f"ps -p {process}"
     return (
         f"{run_dir} is in use by process {process} on {host} ({command}; since {started}). Wait until it ends, or stop "
-        f"it. `{look}` on {host} tells whether it still runs; the lock of a process that has ended does not block."
+        f"it. `{look}` on {host} shows whether it is still running; the lock of an ended process does not block."
     )

@@ -1,13 +1,13 @@
-"""A run too large for a machine's memory as several, trained one after the other and joined again.
+"""Splitting of a run that does not fit into memory into parts, which are trained one after the other and joined.
 
-    prepare(config, run_dir)  ->  split  ->  prepare and train each part in a folder of its own  ->  join  ->  evaluate
+    prepare(config, run_dir)  ->  split  ->  prepare and train each part in a separate folder  ->  join  ->  evaluate
 
-`train_divided` does all of it but the evaluation.
+`train_divided` does all of this except the evaluation.
 
-Every part sees the same activations in the same order, and what an SAE draws does not depend on which others are in
-its run. So it trains as it would in the whole run, except for the rounding of CPU kernels if its share of the threads
-differs. Each part harvests again, so few parts are faster than many. Only training is split; `measure` bounds the
-memory of an evaluation.
+Every part sees the same activations in the same order, and an SAE's random draws do not depend on the other SAEs. So an
+SAE trains as in the whole run, except for rounding of CPU kernels if its share of the threads differs. Each part
+harvests the activations again, so few parts are faster than many. Only training is split; `measure` limits the memory
+of an evaluation.
 """
 
 from collections import defaultdict
@@ -27,27 +27,28 @@ from penstock.training.settings.config_file import read_config
 GIB = 2**30
 
 Divide = Callable[[ResolvedRun], Sequence[ResolvedRun]]
-"""The runs that a run is trained in; more than one where memory does not hold it."""
+"""Splits a run into parts; only one if the run fits into memory."""
 
 
 def undivided(whole: ResolvedRun) -> Sequence[ResolvedRun]:
-    """The run itself, however much memory it needs."""
+    """The whole run as its only part."""
     return (whole,)
 
 
 def train_divided(config: RunConfig, run_dir: Path, model: LanguageModel, divide: Divide) -> None:
-    """Prepare a run and train it, whatever of that is missing; in parts below RUN/parts, joined, if it is divided.
+    """Prepare and train a run, skipping finished work. If `divide` splits it, train its parts in RUN/parts and join
+    them.
 
     Args:
-        config: The whole run.
-        run_dir: Its directory, new or with what was done of it.
-        model: Its language model.
+        config: The settings of the whole run.
+        run_dir: The run's directory, which may hold finished work.
+        model: The run's language model.
         divide: See `Divide`.
 
     Raises:
-        ValueError: the folder, or one of a part, holds a run with other settings; an SAE does not fit alone; the
-            settings do not fit the model.
-        InterruptedError: a signal asked to stop; what was done is kept.
+        ValueError: the folder of the run or of a part holds a run with other settings, an SAE does not fit into memory,
+            or the settings do not fit the model.
+        InterruptedError: a signal stopped training; finished work is kept.
     """
     decided = config.resolve(model)
     parts = divide(decided)
@@ -63,23 +64,23 @@ def train_divided(config: RunConfig, run_dir: Path, model: LanguageModel, divide
 def split(
     config: ResolvedRun, widths: Mapping[str, int], model_parameters: int, num_layers: int, max_bytes: int
 ) -> tuple[ResolvedRun, ...]:
-    """Deal the SAEs of a run out to runs that each fit into memory, those that are compared side by side.
+    """Distribute the SAEs of a run to parts that each fit into memory, keeping SAEs together that are compared.
 
-    SAEs of one site and seed stay in one part where a part has room for them. Else neighbours stay together: SAEs at
-    about the same place, from sparse to dense, in the lists of their arms.
+    SAEs of the same site and seed stay in one part if it has room. Otherwise neighbours stay together: SAEs at about
+    the same position in the lists of their arms, from sparse to dense.
 
     Args:
-        config: The whole run.
-        widths: For each of its sites the d_in.
-        model_parameters: Of the language model.
-        num_layers: Blocks of the language model.
-        max_bytes: The most that the `bytes_total` of a part's estimate may be.
+        config: The settings of the whole run.
+        widths: The d_in of each site of the run.
+        model_parameters: The number of the language model's parameters.
+        num_layers: The number of the language model's blocks.
+        max_bytes: The upper limit on the `bytes_total` of a part's estimate.
 
     Returns:
-        The parts, which share every setting but the SAEs; `config` alone if it fits.
+        The settings of the parts, which differ only in their SAEs; `config` alone if it fits.
 
     Raises:
-        ValueError: an SAE does not fit alone; and as for `estimate`.
+        ValueError: an SAE alone does not fit, or see `estimate`.
     """
 
     def cost(saes: Sequence[ResolvedSAE]) -> Estimate:
@@ -105,18 +106,18 @@ def split(
 
 
 def join(run_dir: Path, parts: Sequence[Path]) -> None:
-    """Move the SAEs of trained parts into the run that they are parts of, and join their logs; can be done again.
+    """Move the SAEs of trained parts, or the messages of those that diverged, into their run, and join the logs.
 
-    Of an SAE that has diverged the message is moved.
+    After an interruption, the same call completes the work.
 
     Args:
-        run_dir: A prepared run: its config.json lists all SAEs. On the same disk as the parts, each SAE is moved at
-            once, so that a kill leaves it here or there.
-        parts: Directories of trained parts; their checkpoints stay where they are and may be deleted.
+        run_dir: The directory of a prepared run, whose config.json lists all SAEs. On the same disk as the parts, each
+            SAE is moved atomically.
+        parts: Directories of trained parts. Their checkpoints are not moved, and may be deleted.
 
     Raises:
-        FileNotFoundError: there is no run in one of the folders.
-        ValueError: a part has other settings than the run, or an SAE of the run is in no part. Nothing is moved.
+        FileNotFoundError: one of the folders does not hold a run.
+        ValueError: a part has other settings than the run, or no part has one of the run's SAEs. Nothing is moved.
     """
     with locked(run_dir):
         _join(run_dir, parts)
@@ -140,10 +141,10 @@ def _join(run_dir: Path, parts: Sequence[Path]) -> None:
     missing = [name for name in to_move if name not in found]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(config.saes)} SAEs of the run in {run_dir} are in no part yet, e.g. {missing[0]}. "
+            f"No part has {len(missing)} of {len(config.saes)} SAEs of the run in {run_dir} yet, e.g. {missing[0]}. "
             "Give all parts, and train each to its end: penstock train --resume PART"
         )
-    # Before the SAEs, whose presence says that the run is trained.
+    # Written before the SAEs, whose presence marks the run as trained.
     logs = [part / "metrics.jsonl" for part in parts]
     write_whole(run_dir / "metrics.jsonl", "".join(log.read_text(encoding="utf-8") for log in logs if log.is_file()))
     (run_dir / "saes").mkdir(exist_ok=True)
@@ -152,17 +153,17 @@ def _join(run_dir: Path, parts: Sequence[Path]) -> None:
 
 
 def _compared(saes: Sequence[ResolvedSAE]) -> list[list[ResolvedSAE]]:
-    """The SAEs of each site and seed, in the order in which these first come; in each from sparse to dense.
+    """The SAEs of each site and seed, from sparse to dense.
 
-    An arm lists its L0s ascending and its coefficients descending, and only the place in that list is common to both:
-    the first of one arm is compared with the first of another.
+    Sites are in the order of the run. Arms may have target L0s or coefficients, which cannot be compared. So SAEs are
+    ordered by their relative position in the list of their arm, from sparse to dense.
     """
     groups: dict[tuple[str, int], dict[tuple[object, ...], list[ResolvedSAE]]] = defaultdict(lambda: defaultdict(list))
     for sae in saes:
         groups[sae.site, sae.seed][sae.arch, sae.recipe, sae.d_sae].append(sae)
     sites = list(dict.fromkeys(site for site, _ in groups))
     ordered = []
-    # A site's seeds one after the other: a part then harvests at few sites.
+    # The seeds of a site follow each other, so that a part harvests at few sites.
     for key in sorted(groups, key=lambda key: sites.index(key[0])):
         placed = [
             ((place + 0.5) / len(arm), sae)
@@ -174,7 +175,7 @@ def _compared(saes: Sequence[ResolvedSAE]) -> list[list[ResolvedSAE]]:
 
 
 def from_sparse_to_dense(sae: SAEConfig) -> tuple[float, float]:
-    """Ascending from sparse to dense, for SAEs that all have a target, all a coefficient, or all a lambda."""
+    """A sort key from sparse to dense, for SAEs that all have a target, all a coefficient, or all a lambda."""
     return sae.aimed_l0 or 0.0, -(sae.sparsity_coef or sae.paper_lambda or 0.0)
 
 

@@ -1,8 +1,8 @@
-"""Train many SAEs on one stream, evaluate them and the controls on the same held-out tokens, compare.
+"""Trains many SAEs on one stream, and evaluates and compares them and the controls on the same held-out tokens.
 
     prepare(config, run_dir)  ->  train(run_dir)  ->  evaluate_run(run_dir)
 
-Each step reads what the one before left in the run's directory, so that any of them can be done again.
+Each step reads the results of the step before from the run's directory, so each of them can be repeated.
 """
 
 import json
@@ -38,12 +38,18 @@ def run_sweep(config: RunConfig, run_dir: Path, *, trust_remote_code: bool = Fal
     """Train the SAEs of `config`, evaluate them and the controls, and compare the arms.
 
     Args:
-        config: What to train and on what.
+        config: The settings of the run.
         run_dir: A new directory for the run.
-        trust_remote_code: Whether code that comes with the model may run, if `config` asks for it.
+        trust_remote_code: Whether code that comes with the model may run, if `config` requests it.
 
     Returns:
-        One record for each SAE and control (docs/records.md); the same as in records.jsonl.
+        One record for each SAE and control, the same as in records.jsonl (see docs/records.md).
+
+    Raises:
+        ValueError: see `prepare` and `load_model`.
+        OSError: see `prepare`.
+        DivergenceError: all SAEs diverged.
+        InterruptedError: a signal stopped training; the state is saved.
     """
     model = load_model(config)
     with cpu_threads(config.threads):
@@ -53,17 +59,17 @@ def run_sweep(config: RunConfig, run_dir: Path, *, trust_remote_code: bool = Fal
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """Check that a directory can be that of a new run, before anything is loaded; makes nothing.
+    """Check that a directory can be used for a new run, without creating it.
 
     Raises:
         FileExistsError: the directory already holds a run.
-        OSError: it cannot be made or written to.
+        OSError: the directory cannot be created or written to.
     """
     if (run_dir / "config.json").exists():
         raise FileExistsError(
-            f"{run_dir} already holds a run. Continue it with: {resume_command(run_dir)}. Or choose another --out."
+            f"{run_dir} already holds a run. Continue it with: {resume_command(run_dir)}, or choose another --out."
         )
-    # The path itself where it exists, or the folder in which it would be made.
+    # The path itself if it exists, otherwise the folder in which it would be created.
     existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise NotADirectoryError(
@@ -71,18 +77,18 @@ def check_run_dir(run_dir: Path) -> None:
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(
-            f"The run's directory {run_dir} cannot be written: {existing} is read-only, or belongs to others. Choose "
-            "an --out below a folder that you may write to."
+            f"The run's directory {run_dir} cannot be written, because {existing} is read-only or belongs to others. "
+            "Choose an --out below a folder that you may write to."
         )
 
 
 def prepare(config: RunConfig, run_dir: Path, model: LanguageModel) -> ResolvedRun:
-    """Make the run's directory with config.json (every setting decided) and environment.json.
+    """Create the run's directory with config.json and environment.json, and return the resolved settings.
 
     Raises:
         FileExistsError: the directory already holds a run.
-        OSError: the directory cannot be made or written to.
-        RunInUseError: another process is about to make it one.
+        OSError: the directory cannot be created or written to.
+        RunInUseError: another process is preparing a run in the directory.
         ValueError: the settings do not fit the model or into memory, or the text has nothing to train or evaluate on.
     """
     check_run_dir(run_dir)
@@ -92,10 +98,10 @@ def prepare(config: RunConfig, run_dir: Path, model: LanguageModel) -> ResolvedR
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir):
-            # Again, because another process may have made it a run while this one looked at the text.
+            # Checked again, because another process may have prepared a run while this one read the text.
             check_run_dir(run_dir)
             write_whole(run_dir / "environment.json", json.dumps(environment_of(decided), indent=1) + "\n")
-            # Last, because it is what makes the folder a run.
+            # Written last, because config.json marks the folder as a run.
             write_whole(run_dir / "config.json", config_to_json(decided))
     except FileExistsError:
         raise
@@ -110,17 +116,17 @@ def prepare(config: RunConfig, run_dir: Path, model: LanguageModel) -> ResolvedR
 def train(run_dir: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = ()) -> None:
     """Train the SAEs of a prepared run, from its last checkpoint if it has one, and save them.
 
-    Does nothing where all of them are saved already. Checkpoints are removed at the end, unless `keep_checkpoints`.
+    Does nothing if all SAEs are saved already. Removes checkpoints at the end, unless `keep_checkpoints` is set.
 
     Raises:
         RunInUseError: another process works on the run.
         CheckpointError: a checkpoint is damaged or cannot be written.
-        DivergenceError: no SAE is left.
-        InterruptedError: a signal asked to stop; the state is saved.
+        DivergenceError: all SAEs diverged.
+        InterruptedError: a signal stopped training; the state is saved.
     """
     config = config_for(run_dir, model)
     if is_trained(config, run_dir):
-        logger.info("All SAEs of %s are trained already; delete its folder saes to train them again.", run_dir)
+        logger.info("All SAEs of %s are trained already. To train them again, delete its folder saes.", run_dir)
         return
     log = MetricsLog(run_dir / "metrics.jsonl", every=config.log_steps, last_step=config.num_steps, trackers=trackers)
     try:
@@ -138,9 +144,12 @@ def train(run_dir: Path, model: LanguageModel, trackers: tuple[Tracker, ...] = (
 
 
 def train_to_end(config: RunConfig, run_dir: Path, model: LanguageModel) -> None:
-    """Prepare a run and train it, whatever of that is missing; raises as `prepare_once`, and as `train`.
+    """Prepare and train a run, skipping finished work.
 
-    It does not raise if all its SAEs diverge, which its folder says: the run may be a part of one that has others.
+    If all SAEs diverge, this only logs a warning, because the run may be a part of another.
+
+    Raises:
+        The exceptions of `prepare_once` and `train`, except DivergenceError.
     """
     prepare_once(config, run_dir, model)
     if not is_trained(config, run_dir):
@@ -151,24 +160,24 @@ def train_to_end(config: RunConfig, run_dir: Path, model: LanguageModel) -> None
 
 
 def prepare_once(config: RunConfig, run_dir: Path, model: LanguageModel) -> None:
-    """Prepare a run, unless its folder holds the same already.
+    """Prepare a run, unless its folder holds the same run already.
 
     Raises:
         ValueError: the folder holds a run with other settings, or the settings do not fit the model.
-        OSError: as `prepare`.
+        OSError: see `prepare`.
     """
     if not (run_dir / "config.json").exists():
         prepare(config, run_dir, model)
     elif not _is_run_of(config, read_config(run_dir), model):
         raise ValueError(
             f"{run_dir} holds a run with other settings. Delete it, choose another --out, or give the settings that it "
-            "was begun with."
+            "was started with."
         )
 
 
 def _is_run_of(config: RunConfig, begun: ResolvedRun, model: LanguageModel) -> bool:
-    """Whether a run was begun with these settings, perhaps on another machine."""
-    # Without a word of the user, these two depend on the machine on which the run was begun.
+    """Whether a run was started with these settings, maybe on another machine."""
+    # The defaults of these two settings depend on the machine on which the run was started.
     precision = config.optim.encoder_precision or begun.optim.encoder_precision
     optim = replace(config.optim, encoder_precision=precision)
     again = replace(config, optim=optim, threads=config.threads or begun.threads).resolve(model)
@@ -176,5 +185,5 @@ def _is_run_of(config: RunConfig, begun: ResolvedRun, model: LanguageModel) -> b
 
 
 def is_trained(config: RunConfig, run_dir: Path) -> bool:
-    """Whether every SAE of a run is saved, or has diverged."""
+    """Whether every SAE of a run is saved or diverged."""
     return not outcome_of(config, run_dir).missing

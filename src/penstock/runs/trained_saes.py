@@ -1,4 +1,4 @@
-"""SAEs on disk, to be evaluated and studied: all that are left of a run, or single ones."""
+"""Trained SAEs on disk, for evaluation and studies: those of a run, or single ones."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class SavedSAEs(Mapping[str, SAE]):
-    """SAEs on disk by name, in the dtype they were saved in: each is read when it is asked for, and kept by none but
-    who asked, so that as many can be studied as a disk holds.
+    """SAEs on disk by name, in the dtype that they were saved in.
+
+    Each access reads the SAE from disk. It is not cached, so memory does not limit the number of SAEs.
     """
 
     def __init__(self, folders: Mapping[str, Path], device: str) -> None:
@@ -36,38 +37,38 @@ class SavedSAEs(Mapping[str, SAE]):
         return len(self._folders)
 
     def __contains__(self, name: object) -> bool:
-        # The inherited one would read the SAE.
+        # The inherited method would read the SAE.
         return name in self._folders
 
 
 class FoundSAEs(NamedTuple):
-    """SAEs on disk and what is known of them."""
+    """SAEs on disk, with the information saved with them."""
 
     saes: SavedSAEs
     about: dict[str, Mapping[str, Any]]
-    """For each SAE's name what its record says of it."""
+    """The part of each SAE's record that is not measured, by the SAE's name."""
     metadata: dict[str, dict[str, Any]]
-    """For each SAE's name what was saved with it."""
+    """The metadata saved with each SAE, by the SAE's name."""
     diverged: dict[str, str]
-    """SAEs of their run that have diverged and are not here: by name the message."""
+    """The messages of the run's SAEs that diverged and are left out, by name."""
 
     def described(self) -> Iterator[Described]:
-        """All of them, to be measured; each is read when its turn comes."""
+        """Yield all SAEs as candidates for measurement, reading one at a time."""
         for name, sae in self.saes.items():
             yield Described(Candidate.of(name, self.about[name]["site"], sae), self.about[name])
 
 
 def load_run(config: RunConfig, run_dir: Path) -> FoundSAEs:
-    """Read the SAEs of a trained run; those that have diverged are passed over, with a logged warning.
+    """The SAEs of a trained run. Those that diverged are left out, with a warning in the log.
 
     Raises:
-        ValueError: its training is not over, or one of its SAEs cannot be read.
-        DivergenceError: all its SAEs have diverged.
+        ValueError: training is not finished, or an SAE cannot be read.
+        DivergenceError: all SAEs diverged.
     """
     found = outcome_of(config, run_dir)
     if found.missing:
         raise ValueError(
-            f"The run in {run_dir} is not finished: it has no {found.missing[0]} yet. Go on with: "
+            f"The run in {run_dir} is not finished: it has no {found.missing[0]} yet. Continue with: "
             f"{resume_command(run_dir)}"
         )
     if not found.finished:
@@ -76,16 +77,16 @@ def load_run(config: RunConfig, run_dir: Path) -> FoundSAEs:
             f"all). {next(iter(found.diverged.values()))}"
         )
     for message in found.diverged.values():
-        logger.warning("Passed over: %s", message)
+        logger.warning("Left out: %s", message)
     folders = [run_dir / "saes" / name for name in found.finished]
     return read_saes(folders, device=config.language_model.device)._replace(diverged=found.diverged)
 
 
 def read_saes(folders: Sequence[Path], *, device: str) -> FoundSAEs:
-    """Saved SAEs, of whose weights none are read yet; one whose name is taken already goes by its folder.
+    """The SAEs in some folders, whose weights are not read yet. An SAE whose name is taken gets its folder as name.
 
     Raises:
-        ValueError: a folder holds no SAE, or one that does not say its site.
+        ValueError: a folder does not hold an SAE, or the SAE's metadata has no site.
     """
     found: dict[str, Path] = {}
     about: dict[str, Mapping[str, Any]] = {}
@@ -94,7 +95,7 @@ def read_saes(folders: Sequence[Path], *, device: str) -> FoundSAEs:
         facts = read_facts(folder)
         if "site" not in facts.metadata:
             raise ValueError(
-                f"{folder}/cfg.json does not say where the SAE belongs: add its site to `metadata`, e.g. "
+                f"{folder}/cfg.json does not name the site that the SAE was trained on. Add it to `metadata`, e.g. "
                 '"site": "resid_post.2".'
             )
         name = facts.metadata.get("name", folder.name)
