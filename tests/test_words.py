@@ -23,6 +23,20 @@ PHRASES = {
     r"\bbeside (it|them|one|the|its|those|this|ours|our)\b": 'write "next to", "compared with" or "besides"',
     r"\b[Aa]ll of anything else\b": "name what is returned",
     r"\bshall\b": 'write "must", or the plain present',
+    r"\b[Ss]ays? of\b": "name what is returned",
+    r"\b[Ww]hat is known of\b": 'write "the facts of"',
+    r"\bready for JSON\b": 'write "in types that JSON has"',
+    r"\b[Gg]o(es)? on with\b": 'write "continue with"',
+    r"\bonce more\b": 'write "again", or a verb with re-',
+    r"\bto conclude from\b": 'write "for conclusions"',
+    r"\bElse\b": 'write "Otherwise"',
+    r"\beach once\b": 'write "without repetition"',
+    r"\b(: |; |or |and )as `": 'write "see"',
+    r"\bpassed over\b": 'write "left out"',
+    r"\bbegun\b": 'write "started"',
+    r"\b(allowed|known) (is|are) ": 'write "must be" or "must be one of"',
+    r"\bthe same, decided\b": 'write "with every default filled in"',
+    r"\bleft as (it|they) (was|were|is|are)\b": 'write "does not change"',
 }
 """Regular expressions of the phrases, and what to write in their place."""
 

@@ -1,4 +1,4 @@
-"""Which device a name means on this machine."""
+"""The device that a name stands for on this machine, and checks that it is available."""
 
 import logging
 
@@ -11,9 +11,10 @@ AUTO = "auto"
 
 
 def resolve_device(name: str) -> str:
-    """Return the device that a setting means: for `auto`, cuda on a machine with a GPU and cpu elsewhere.
+    """Return the device that a name stands for. `auto` is cuda on a machine with a GPU, otherwise cpu.
 
-    Does not check that a GPU is there, because a run may be planned on another machine; see `check_device`.
+    This does not check that the device is available, because a run may be planned on another machine. See
+    `check_device`.
 
     Raises:
         ValueError: the name is unknown, or is mps, which has no float64.
@@ -23,10 +24,10 @@ def resolve_device(name: str) -> str:
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
-        raise ValueError(f"device={name!r} is unknown: allowed are auto, cpu, cuda and cuda:N.") from error
+        raise ValueError(f"device={name!r} is not known: it must be auto, cpu, cuda or cuda:N.") from error
     if kind == "mps":
         raise ValueError(
-            f"device={name!r} cannot be used: evaluation and optimisers sum in float64, which it lacks. Use cpu."
+            f"device={name!r} cannot be used, because it has no float64, which evaluation and optimisers need. Use cpu."
         )
     return name
 
@@ -47,7 +48,7 @@ def is_available(name: str) -> bool:
 
 
 def available_or_cpu(name: str) -> str:
-    """Return a device to measure on: the given one, or with a warning the CPU if this machine does not have it."""
+    """Return the given device, or the CPU, with a warning, if this machine does not have it."""
     if is_available(name):
         return name
     logger.warning(

@@ -256,7 +256,7 @@ def test_a_router_is_told_to_have_no_effect(
         model.d_in("model.layers.1.mlp.output")
 
     assert len(caplog.messages) == 1
-    assert "at 'model.layers.1.mlp.gate.output' changes nothing in the model's output" in caplog.text
+    assert "at 'model.layers.1.mlp.gate.output' does not change the model's output" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["resid_post", "mlp_out", "attn_z"])

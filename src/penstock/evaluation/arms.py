@@ -8,29 +8,29 @@ CONTROLS = {"identity": "Identity", "zero": "Zero ablation", "mean": "Mean ablat
 
 
 def is_control(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a control's and not an SAE's."""
+    """Whether a record belongs to a control rather than an SAE."""
     return record.get("arch") in CONTROLS
 
 
 def given_lr(about: Mapping[str, Any]) -> float | None:
-    """The learning rate that was asked for; None if a rule chose it, by which it differs between sites as it should."""
+    """The learning rate if the user set it; None if a rule chose it, which may give another rate at every site."""
     return about.get("lr") if about.get("lr_rule") == "given" else None
 
 
 class Arm(NamedTuple):
-    """The key of an arm: SAEs that share architecture, recipe, width and, where it was asked for, learning rate."""
+    """The key of an arm: SAEs that share architecture, recipe, width and, if the user set it, learning rate."""
 
     arch: str
     recipe: str | None
-    """None for an SAE that does not say how it was trained."""
+    """The recipe, or None if the SAE's metadata does not have one."""
     d_sae: int | None
-    """None where SAEs of all widths are one arm."""
+    """The width, or None if SAEs of all widths form one arm."""
     lr: float | None = None
-    """None if a rule chose it (`given_lr`)."""
+    """The learning rate, or None if a rule chose it (see `given_lr`)."""
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> "Arm":
-        """The arm of an SAE, from its record, its settings as a mapping, or what a record says of it."""
+        """The arm of an SAE, from its record or its settings as a mapping."""
         return cls(str(about.get("arch")), about.get("recipe"), about.get("d_sae"), given_lr(about))
 
     @classmethod
@@ -40,7 +40,7 @@ class Arm(NamedTuple):
         return cls(str(arch), recipe, d_sae, lr)
 
     def side_keys(self, side: str) -> dict[str, Any]:
-        """What a record about two SAEs says of the arm of one of them: `arch_a`, `recipe_a`, `d_sae_a`, `lr_a`."""
+        """The keys of this arm in a record about two SAEs: `arch_a`, `recipe_a`, `d_sae_a`, and `lr_a` if set."""
         return {f"{key}_{side}": value for key, value in self._asdict().items() if key != "lr" or value is not None}
 
     @classmethod
@@ -50,6 +50,6 @@ class Arm(NamedTuple):
         return cls(comparison[role], recipe, d_sae, lr)
 
     def role_keys(self, role: str) -> dict[str, Any]:
-        """What a comparison says of the arm in a role: `arm`, `arm_recipe`, `arm_d_sae`, `arm_lr` (if it has one)."""
+        """The keys for this arm in a comparison: `arm`, `arm_recipe`, `arm_d_sae`, and `arm_lr` if it has one."""
         keys = {role: self.arch, f"{role}_recipe": self.recipe, f"{role}_d_sae": self.d_sae}
         return keys if self.lr is None else {**keys, f"{role}_lr": self.lr}

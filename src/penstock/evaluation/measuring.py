@@ -23,14 +23,14 @@ class Described(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What an evaluation found."""
+    """The results of an evaluation."""
 
     records: list[dict[str, Any]]
-    """Of all candidates, in their order."""
+    """The records of all candidates, in their order."""
     points: list[Point]
-    """Of the SAEs among them, with bootstrap resamples."""
+    """The points of the SAEs among them, with bootstrap resamples."""
     evaluations: dict[str, Evaluation]
-    """For each candidate's name the sums that both were made of."""
+    """The sums of each candidate, by name."""
 
 
 def measure(text: Text, settings: EvalConfig, described: Iterable[Described], max_bytes: int | None = None) -> Measured:

@@ -1,4 +1,4 @@
-"""A record: one SAE's or control's numbers under their published names, ready for JSON."""
+"""Records: the numbers of one SAE or control under their published names, in types that JSON has."""
 
 import math
 from collections.abc import Mapping
@@ -68,11 +68,11 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: Mapping[str, Any],
     Args:
         evaluation: One candidate's sums.
         weights: Bootstrap weights [resamples, sequences] from `resample_weights`.
-        about: What else the record says of the candidate; its keys come first.
-        vocab_size: Of the language model, for a warning where the model predicts worse than chance.
+        about: Further keys of the record, which come first.
+        vocab_size: The size of the language model's vocabulary, to warn if the model is worse than chance.
 
     Returns:
-        Floats, counts and text; null (None) where a metric is undefined.
+        Floats, counts and text. Undefined metrics are None.
     """
     total = {name: value.sum() for name, value in evaluation.sums.items()}
     metrics = {name: _or_none(value.item()) for name, value in metrics_of(total).items()}

@@ -32,7 +32,7 @@ def adam_rows_(
         W: Parameter, latent-major.
         gradient: Gradient of the loss with respect to W; rows of other latents are not read.
         second_moment: Second moment of Adam as each latent's last update left it.
-        latents: The rows to update, each once.
+        latents: The rows to update, without repetition.
         decay: Factor on each row's second moment: beta2 to the power of the steps since its last update.
         step: Settings of this step.
         unit: Whether to remove the gradient's part along the row and to renormalise the row to 1.

@@ -162,9 +162,9 @@ class LanguageModel:
             # The named sites are tested family by family.
             if place not in self.sites.values() and not self._has_effect(site):
                 logger.warning(
-                    "Replacing the activation at %r changes nothing in the model's output: the model goes on with "
-                    "something else that this module returns, as it does with a router. An SAE can be trained there, "
-                    "but its loss recovered says nothing.",
+                    "Replacing the activation at %r does not change the model's output, because the model uses "
+                    "something else that this module returns, as with a router. An SAE can be trained there, but its "
+                    "loss recovered has no meaning.",
                     site,
                 )
         return self._widths[site]

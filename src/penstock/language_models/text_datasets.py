@@ -70,10 +70,10 @@ def read_dataset(source: str, text_field: str, skip: int) -> Reader:
             if failures == len(WAITS):
                 raise ConnectionError(
                     f"The connection to {source} broke after {done} documents and did not come back in {failures} "
-                    f"tries: {error!r}. Look at the network, then go on with --resume."
+                    f"tries: {error!r}. Check the network, then continue with --resume."
                 ) from error
             logger.warning(
-                "%s broke off after %d documents (%r); new try in %g s.", source, done, error, WAITS[failures]
+                "%s broke off after %d documents (%r). Trying again in %g s.", source, done, error, WAITS[failures]
             )
             time.sleep(WAITS[failures])
             failures += 1

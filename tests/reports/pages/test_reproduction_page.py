@@ -99,7 +99,7 @@ def test_differences_are_read_by_their_intervals(page: str) -> None:
 
 def test_a_difference_has_a_column_for_its_yardstick_where_it_has_one() -> None:
     columns, ((*cells,),) = difference_table([DIFFERENCE])
-    assert columns == ("site", "what", "arm", "beside", "difference", "95% interval", "reading")
+    assert columns == ("site", "what", "arm", "compared with", "difference", "95% interval", "reading")
     with_seeds, rows = difference_table([{**DIFFERENCE, **GATED_SEEDS}])
     assert with_seeds == (*columns[:4], "yardstick: seeds of", *columns[4:])
     assert rows == [[*cells[:4], "Gated, 1,024 latents", *cells[4:]]]

@@ -13,18 +13,18 @@ from penstock.studies.shared.study_records import study_folder
 
 
 def write_study_figure(run_dir: Path, study: Study, records: Sequence[Mapping[str, Any]]) -> Path | None:
-    """Writes `figure.png` and `figure.svg` into a study's folder and returns the first.
+    """Write `figure.png` and `figure.svg` into a study's folder.
 
     Args:
         run_dir: The run's directory.
-        study: Says how its records are drawn.
-        records: Of the study; those of the kind `difference` belong in a table.
+        study: The study, which draws its records.
+        records: The study's records; those of the kind `difference` are not drawn.
 
     Returns:
-        None, and nothing is written, for a study without a figure and where there is nothing to show.
+        The path of `figure.png`; None if the study has no figure or nothing to show.
 
     Raises:
-        PlotsNotInstalled: matplotlib is missing; names the extra to install.
+        PlotsNotInstalled: matplotlib is missing.
     """
     path = study_folder(run_dir, study.name) / "figure"
     shown = [record for record in records if record.get("kind") != "difference"]

@@ -24,7 +24,7 @@ def study_table(study: Study, records: Sequence[Mapping[str, Any]]) -> TextTable
 def difference_table(records: Sequence[Mapping[str, Any]]) -> TextTable:
     """Return the differences among a study's rows with their intervals; no rows if it has none."""
     differences = [record for record in records if record.get("kind") == "difference"]
-    roles = {"arm": "arm", "baseline": "beside"}
+    roles = {"arm": "arm", "baseline": "compared with"}
     if any("yardstick" in record for record in differences):
         roles["yardstick"] = "yardstick: seeds of"
     rows = [
@@ -43,7 +43,7 @@ def difference_table(records: Sequence[Mapping[str, Any]]) -> TextTable:
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> TextTable:
     """Return ratios of L0 at equal loss recovered between a study's SAEs and the arms of its run."""
-    columns = ("site", "SAE", "beside", "L0 ratio at equal loss recovered", "95% interval", "reading")
+    columns = ("site", "SAE", "compared with", "L0 ratio at equal loss recovered", "95% interval", "reading")
     rows = [
         [
             str(one["site"]),

@@ -15,7 +15,7 @@ class Settings:
     """
 
     def to_json(self) -> dict[str, Any]:
-        """The settings by name, ready for JSON."""
+        """The settings by name, in types that JSON has."""
         return asdict(self)
 
     @classmethod
