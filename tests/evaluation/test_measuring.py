@@ -15,7 +15,7 @@ from penstock.evaluation.evaluate import Candidate
 from penstock.evaluation.measuring import Described
 from penstock.runs import trained_saes
 from penstock.runs.finished_run import FinishedRun
-from penstock.runs.trained_saes import FoundSAEs, load_run
+from penstock.runs.trained_saes import TrainedSAEs, load_run
 from penstock.saes import SAE
 from penstock.studies.cost import CostConfig, _groups, cost
 from penstock.studies.pruning import PruningConfig, pruning
@@ -26,7 +26,7 @@ WEIGHTS = 2 * 4 * 16 * 32
 
 
 @pytest.fixture
-def loaded(finished: FinishedRun) -> FoundSAEs:
+def loaded(finished: FinishedRun) -> TrainedSAEs:
     return load_run(finished.config, finished.run_dir)
 
 
@@ -49,7 +49,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     [(None, [4]), (4 * WEIGHTS, [4]), (3 * WEIGHTS, [3, 1]), (2 * WEIGHTS, [2, 2]), (1, [1] * 4)],
 )
 def test_groups_are_as_large_as_memory_holds_and_change_no_number(
-    finished: FinishedRun, loaded: FoundSAEs, groups: list[list[str]], max_bytes: int | None, sizes: list[int]
+    finished: FinishedRun, loaded: TrainedSAEs, groups: list[list[str]], max_bytes: int | None, sizes: list[int]
 ) -> None:
     whole = finished.measure(loaded.described())
     groups.clear()
@@ -64,7 +64,7 @@ def test_groups_are_as_large_as_memory_holds_and_change_no_number(
 
 
 def test_no_more_saes_are_held_than_a_group_and_the_next(
-    finished: FinishedRun, loaded: FoundSAEs, groups: list[list[str]]
+    finished: FinishedRun, loaded: TrainedSAEs, groups: list[list[str]]
 ) -> None:
     alive: weakref.WeakSet[SAE] = weakref.WeakSet()
     most = 0
@@ -99,7 +99,7 @@ def test_loading_a_run_reads_no_weights(finished: FinishedRun, monkeypatch: pyte
     assert [folder.name for folder in read] == ["relu1"]
 
 
-def test_an_sae_is_read_when_it_is_asked_for_and_not_kept(loaded: FoundSAEs) -> None:
+def test_an_sae_is_read_when_it_is_asked_for_and_not_kept(loaded: TrainedSAEs) -> None:
     first = loaded.saes["gated0"]
     assert torch.equal(first.W_dec, loaded.saes["gated0"].W_dec)
     assert "gated0" in loaded.saes and "gated2" not in loaded.saes

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from penstock.evaluation import Evaluation, record_of
+from penstock.evaluation.sae_record import AboutSAE, SAERecord
 from penstock.evaluation.statistics import interval, resample_weights, resampled_metrics
 from penstock.metrics import metrics_of
 
@@ -40,6 +41,7 @@ def changed(evaluation: Evaluation, **sums: torch.Tensor) -> Evaluation:
 def test_a_record_has_exactly_the_promised_keys(fake_evaluation: MakeEvaluation) -> None:
     found = record(fake_evaluation())
     assert set(found) == PROMISED | set(ABOUT)
+    assert set(SAERecord.__annotations__) - set(AboutSAE.__annotations__) | {"warnings"} == PROMISED
     assert list(found)[: len(ABOUT)] == list(ABOUT)
     assert set(found["intervals"]) == {"l0", "delta_ce", "loss_recovered", "fvu", "reconstruction_bias"}
     assert set(found["density_histogram"]) == {"log10_edges", "counts", "never_fired"}

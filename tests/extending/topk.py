@@ -9,6 +9,7 @@ from torch import nn
 from penstock.kernels import encode_to_support, per_latent
 from penstock.saes import (
     Architecture,
+    DecoderRule,
     LearningRate,
     Loss,
     Settings,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from penstock.evaluation.sae_record import Records
 from penstock.paper import reproduction
 from penstock.paper.reproduction import Plan, finish, foreseen, reproduce
 from penstock.runs import sweep
@@ -17,7 +18,6 @@ from penstock.studies import STUDIES
 from penstock.studies.ablations import AblationsConfig
 from penstock.studies.cost import CostConfig
 from penstock.studies.sensitivity import SensitivityConfig
-from penstock.studies.shared.study_records import Record
 from penstock.training.settings import ResamplingConfig, ResolvedRun, RunConfig, SAEConfig
 from penstock.training.settings.config_file import read_config
 from penstock.training.settings.defaults import PlannedModel
@@ -40,7 +40,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         monkeypatch.setattr(module, name, counting)
 
-    def study(run: FinishedRun, settings: object) -> list[Record]:
+    def study(run: FinishedRun, settings: object) -> Records:
         counts["study"] += 1
         return [{"saes": list(run.saes)}]
 

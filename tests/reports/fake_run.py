@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.evaluation.sae_record import SAERecord
+
 D_IN, D_SAE, TOKENS = 128, 1024, 2_048_000
 CE_CLEAN, CE_ZERO, CE_MEAN = 2.713, 9.482, 7.155
 
@@ -41,6 +43,7 @@ def write_fake_run(
         for record in records[:2]:
             record["warnings"] = ["still improving: loss fell by 4.1% over the last tenth of the run"]
     records += [control for site in sites for control in control_records(model, site)]
+    records = [record | {key: None for key in SAERecord.__annotations__ if key not in record} for record in records]
     write_lines(run_dir / "records.jsonl", records)
     if metrics:
         saes = [record for record in records if record["seed"] is not None]

@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from penstock.evaluation.sae_record import Records
 from penstock.inspection.matching import Matching, hungarian
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.concepts import ConceptsConfig, concepts
 from penstock.studies.dictionaries import DictionariesConfig, dictionaries
 from penstock.studies.shared.pairs import pairs
-from penstock.studies.shared.study_records import Record
 
 FAR = DictionariesConfig(most_apart=1000.0)
 
 
-def apart(records: list[Record]) -> tuple[list[Record], list[Record]]:
+def apart(records: Records) -> tuple[Records, Records]:
     """The records of SAEs or pairs, and the differences."""
     differences = [record for record in records if record.get("kind") == "difference"]
     return [record for record in records if record not in differences], differences

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arm_index, find_arms, looks_of, place_of
 from penstock.charts.drawing import MARKERS
 from penstock.evaluation.arms import Arm
+from penstock.evaluation.sae_record import Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-Records = Sequence[Record]
 Value = Callable[[Record], float | None]
 
 SAME_LEVEL = 1.25

@@ -2,13 +2,14 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from penstock.charts.arm_looks import find_arms
+from penstock.evaluation.sae_record import Records
 from penstock.reports import PlotsNotInstalled, write_pareto_figure, write_report
 from penstock.reports.data.run_data import read_run
 from penstock.reports.wording import sentences as wording
@@ -55,11 +56,11 @@ def write_figures(run: Path) -> None:
         print(f"no pareto.png: {error}")
 
 
-def print_records(records: Sequence[dict[str, Any]]) -> None:
+def print_records(records: Records) -> None:
     """Print the main numbers as a table, and the warnings on stderr, grouped by kind as in the report."""
     print(_table(records))
     sys.stdout.flush()
-    pairs = [(str(record["name"]), text) for record in records for text in record["warnings"]]
+    pairs = [(str(record["name"]), text) for record in records for text in record["warnings"] or []]
     for title, items in wording.grouped_warnings(pairs):
         print(f"warning: {title}", file=sys.stderr)
         for line in _warning_lines(items):
@@ -97,13 +98,13 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(_aligned([columns, *rows]) if rows else "nothing to compare")
 
 
-def _table(records: Sequence[dict[str, Any]]) -> str:
+def _table(records: Records) -> str:
     """An aligned table of the main numbers of each record."""
     columns = ("name", "l0", "loss_recovered", "delta_ce", "fvu", "reconstruction_bias", "frac_alive")
     return _aligned([columns, *(tuple(_measured(record, column) for column in columns) for record in records)])
 
 
-def _measured(record: dict[str, Any], column: str) -> str:
+def _measured(record: Mapping[str, Any], column: str) -> str:
     """A number as text; L0 and loss recovered are followed by their 95% interval, if there is one."""
     cell, bounds = _cell(record[column]), record["intervals"].get(column)
     if bounds is None or column not in ("l0", "loss_recovered"):

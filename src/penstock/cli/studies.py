@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from penstock.cli.output import Flat, print_records, print_rows
+from penstock.evaluation.sae_record import Records
 from penstock.reports import PlotsNotInstalled
 from penstock.reports.data.records_csv import write_study_table
 from penstock.reports.figures.study_figure import write_study_figure
@@ -17,7 +18,7 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.studies import STUDIES
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.ratios_to_run import comparisons_of
-from penstock.studies.shared.study_records import Record, study_folder
+from penstock.studies.shared.study_records import study_folder
 from penstock.studies.study_run import study_run
 
 _TRUST = "Run code that comes with the run's language model, if the run needed it. Only for sources you trust."
@@ -72,7 +73,7 @@ def make_study(options: Any) -> None:
         print(line)
 
 
-def write_study(run_dir: Path, study: Study, records: list[Record]) -> list[str]:
+def write_study(run_dir: Path, study: Study, records: Records) -> list[str]:
     """Write a study's table and figure, and return lines with their paths."""
     lines = [f"table: {write_study_table(study_folder(run_dir, study.name), records)}"]
     try:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from penstock.evaluation.arms import Arm
+from penstock.evaluation.sae_record import SAERecord
 from penstock.evaluation.statistics import LEVEL, few_groups_factor, resampled_metrics
 from penstock.metrics import metrics_of
 from penstock.saes import baseline_of
@@ -31,11 +32,12 @@ class Point(NamedTuple):
     arm: Arm
     site: str
     seed: int
+    """0 for an SAE that does not say its seed."""
     l0: Floats
     loss_recovered: Floats
 
 
-def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Tensor) -> Point:
+def point_of(record: SAERecord, sums: Mapping[str, Tensor], weights: Tensor) -> Point:
     """The point of an SAE.
 
     Args:
@@ -46,7 +48,7 @@ def point_of(record: Mapping[str, Any], sums: Mapping[str, Tensor], weights: Ten
     on_all = metrics_of({name: value.sum() for name, value in sums.items()})
     resampled = resampled_metrics(sums, weights)
     metrics = {name: torch.cat([on_all[name].view(1), resampled[name]]).numpy() for name in ("l0", "loss_recovered")}
-    return Point(Arm.of(record), record["site"], record["seed"], **metrics)
+    return Point(Arm.of(record), record["site"], record["seed"] or 0, **metrics)
 
 
 def compare(points: Sequence[Point], *, baseline: str | None = None) -> list[dict[str, Any]]:
@@ -188,7 +190,7 @@ def _interval(values: Floats) -> list[float]:
     return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
 
 
-def warnings_of(records: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+def warnings_of(records: Sequence[SAERecord], comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader of the whole sweep should know beyond the single records."""
     found = [
         f"{c['site']}: {c['arm']} and {c['baseline']} cannot be compared: {c['reason']}"

@@ -1,14 +1,15 @@
 """Candidates measured on a text: their sums, records and points; as many at a time as memory holds."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from penstock.activations.harvest import Text
 from penstock.evaluation.arms import is_control
 from penstock.evaluation.comparison import Point, point_of
 from penstock.evaluation.evaluate import Candidate, Evaluation, evaluate
 from penstock.evaluation.records import record_of
+from penstock.evaluation.sae_record import AboutSAE, SAERecord
 from penstock.evaluation.settings import EvalConfig
 from penstock.evaluation.statistics import resample_weights
 
@@ -19,13 +20,13 @@ class Described(NamedTuple):
     """A candidate, and the part of its record that is not measured."""
 
     candidate: Candidate
-    about: Mapping[str, Any]
+    about: AboutSAE
 
 
 class Measured(NamedTuple):
     """The results of an evaluation."""
 
-    records: list[dict[str, Any]]
+    records: list[SAERecord]
     """The records of all candidates, in their order."""
     points: list[Point]
     """The points of the SAEs among them, with bootstrap resamples."""

@@ -6,6 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from penstock.evaluation.sae_record import Records
 from penstock.kernels.threads import cpu_threads
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.load_model import load_model
@@ -13,7 +14,6 @@ from penstock.runs.run_evaluation import evaluate_run
 from penstock.runs.run_lock import locked
 from penstock.runs.splitting import Divide, train_divided, undivided
 from penstock.studies import STUDIES
-from penstock.studies.shared.study_records import Record
 from penstock.studies.study_run import study_run
 from penstock.training.settings import ResolvedRun, RunConfig
 from penstock.training.settings.defaults import ModelFacts
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     """The largest number of bytes for SAEs' weights during an evaluation (see `measure`)."""
 
 
-def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
+def reproduce(plan: Plan, folder: Path) -> dict[str, Records]:
     """Train and evaluate a run and make its studies, continuing where an earlier call stopped.
 
     Args:
@@ -55,7 +55,7 @@ def reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
         return _reproduce(plan, folder)
 
 
-def _reproduce(plan: Plan, folder: Path) -> dict[str, list[Record]]:
+def _reproduce(plan: Plan, folder: Path) -> dict[str, Records]:
     finish(plan, folder)
     # Loaded once for all studies of a run, because the language model may be large.
     load = cache(

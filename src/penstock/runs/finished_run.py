@@ -9,6 +9,7 @@ import torch
 
 from penstock.activations.harvest import fill_cache, masked_acts
 from penstock.evaluation.measuring import Described, Measured, measure
+from penstock.evaluation.sae_record import AboutSAE
 from penstock.language_models.loading import LanguageModel
 from penstock.language_models.tokens import TokenRows
 from penstock.runs.load_model import config_to_measure, load_model
@@ -34,7 +35,7 @@ class FinishedRun:
     saes: Mapping[str, SAE]
     """The SAEs by name, in the order of the settings. They take and return raw activations, and are read from disk at
     each access."""
-    about: Mapping[str, Mapping[str, Any]]
+    about: Mapping[str, AboutSAE]
     """The part of each SAE's record that is not measured, by the SAE's name."""
     metadata: Mapping[str, dict[str, Any]]
     """The metadata saved with each SAE, by the SAE's name."""

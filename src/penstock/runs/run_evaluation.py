@@ -12,13 +12,14 @@ from penstock.evaluation.comparison import compare, warnings_of
 from penstock.evaluation.controls import controls
 from penstock.evaluation.evaluate import Candidate
 from penstock.evaluation.measuring import Described, measure
+from penstock.evaluation.sae_record import AboutSAE, SAERecord, about_sae
 from penstock.evaluation.settings import EvalConfig
 from penstock.evaluation.sums import SUMS_FILE, write_sums
 from penstock.files import write_whole
 from penstock.language_models.loading import LanguageModel
 from penstock.runs.load_model import config_for
 from penstock.runs.run_lock import locked
-from penstock.runs.trained_saes import about_sae, load_run, read_saes
+from penstock.runs.trained_saes import load_run, read_saes
 from penstock.training.batches import training_stream, training_text
 from penstock.training.settings import ResolvedRun, RunConfig
 
@@ -26,7 +27,7 @@ CONTROL_TOKENS = 100_000
 """The number of training activations on which PCA and the mean are fitted."""
 
 
-def evaluate_run(run_dir: Path, model: LanguageModel, max_bytes: int | None = None) -> list[dict[str, Any]]:
+def evaluate_run(run_dir: Path, model: LanguageModel, max_bytes: int | None = None) -> list[SAERecord]:
     """Evaluate the SAEs and controls of a trained run, and return their records.
 
     Writes sums.safetensors, comparison.json and records.jsonl to the run's directory.
@@ -45,7 +46,7 @@ def evaluate_run(run_dir: Path, model: LanguageModel, max_bytes: int | None = No
         return _evaluate(run_dir, model, max_bytes)
 
 
-def _evaluate(run_dir: Path, model: LanguageModel, max_bytes: int | None) -> list[dict[str, Any]]:
+def _evaluate(run_dir: Path, model: LanguageModel, max_bytes: int | None) -> list[SAERecord]:
     config = config_for(run_dir, model)
     loaded = load_run(config, run_dir)
     beside = (Described(control, _about_control(control, config)) for control in _controls_of(config, model))
@@ -71,7 +72,7 @@ def evaluate_saes(
     text: str | None = None,
     text_field: str | None = None,
     trust_remote_code: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[SAERecord]:
     """Evaluate saved SAEs, and return their records.
 
     Args:
@@ -139,13 +140,7 @@ def _controls_of(config: ResolvedRun, model: LanguageModel) -> list[Candidate]:
     return found
 
 
-def _about_control(candidate: Candidate, config: RunConfig) -> dict[str, Any]:
-    blank = dict.fromkeys(about_sae("", 0, 0, {"name": ""}))
-    return blank | {
-        "name": candidate.name,
-        "arch": candidate.name.split("-")[0].split("_")[0],
-        "model": config.language_model.model,
-        "site": candidate.site,
-        "d_in": candidate.d_in,
-        "d_sae": len(candidate.decoder_norm),
-    }
+def _about_control(candidate: Candidate, config: RunConfig) -> AboutSAE:
+    arch = candidate.name.split("-")[0].split("_")[0]
+    known = {"name": candidate.name, "model": config.language_model.model, "site": candidate.site}
+    return about_sae(arch, candidate.d_in, len(candidate.decoder_norm), known)

@@ -10,8 +10,8 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from penstock.evaluation.sae_record import SAERecord
 from penstock.files import write_whole
 from penstock.kernels.buffers import release
 from penstock.kernels.threads import cpu_threads
@@ -34,7 +34,7 @@ from penstock.training.trainer import DivergenceError
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(config: RunConfig, run_dir: Path, *, trust_remote_code: bool = False) -> list[dict[str, Any]]:
+def run_sweep(config: RunConfig, run_dir: Path, *, trust_remote_code: bool = False) -> list[SAERecord]:
     """Train the SAEs of `config`, evaluate them and the controls, and compare the arms.
 
     Args:

@@ -5,15 +5,15 @@ section 3.2 and an author's comment for the one without the auxiliary task. The 
 inconsistent mixture, which only this study trains, come from the authors' reply on penalties weighted by decoder norms.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
+from penstock.evaluation.sae_record import AboutSAE, Records
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes.gated import GATED
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import measured_records
-from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
 from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 
@@ -54,7 +54,7 @@ class AblationsConfig:
                 raise ValueError(f"ablations={name} is not known: it must be one of {', '.join(ABLATIONS)}.")
 
 
-def ablations(run: FinishedRun, config: AblationsConfig) -> list[Record]:
+def ablations(run: FinishedRun, config: AblationsConfig) -> Records:
     """Retrain every Gated SAE of the run with unit decoder rows for each ablation, to the same L0, and measure it.
 
     SAEs that diverge are left out.
@@ -96,9 +96,9 @@ def ablation_variants(run: ResolvedRun, config: AblationsConfig, coef_of: CoefOf
     return found
 
 
-def _about(own: Mapping[str, Any], base: str, ablation: str) -> dict[str, Any]:
+def _about(own: AboutSAE, base: str, ablation: str) -> AboutSAE:
     words = ablation.replace("_", " ").replace("r mag", "r_mag")
-    return {**own, "of": base, "series": words, "curve": words, "ablation": ablation}
+    return cast("AboutSAE", {**own, "of": base, "series": words, "curve": words, "ablation": ablation})
 
 
 def _with_target(config: AblationsConfig) -> str:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penstock.charts.lines_by_l0 import arm_series, at_site, draw_lines, grid, legend, line_of, sites_of
+from penstock.evaluation.sae_record import Records
 from penstock.inspection.concept_rules import Kinds, kind_shares, kinds
 from penstock.inspection.differences import SeedPair, share_differences
 from penstock.inspection.token_facts import token_facts
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import BASELINE
-from penstock.studies.shared.declaration import Records, Study, Table
+from penstock.studies.shared.declaration import Study, Table
 from penstock.studies.shared.pairs import SAEPair, Sides, arm_in, bootstrap_settings, check_factor, pairs, sides_of
-from penstock.studies.shared.study_records import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ class ConceptsConfig:
             raise ValueError(f"min_firings={self.min_firings} is out of range: it must be at least 2.")
 
 
-def concepts(run: FinishedRun, config: ConceptsConfig) -> list[Record]:
+def concepts(run: FinishedRun, config: ConceptsConfig) -> Records:
     """The shares of each SAE's latents that represent each kind of concept, found with rules over single tokens.
 
     Records of the kind `difference` have the difference of these shares between an arm and a baseline, over SAEs of the
@@ -66,14 +66,14 @@ def concepts(run: FinishedRun, config: ConceptsConfig) -> list[Record]:
     return [*found, *_differences_of_shares(run, judged, pairs(run, l0, config.most_apart))]
 
 
-def _differences_of_shares(run: FinishedRun, judged: Mapping[str, Kinds], paired: Iterable[SAEPair]) -> list[Record]:
+def _differences_of_shares(run: FinishedRun, judged: Mapping[str, Kinds], paired: Iterable[SAEPair]) -> Records:
     """The `share_differences` of each site, arm and baseline."""
     by_sides: dict[Sides, list[SeedPair]] = defaultdict(list)
     for a, b, _ in paired:
         sides = sides_of(run, a, b)
         if sides.arm.arch != BASELINE and sides.baseline.arch == BASELINE:
             arm, baseline = (a, b) if arm_in(run, a) == sides.arm else (b, a)
-            by_sides[sides].append(SeedPair(arm, baseline, run.about[a]["seed"]))
+            by_sides[sides].append(SeedPair(arm, baseline, run.about[a]["seed"] or 0))
     return [
         sides.names() | row
         for sides, pairs_of_arms in by_sides.items()

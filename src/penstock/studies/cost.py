@@ -7,7 +7,7 @@ activations.
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,12 @@ import torch
 
 from penstock.activations.sources import measure_scale
 from penstock.charts.lines_by_l0 import Value, arm_series, at_site, draw_lines, grid, legend, line_of, sites_of
+from penstock.evaluation.sae_record import Records
 from penstock.runs.estimate import step_flops, training_bytes
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, BASELINE, SAE, TrainableSAE, training_of
 from penstock.shapes import Acts
-from penstock.studies.shared.declaration import Records, Study, columns
-from penstock.studies.shared.study_records import Record
+from penstock.studies.shared.declaration import Study, columns
 from penstock.training.optimisers import make_optimiser
 from penstock.training.settings import ResolvedSAE
 
@@ -39,7 +39,7 @@ class CostConfig:
             raise ValueError(f"repeats={self.repeats} is out of range: it must be at least 1.")
 
 
-def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
+def cost(run: FinishedRun, config: CostConfig) -> Records:
     """The cost of a training step and of encoding one batch of the run's size, for every trained SAE of a run.
 
     Returns:
@@ -71,7 +71,7 @@ def cost(run: FinishedRun, config: CostConfig) -> list[Record]:
     return list(rows.values())
 
 
-def _counted(run: FinishedRun, settings: ResolvedSAE, x: Acts) -> Record:
+def _counted(run: FinishedRun, settings: ResolvedSAE, x: Acts) -> dict[str, Any]:
     """The part of an SAE's record that is counted rather than timed."""
     name = settings.folder
     sae = run.saes[name]
@@ -81,7 +81,7 @@ def _counted(run: FinishedRun, settings: ResolvedSAE, x: Acts) -> Record:
     return row | {"training_bytes": training_bytes(settings, run.config, sae.d_in)}
 
 
-def _groups(rows: Sequence[Record], max_bytes: int | None) -> list[list[str]]:
+def _groups(rows: Records, max_bytes: int | None) -> list[list[str]]:
     """Groups of names of SAEs that are timed together: all of them, or neighbours in L0 as many as memory holds."""
     if max_bytes is None:
         return [[row["name"] for row in rows]]
@@ -151,7 +151,7 @@ def _counts(sae: SAE, settings: ResolvedSAE, batch: int, l0: float) -> dict[str,
     }
 
 
-def _ratios(row: Record, rows: list[Record]) -> dict[str, Any]:
+def _ratios(row: Mapping[str, Any], rows: Records) -> dict[str, Any]:
     """The costs of an SAE divided by those of the baseline of its width and site nearest in L0.
 
     Empty for baselines, and if there is no such baseline.

@@ -5,10 +5,10 @@ SAEs that differ only in their seed do not agree fully.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,13 +24,13 @@ from penstock.charts.lines_by_l0 import (
     pair_series,
     sites_of,
 )
+from penstock.evaluation.sae_record import Records
 from penstock.inspection.agreement import agreement
 from penstock.inspection.differences import agreement_differences
 from penstock.inspection.matching import MAX_HUNGARIAN, hungarian
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.shared.declaration import Records, Study, columns
+from penstock.studies.shared.declaration import Study, columns
 from penstock.studies.shared.pairs import Sides, arm_in, bootstrap_settings, check_factor, independent_pairs, sides_of
-from penstock.studies.shared.study_records import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ class DictionariesConfig:
         check_factor(self.most_apart)
 
 
-def dictionaries(run: FinishedRun, config: DictionariesConfig) -> list[Record]:
+def dictionaries(run: FinishedRun, config: DictionariesConfig) -> Records:
     """The agreement of pairs of SAEs of a run at nearly equal L0: SAEs of two arms, and two seeds of one arm.
 
     `hungarian_null_cosine` is the mean cosine of the Hungarian matching of as many random directions as the pair has.
@@ -88,9 +88,9 @@ def _hungarian_null(d_in: int, latents_a: int, latents_b: int) -> float | None:
     return hungarian(W_a, W_b).cosine.double().mean().item()
 
 
-def _differences_of_agreement(run: FinishedRun, found: Sequence[Record]) -> list[Record]:
+def _differences_of_agreement(run: FinishedRun, found: Records) -> Records:
     """The `agreement_differences` of each site and pair of arms, compared with the seeds of each of the two arms."""
-    arms: dict[Sides, list[Record]] = defaultdict(list)
+    arms: dict[Sides, list[Mapping[str, Any]]] = defaultdict(list)
     for record in found:
         if record["kind"] == "arms":
             arms[sides_of(run, record["a"], record["b"])].append(record)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from penstock.evaluation.measuring import Described
+from penstock.evaluation.sae_record import Records
 from penstock.posthoc.thresholds import (
     best_scale,
     global_threshold,
@@ -17,7 +18,6 @@ from penstock.saes import SAE, baseline_first, trainable
 from penstock.shapes import Acts, PerLatent
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
-from penstock.studies.shared.study_records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class PruningConfig:
         check_fit_tokens(self.fit_tokens)
 
 
-def pruning(run: FinishedRun, config: PruningConfig) -> list[Record]:
+def pruning(run: FinishedRun, config: PruningConfig) -> Records:
     """Measure SAEs of the run without their low activations, by three rules, with and without rescaling.
 
     Raises:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.evaluation.measuring import Described
+from penstock.evaluation.sae_record import Records
 from penstock.posthoc.gradient_pursuit import pursued
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, measured_records
-from penstock.studies.shared.study_records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class PursuitConfig:
             raise ValueError(f"num_latents={self.num_latents} is out of range: give one or more numbers of at least 1.")
 
 
-def pursuit(run: FinishedRun, config: PursuitConfig) -> list[Record]:
+def pursuit(run: FinishedRun, config: PursuitConfig) -> Records:
     """Measure every decoder of the run with gradient pursuit in place of its encoder, at each number of latents."""
 
     def made() -> Iterator[Described]:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from penstock.evaluation.evaluate import Candidate
 from penstock.evaluation.measuring import Described
+from penstock.evaluation.sae_record import Records
 from penstock.formats import load_sae, read_facts, save_sae
 from penstock.posthoc.refitting import RefitConfig, fine_tune, rescale_and_shift
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, BASELINE, baseline_first
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
-from penstock.studies.shared.study_records import Record, asked, study_folder
+from penstock.studies.shared.study_records import asked, study_folder
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class RefitStudyConfig:
         check_fit_tokens(self.fit_tokens)
 
 
-def refit(run: FinishedRun, config: RefitStudyConfig) -> list[Record]:
+def refit(run: FinishedRun, config: RefitStudyConfig) -> Records:
     """Refit SAEs of the run by each of METHODS, save them in `studies/refit/saes`, and measure them.
 
     Baselines are refitted if they have the width of another architecture's SAE at their site, or all of them if none

@@ -20,12 +20,12 @@ from penstock.charts.lines_by_l0 import REFERENCE_LINE, not_measured
 from penstock.evaluation.arms import Arm
 from penstock.evaluation.comparison import Point
 from penstock.evaluation.frontier import Frontier, frontier_of, log_lost, ratio_with_interval
+from penstock.evaluation.sae_record import Records
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import from_sparse_to_dense
 from penstock.saes import training_of
-from penstock.studies.shared.declaration import Records, Study, Table, columns
+from penstock.studies.shared.declaration import Study, Table, columns
 from penstock.studies.shared.ratios_to_run import own_points
-from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant, train_variants
 from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 
@@ -77,7 +77,7 @@ class SensitivityConfig:
                 )
 
 
-def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
+def sensitivity(run: FinishedRun, config: SensitivityConfig) -> Records:
     """Retrain the centre of each architecture with changed settings, and measure the loss that this costs.
 
     Returns:
@@ -99,7 +99,7 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
     trained = train_variants(run, "sensitivity", [variant.sae for variant in variants])
     measured = run.measure(trained.described())
     points = {record["name"]: (record, point) for record, point in zip(measured.records, measured.points, strict=True)}
-    found: list[Record] = []
+    records: list[dict[str, Any]] = []
     for centre in _centres(run.config, config):
         reference = own[centre.folder]
         frontier = frontier_of([own[sae.folder] for sae in _arm(run.config, centre) if sae.seed == centre.seed])
@@ -116,8 +116,8 @@ def sensitivity(run: FinishedRun, config: SensitivityConfig) -> list[Record]:
         least = min((row["lost_ratio"] for row in same if row["lost_ratio"] is not None), default=None)
         for row in rows:
             row["of_best"] = None if row["lost_ratio"] is None or least is None else row["lost_ratio"] / least
-        found += rows
-    return found
+        records += rows
+    return records
 
 
 def sensitivity_variants(run: ResolvedRun, config: SensitivityConfig, coef_of: CoefOf) -> list[Variant]:
@@ -217,7 +217,7 @@ def _with(centre: ResolvedSAE, factors: Factors, coef: float) -> ResolvedSAE:
 _ABOUT = ("name", "arch", "recipe", "site", "d_sae", "seed", "lr", "sparsity_coef")
 
 
-def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: Frontier, factors: Factors) -> Record:
+def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: Frontier, factors: Factors) -> dict[str, Any]:
     # If no latent fires, L0 is 0 and its logarithm infinite.
     with np.errstate(divide="ignore", invalid="ignore"):
         log_ratio = log_lost(point) - log_lost(centre) - frontier.slope * (np.log(point.l0) - np.log(centre.l0))
@@ -237,7 +237,7 @@ def _row(about: Mapping[str, Any], point: Point, centre: Point, frontier: Fronti
     }
 
 
-def _diverged(sae: SAEConfig, factors: Factors, message: str) -> Record:
+def _diverged(sae: SAEConfig, factors: Factors, message: str) -> dict[str, Any]:
     """The record of an SAE that diverged; without a coefficient if that was steered."""
     unmeasured = dict.fromkeys(("l0", "l0_ratio", "loss_recovered", "lost_ratio", "low", "high"))
     about = {key: getattr(sae, key) for key in _ABOUT} | {"name": sae.folder}

@@ -26,14 +26,14 @@ from penstock.charts.lines_by_l0 import (
     set_ticks,
     sites_of,
 )
+from penstock.evaluation.sae_record import Records
 from penstock.inspection.magnitude_ratios import matched_magnitudes, ratio_summary
 from penstock.metrics import token_terms
 from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, BASELINE, DECODER_RULES, SAE, baseline_first, training_of
 from penstock.shapes import Acts
-from penstock.studies.shared.declaration import Records, Study, Table, columns
+from penstock.studies.shared.declaration import Study, Table, columns
 from penstock.studies.shared.pairs import arm_in, pairs
-from penstock.studies.shared.study_records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ class ShrinkageConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range: it must be at least 1.")
 
 
-def shrinkage(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
+def shrinkage(run: FinishedRun, config: ShrinkageConfig) -> Records:
     """Shrinkage in the toy, and of the latents that pairs of SAEs of a run have in common.
 
     A pair is an SAE of another architecture (a) and a baseline (b) of the same seed at nearly equal L0. Two seeds of
@@ -92,7 +92,7 @@ def shrinkage(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
     return [*toy_rows(config.toy_coefs), *_pair_rows(run, config)]
 
 
-def toy_rows(coefs: tuple[float, ...]) -> list[Record]:
+def toy_rows(coefs: tuple[float, ...]) -> Records:
     """The toy of the paper's figure 2, for each architecture and each coefficient in [0, 2).
 
     The toy has one feature x = 1 and one latent f whose decoder row is +1. A ReLU SAE minimises (1 - f)^2 + coef f, so
@@ -137,7 +137,7 @@ class _Compared(NamedTuple):
 
 
 @torch.no_grad()
-def _pair_rows(run: FinishedRun, config: ShrinkageConfig) -> list[Record]:
+def _pair_rows(run: FinishedRun, config: ShrinkageConfig) -> Records:
     x = run.held_out_activations()
     at = {name: x[run.about[name]["site"]] for name in run.saes}
     l0 = {name: sae.encode_sparse(at[name]).l0.double().mean().item() for name, sae in run.saes.items()}

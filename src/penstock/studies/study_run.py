@@ -4,16 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from penstock.evaluation.sae_record import Records
 from penstock.runs.finished_run import FinishedRun
 from penstock.studies import STUDIES
 from penstock.studies.shared.ratios_to_run import compare_study
-from penstock.studies.shared.study_records import Record, stored
+from penstock.studies.shared.study_records import stored
 from penstock.training.settings.config_file import read_config
 
 
 def study_run(
     folder: Path, name: str, settings: Any, load: Callable[[Path], FinishedRun] = FinishedRun.load
-) -> list[Record]:
+) -> Records:
     """Return the records of a study of a finished run. They are read from disk if the same study was made before.
 
     Args:

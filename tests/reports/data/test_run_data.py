@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from fake_run import write_fake_run
 
+from penstock.evaluation.sae_record import SAERecord
 from penstock.reports.data.run_data import read_run
 
 
@@ -63,3 +64,10 @@ def test_a_whole_last_line_without_newline_counts(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     assert run.records == records
     assert run.notes == []
+
+
+def test_a_key_that_a_record_lacks_is_none(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"name": "a", "arch": "relu", "site": "resid_post.2", "mine": 1}\n')
+    (record,) = read_run(tmp_path).records
+    assert record["l0"] is None and record["warnings"] is None
+    assert set(record) == {*SAERecord.__annotations__, "mine"}

@@ -196,8 +196,10 @@ PURSUIT = PursuitConfig(num_latents=(1, 2, 6))
 
 def test_sums_on_disk_give_the_records_numbers_and_the_same_rows_as_the_runs(copied: FinishedRun) -> None:
     records = pursuit(copied, PURSUIT)
-    own, made = read_sums(copied.folder / SUMS_FILE), read_sums(copied.folder / "studies" / "pursuit" / SUMS_FILE)
-    assert set(own) == {json.loads(line)["name"] for line in (copied.folder / "records.jsonl").read_text().splitlines()}
+    own, made = read_sums(copied.run_dir / SUMS_FILE), read_sums(copied.run_dir / "studies" / "pursuit" / SUMS_FILE)
+    assert set(own) == {
+        json.loads(line)["name"] for line in (copied.run_dir / "records.jsonl").read_text().splitlines()
+    }
     assert set(made) == {record["name"] for record in records}
     for record in records:
         total = metrics_of({name: values.sum() for name, values in made[record["name"]].items()})
@@ -208,10 +210,12 @@ def test_sums_on_disk_give_the_records_numbers_and_the_same_rows_as_the_runs(cop
 
 
 def test_a_study_on_disk_is_compared_from_its_records_and_sums(copied: FinishedRun) -> None:
-    stored(copied.folder, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
-    found = compare_study(copied.folder, "pursuit")
-    assert json.loads((copied.folder / "studies" / "pursuit" / "comparison.json").read_text()) == {"comparisons": found}
-    assert compare_study(copied.folder, "pursuit") == found
+    stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
+    found = compare_study(copied.run_dir, "pursuit")
+    assert json.loads((copied.run_dir / "studies" / "pursuit" / "comparison.json").read_text()) == {
+        "comparisons": found
+    }
+    assert compare_study(copied.run_dir, "pursuit") == found
     made = "with pursuit on the decoder trained for L0 3"
     # One SAE for each arm and seed is no curve of the run, but what was made of it is one.
     assert [sides(entry) for entry in found] == [
@@ -308,17 +312,17 @@ def test_a_curve_of_pruning_goes_through_the_saes_that_were_pruned_alike(copied:
 
 
 def test_a_study_on_other_tokens_is_not_compared(copied: FinishedRun) -> None:
-    stored(copied.folder, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
+    stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
     other = replace(copied, config=replace(copied.config, eval=replace(copied.config.eval, eval_seed=1)))
     pursuit(other, PURSUIT)
     with pytest.raises(ValueError, match="was measured on other held-out tokens than the run"):
-        compare_study(copied.folder, "pursuit")
+        compare_study(copied.run_dir, "pursuit")
 
 
 def test_new_sums_are_not_vouched_for_by_an_earlier_study(copied: FinishedRun) -> None:
-    stored(copied.folder, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
+    stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
     # As if killed between the sums of another study and its records.
     pursuit(copied, PursuitConfig(num_latents=(3,)))
-    assert not (copied.folder / "studies" / "pursuit" / "settings.json").exists()
-    assert len(stored(copied.folder, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))) == 3 * len(copied.saes)
-    assert len(read_sums(copied.folder / "studies" / "pursuit" / SUMS_FILE)) == 3 * len(copied.saes)
+    assert not (copied.run_dir / "studies" / "pursuit" / "settings.json").exists()
+    assert len(stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))) == 3 * len(copied.saes)
+    assert len(read_sums(copied.run_dir / "studies" / "pursuit" / SUMS_FILE)) == 3 * len(copied.saes)

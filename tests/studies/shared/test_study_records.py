@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock.evaluation.sae_record import Records
 from penstock.studies.shared import study_records as module
-from penstock.studies.shared.study_records import Record, stored, study_folder
+from penstock.studies.shared.study_records import stored, study_folder
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Study:
     def __init__(self) -> None:
         self.made = 0
 
-    def __call__(self) -> list[Record]:
+    def __call__(self) -> Records:
         self.made += 1
         return [{"name": "a", "made": self.made}, {"name": "b", "made": self.made}]
 
@@ -63,7 +64,7 @@ def test_a_study_of_another_version_is_made_anew(run: Path, monkeypatch: pytest.
 def test_a_study_that_was_cut_short_is_made_again(run: Path) -> None:
     study = Study()
 
-    def killed() -> list[Record]:
+    def killed() -> Records:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters that make a spreadsheet read a cell as a formula."""
 
 
-def records_csv(records: Sequence[dict[str, Any]]) -> str:
+def records_csv(records: Sequence[Mapping[str, Any]]) -> str:
     """Return all keys of all records as CSV text with a header row and `\\n` line ends.
 
     An interval becomes two columns, `intervals.l0.low` and `intervals.l0.high`. Other lists become JSON text, and a
@@ -49,11 +49,11 @@ def _inert(value: Any) -> Any:
 def write_study_table(study_dir: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     """Writes `table.csv`, a row for each record of a study, into the study's folder and returns its path."""
     path = study_dir / "table.csv"
-    write_whole(path, records_csv([dict(record) for record in records]))
+    write_whole(path, records_csv(records))
     return path
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in record.items():
         key = f"{prefix}{name}"

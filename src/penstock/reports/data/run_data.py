@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.evaluation.records import check_record
+from penstock.evaluation.sae_record import SAERecord, checked_record
 from penstock.evaluation.stored_comparisons import read_comparison
 from penstock.json_files import (
     COUNT,
@@ -54,7 +54,7 @@ class RunData:
     """Versions, hardware, command; empty if the file is missing."""
     metrics: list[dict[str, Any]]
     """Training log, one row per SAE and logged step, in the order written; empty if the file is missing."""
-    records: list[dict[str, Any]]
+    records: list[SAERecord]
     """One record per SAE or control, never empty; numbers that are not finite were replaced by None."""
     comparison: dict[str, Any] | None
     """comparison.json, or None if it is missing."""
@@ -87,7 +87,7 @@ def read_run(run_dir: Path) -> RunData:
     )
 
 
-def read_records(run_dir: Path) -> list[dict[str, Any]]:
+def read_records(run_dir: Path) -> list[SAERecord]:
     """Read the records of a run, one per SAE or control, with numbers that are not finite as None.
 
     Raises:
@@ -97,18 +97,15 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
     return _read_records(run_dir, [])
 
 
-def read_published(run_dir: Path) -> list[dict[str, Any]]:
+def read_published(run_dir: Path) -> list[SAERecord]:
     """Read the paper's runs to draw next to those of a run; empty if there are none (see `write_published`)."""
     path = run_dir / PUBLISHED_FILE
     if not path.is_file():
         return []
-    runs = read_list(path)
-    for number, run in enumerate(runs, start=1):
-        check_record(run, f"{path}, run {number}")
-    return runs
+    return [checked_record(run, f"{path}, run {number}") for number, run in enumerate(read_list(path), start=1)]
 
 
-def _read_records(run_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _read_records(run_dir: Path, notes: list[str]) -> list[SAERecord]:
     path = run_dir / "records.jsonl"
     remedy = (
         f"`penstock eval {run_dir}` evaluates the SAEs of a trained run and writes it; "
@@ -118,9 +115,8 @@ def _read_records(run_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"There is no run directory {run_dir}. {remedy}")
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir} has no records.jsonl, which the report needs. {remedy}")
-    records = _noted(read_rows(path), path, notes)
-    for number, record in enumerate(records, start=1):
-        check_record(record, f"{path}, record {number}")
+    rows = _noted(read_rows(path), path, notes)
+    records = [checked_record(row, f"{path}, record {number}") for number, row in enumerate(rows, start=1)]
     if not records:
         raise ValueError(f"{path} is empty: there is nothing to report. {remedy}")
     return records

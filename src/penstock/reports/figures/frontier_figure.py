@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arch_name, arm_index, find_arms
 from penstock.charts.drawing import MARKERS, set_scales
 from penstock.evaluation.arms import Arm
+from penstock.evaluation.sae_record import Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +22,6 @@ LONG_LABEL = 45
 
 MOST_SERIES = 8
 """Most arms times series in one panel."""
-
-Records = Sequence[Mapping[str, Any]]
 
 
 def draw_frontier(run_records: Records, records: Records) -> "Figure":

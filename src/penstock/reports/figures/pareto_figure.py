@@ -1,12 +1,13 @@
 """The Pareto figure of a run as PNG and SVG, for papers and READMEs; needs the optional extra `plots`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.charts.arm_looks import COLORS, SHAPES, ArmLook, arch_and_width, arm_index, find_arms
 from penstock.charts.drawing import MARKERS, drawn, set_scales
 from penstock.evaluation.arms import CONTROLS, is_control
+from penstock.evaluation.sae_record import SAERecord
 from penstock.reports.data.records_csv import write_records_csv
 from penstock.reports.data.run_data import RunData, read_published, read_run
 from penstock.reports.wording import sentences as wording
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-Records = Sequence[dict[str, Any]]
+Records = Sequence[SAERecord]
 
 PANELS = {
     "loss_recovered": "Loss recovered",
@@ -100,11 +101,11 @@ def _draw_panel(ax: "Axes", records: Records, published: Records, arms: Sequence
         ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes, color=_GREY)
         return
     for theirs, look in _published_looks(published, arms):
-        ax.plot([record["l0"] for record in theirs], [record[metric] for record in theirs], **look)
+        ax.plot([_value(record, "l0") for record in theirs], [_value(record, metric) for record in theirs], **look)
     for seed_records in _lines(saes, arms):
         arm = arms[arm_index(seed_records[0], arms) or 0]
         color = COLORS[arm.slot % len(COLORS)]
-        x, y = [r["l0"] for r in seed_records], [r[metric] for r in seed_records]
+        x, y = [_value(r, "l0") for r in seed_records], [_value(r, metric) for r in seed_records]
         ax.plot(x, y, _DASHES[arm.variant % len(_DASHES)], color=color, linewidth=1, alpha=0.55)
         ax.errorbar(
             x,
@@ -122,6 +123,11 @@ def _draw_panel(ax: "Axes", records: Records, published: Records, arms: Sequence
         ax.axhline(1.0, color=_GREY, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     else:
         _draw_levels(ax, records, metric)
+
+
+def _value(record: Mapping[str, Any], metric: str) -> float:
+    """A metric of a record that has it."""
+    return record[metric]
 
 
 def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
@@ -148,10 +154,10 @@ def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
     ax.set_ylim(low, high)
 
 
-def _lines(saes: Records, arms: Sequence[ArmLook]) -> list[list[dict[str, Any]]]:
+def _lines(saes: Records, arms: Sequence[ArmLook]) -> list[list[SAERecord]]:
     """Group records by arm and seed, in the order of L0 within a group; arms keep their order."""
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for record in sorted(saes, key=lambda record: record["l0"]):
+    groups: dict[tuple[int, str], list[SAERecord]] = {}
+    for record in sorted(saes, key=lambda record: _value(record, "l0")):
         groups.setdefault((arm_index(record, arms) or 0, str(record.get("seed"))), []).append(record)
     return [groups[key] for key in sorted(groups)]
 
@@ -160,10 +166,10 @@ def _error_bars(records: Records, metric: str) -> list[list[float]]:
     """Return the distances below and above each point; 0 if no interval is recorded."""
     below, above = [], []
     for record in records:
-        low, high = (record.get("intervals") or {}).get(metric) or (record[metric], record[metric])
+        low, high = (record.get("intervals") or {}).get(metric) or (_value(record, metric), _value(record, metric))
         # A bootstrap interval need not contain the point itself; a bar cannot have negative length.
-        below.append(max(0.0, record[metric] - low))
-        above.append(max(0.0, high - record[metric]))
+        below.append(max(0.0, _value(record, metric) - low))
+        above.append(max(0.0, high - _value(record, metric)))
     return [below, above]
 
 
@@ -217,7 +223,7 @@ def _published_looks(published: Records, arms: Sequence[ArmLook]) -> list[tuple[
             "markerfacecolor": "none",
             "markeredgewidth": 0.8,
             "markersize": 7,
-            "label": f"paper: {arch_and_width(arm.arch, mine[0]['d_sae'])}",
+            "label": f"paper: {arch_and_width(arm.arch, mine[0]['d_sae'] or 0)}",
         }
         looks.append((mine, look))
     return looks

@@ -14,6 +14,7 @@ from typing import Any
 
 from penstock.charts.arm_looks import COLORS, DARK_COLORS, SHAPES, ArmLook, arm_index, find_arms
 from penstock.evaluation.arms import CONTROLS
+from penstock.evaluation.sae_record import SAERecord
 from penstock.files import write_whole
 from penstock.reports.data.records_csv import records_csv
 from penstock.reports.data.run_data import RunData, read_run
@@ -141,11 +142,11 @@ def _rounded(value: float | int | None) -> float | int | None:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def _sites(records: Sequence[dict[str, Any]]) -> list[str]:
+def _sites(records: Sequence[SAERecord]) -> list[str]:
     return list(dict.fromkeys(str(record.get("site")) for record in records))
 
 
-def _at(records: Sequence[dict[str, Any]], site: str) -> list[dict[str, Any]]:
+def _at(records: Sequence[SAERecord], site: str) -> list[SAERecord]:
     return [record for record in records if str(record.get("site")) == site]
 
 

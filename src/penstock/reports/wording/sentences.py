@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from penstock.charts.arm_looks import ArmLook, arch_name, arm_index
 from penstock.evaluation.arms import Arm, is_control
+from penstock.evaluation.sae_record import SAERecord
 from penstock.reports.data.run_data import RunData
 from penstock.reports.wording.definitions import LABELS
 
@@ -127,7 +128,7 @@ def comparison_sentence(item: dict[str, Any], arm: str, baseline: str) -> str:
     return f"At equal {metric} {arm} {needs} ({words}){over}."
 
 
-def own_numbers(records: Sequence[dict[str, Any]]) -> list[str]:
+def own_numbers(records: Sequence[SAERecord]) -> list[str]:
     """Return one sentence with the main numbers of each SAE, for the top of a run without a comparison."""
     found = []
     for record in records:
@@ -167,14 +168,14 @@ def metric_words(metric: str) -> str:
     return _METRIC_WORDS.get(metric) or LABELS.get(metric) or metric
 
 
-def bias_ranges(records: Sequence[dict[str, Any]], arms: Sequence[ArmLook]) -> list[Range]:
+def bias_ranges(records: Sequence[SAERecord], arms: Sequence[ArmLook]) -> list[Range]:
     """Return the smallest and largest recorded gamma of each arm; arms without one are left out."""
     ranges = []
     for index, arm in enumerate(arms):
         values = [
-            record["reconstruction_bias"]
+            bias
             for record in records
-            if arm_index(record, arms) == index and record.get("reconstruction_bias") is not None
+            if arm_index(record, arms) == index and (bias := record["reconstruction_bias"]) is not None
         ]
         if values:
             ranges.append(Range(arm.label, min(values), max(values)))
@@ -261,14 +262,14 @@ def _arm_label(item: dict[str, Any], side: str, arms: Sequence[ArmLook]) -> str:
     return labels[0] if labels else arch_name(item[side])
 
 
-def _values(records: Iterable[dict[str, Any]], key: str) -> str:
+def _values(records: Iterable[Mapping[str, Any]], key: str) -> str:
     """Return the distinct values of a key over the records, sorted, as one text."""
     values = {record[key] for record in records if record.get(key) is not None}
     ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
     return ", ".join(f"{value:,}" if isinstance(value, int) else str(value) for value in ordered) or "–"
 
 
-def _span(records: Iterable[dict[str, Any]], key: str) -> str:
+def _span(records: Iterable[Mapping[str, Any]], key: str) -> str:
     """Return one number as text, or the smallest and the largest."""
     values = sorted({record[key] for record in records if record.get(key) is not None})
     if not values:
@@ -277,28 +278,28 @@ def _span(records: Iterable[dict[str, Any]], key: str) -> str:
     return " to ".join(f"{end:,}" if isinstance(end, int) else short(end) for end in ends)
 
 
-def _sites_text(records: Sequence[dict[str, Any]]) -> str:
+def _sites_text(records: Sequence[SAERecord]) -> str:
     # Records of controls may lack a width.
     widths = {record["site"]: None for record in records if record.get("site")}
     widths |= {record["site"]: record["d_in"] for record in records if record.get("site") and record.get("d_in")}
     return ", ".join(f"{site} (d_in {width})" if width else str(site) for site, width in widths.items())
 
 
-def _training_text(saes: Sequence[dict[str, Any]]) -> str:
+def _training_text(saes: Sequence[SAERecord]) -> str:
     return (
         f"{_span(saes, 'tokens_trained')} tokens per SAE: "
         f"{_span(saes, 'unique_tokens')} unique, {_span(saes, 'passes')} passes"
     )
 
 
-def _evaluation_text(records: Sequence[dict[str, Any]]) -> str:
+def _evaluation_text(records: Sequence[SAERecord]) -> str:
     sequences = _span(records, "sequences_evaluated")
     return f"{_span(records, 'tokens_evaluated')} held-out tokens in {sequences} sequences"
 
 
-def _time_text(run: RunData, saes: Sequence[dict[str, Any]]) -> str:
+def _time_text(run: RunData, saes: Sequence[SAERecord]) -> str:
     logged = [row["seconds"] for row in run.metrics if row.get("seconds") is not None]
-    own = [record["train_seconds"] for record in saes if record.get("train_seconds") is not None]
+    own = [seconds for record in saes if (seconds := record["train_seconds"]) is not None]
     parts = [f"{duration(max(logged))} for all SAEs together"] if logged else []
     if own:
         parts.append(f"{duration(min(own))} to {duration(max(own))} of it for each")

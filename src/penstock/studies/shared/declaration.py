@@ -1,18 +1,16 @@
 """The declaration of a study: its question, settings, records, table and figure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from penstock.evaluation.sae_record import Records
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.shared.study_records import Record
 from penstock.studies.shared.variants import CoefOf, Variant
 from penstock.training.settings import ResolvedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Records = Sequence[Mapping[str, Any]]
 
 
 class Table(NamedTuple):
@@ -52,7 +50,7 @@ class Study:
     """An explanation of the figure and the table."""
     settings: type[Any]
     """The dataclass of the study's settings, which all have defaults."""
-    records: Callable[[FinishedRun, Any], list[Record]]
+    records: Callable[[FinishedRun, Any], Records]
     """Makes the study's records from a run and the study's settings."""
     measures_saes: bool = False
     """Whether every record belongs to an SAE that was measured like those of the run (see `measured_records`). Such a

@@ -5,15 +5,16 @@ RUN/studies/NAME/sums.safetensors, from which `ratios_to_run.py` compares them w
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from penstock.evaluation.measuring import Described
+from penstock.evaluation.sae_record import AboutSAE, Records
 from penstock.evaluation.sums import SUMS_FILE, write_sums
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.shared.study_records import Record, study_folder
+from penstock.studies.shared.study_records import study_folder
 
 
-def measured_records(run: FinishedRun, study: str, described: Iterable[Described]) -> list[Record]:
+def measured_records(run: FinishedRun, study: str, described: Iterable[Described]) -> Records:
     """Measure a study's candidates, write their sums to the study's folder, and return their records."""
     measured = run.measure(described)
     folder = study_folder(run.run_dir, study)
@@ -24,7 +25,7 @@ def measured_records(run: FinishedRun, study: str, described: Iterable[Described
     return measured.records
 
 
-def about_changed(run: FinishedRun, name: str, new: str, **study: Any) -> dict[str, Any]:
+def about_changed(run: FinishedRun, name: str, new: str, **study: Any) -> AboutSAE:
     """The descriptive part of the record of a candidate that was made from an SAE of the run.
 
     Args:
@@ -35,7 +36,8 @@ def about_changed(run: FinishedRun, name: str, new: str, **study: Any) -> dict[s
             `curve` differ only in what moves them along the frontier.
     """
     # An SAE that was changed after training need not meet its target, so the record has none.
-    return {**run.about[name], "name": new, "of": name, "target_l0": None, **study, "warnings": []}
+    about = {**run.about[name], "name": new, "of": name, "target_l0": None, **study, "warnings": []}
+    return cast("AboutSAE", about)
 
 
 def check_fit_tokens(fit_tokens: int) -> None:

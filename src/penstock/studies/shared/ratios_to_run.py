@@ -18,6 +18,7 @@ from torch import Tensor
 
 from penstock.evaluation.arms import Arm, is_control
 from penstock.evaluation.comparison import Point, l0_ratio, point_of
+from penstock.evaluation.sae_record import checked_record
 from penstock.evaluation.statistics import resample_weights
 from penstock.evaluation.stored_comparisons import read_comparison
 from penstock.evaluation.sums import SUMS_FILE, SequenceSums, read_sums
@@ -65,7 +66,8 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
     own = _points(run, own_sums, weights)
     made: dict[str, list[Made]] = defaultdict(list)
     for record in read_lines(folder / "records.jsonl"):
-        point = point_of(record, made_sums[record["name"]], weights)
+        checked = checked_record(record, str(folder / "records.jsonl"))
+        point = point_of(checked, made_sums[checked["name"]], weights)
         made[record["curve"]].append(Made(record["of"], point._replace(arm=own[record["of"]].arm)))
     found = series_comparisons(own, made)
     write_whole(folder / "comparison.json", json.dumps({"comparisons": found}, indent=1) + "\n")
@@ -93,8 +95,8 @@ def _points(
 ) -> dict[str, Point]:
     return {
         record["name"]: point_of(record, sums[record["name"]], weights)
-        for record in read_lines(run / "records.jsonl")
-        if not is_control(record)
+        for line in read_lines(run / "records.jsonl")
+        if not is_control(record := checked_record(line, str(run / "records.jsonl")))
     }
 
 

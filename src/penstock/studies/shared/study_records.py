@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from penstock.evaluation.sae_record import Records
 from penstock.files import write_whole
 from penstock.json_files import read_rows
 from penstock.runs.run_lock import locked
@@ -19,16 +20,13 @@ from penstock.version import __version__
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
-"""A line of a study's records.jsonl; all values can be written as JSON."""
-
 
 def study_folder(run: Path, name: str) -> Path:
     """The folder of a study of a run."""
     return run / "studies" / name
 
 
-def read_lines(path: Path) -> list[Record]:
+def read_lines(path: Path) -> Records:
     """The records in a JSON-lines file.
 
     Raises:
@@ -41,7 +39,7 @@ def read_lines(path: Path) -> list[Record]:
     return found.rows
 
 
-def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Record]]) -> list[Record]:
+def stored(run: Path, name: str, settings: Any, compute: Callable[[], Records]) -> Records:
     """The records of a study, read from disk if they were made with these settings on this run, otherwise computed.
 
     Computed records are written to the study's folder.
@@ -62,7 +60,7 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], list[Recor
         return _stored(folder, asked(run, settings), compute)
 
 
-def _stored(folder: Path, text: str, compute: Callable[[], list[Record]]) -> list[Record]:
+def _stored(folder: Path, text: str, compute: Callable[[], Records]) -> Records:
     settings_file, records_file = folder / "settings.json", folder / "records.jsonl"
     if settings_file.is_file() and records_file.is_file() and settings_file.read_bytes() == text.encode():
         logger.info("%s holds this study already; delete it to make it again", folder)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from penstock.runs.finished_run import FinishedRun
 from penstock.runs.splitting import train_divided
-from penstock.runs.trained_saes import FoundSAEs, load_run
+from penstock.runs.trained_saes import TrainedSAEs, load_run
 from penstock.studies.shared.study_records import study_folder
 from penstock.training.settings import SAEConfig
 from penstock.training.settings.config_file import config_to_json
@@ -25,7 +25,7 @@ class Variant(NamedTuple):
     """The difference from the original, in the study's own terms."""
 
 
-def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> FoundSAEs:
+def train_variants(run: FinishedRun, study: str, saes: Sequence[SAEConfig]) -> TrainedSAEs:
     """Train SAEs in a separate run, RUN/studies/STUDY/run-HASH. After a kill, training continues from a checkpoint.
 
     Args:

@@ -1,0 +1,116 @@
+"""The record of an SAE or a control: its keys, what each value is, and the check of records that come from a file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypedDict, cast, get_type_hints
+
+from penstock.json_files import COUNT, NUMBER, TEXT, Kind, check_keys, list_of, object_of, or_null
+
+Text = Annotated[str | None, or_null(TEXT)]
+Count = Annotated[int | None, or_null(COUNT)]
+Number = Annotated[float | None, or_null(NUMBER)]
+
+
+Records = Sequence[Mapping[str, Any]]
+"""Records of any kind: of SAEs, or a study's own rows."""
+
+
+class DensityHistogram(TypedDict):
+    """Numbers of latents by the share of tokens on which they fire."""
+
+    log10_edges: list[float]
+    """Edges of the bins, in log10 of the share; one more than `counts`."""
+    counts: list[int]
+    never_fired: int
+
+
+_HISTOGRAM = Kind(
+    "a histogram of log10_edges, counts and never_fired",
+    lambda value: (
+        isinstance(value, dict)
+        and list_of(NUMBER).fits(value.get("log10_edges"))
+        and list_of(COUNT).fits(value.get("counts"))
+        and len(value["log10_edges"]) == len(value["counts"]) + 1
+        and COUNT.fits(value.get("never_fired"))
+    ),
+)
+
+
+class AboutSAE(TypedDict):
+    """The part of a record that is not measured (docs/records.md), in the order in which it is written."""
+
+    name: Annotated[str, TEXT]
+    arch: Annotated[str, TEXT]
+    d_in: Count
+    d_sae: Count
+    recipe: Text
+    model: Text
+    site: Annotated[str, TEXT]
+    sparsity_coef: Number
+    paper_lambda: Number
+    target_l0: Number
+    coef_path: Annotated[list[float | None] | None, or_null(list_of(or_null(NUMBER)))]
+    seed: Count
+    lr: Number
+    lr_rule: Text
+    steps: Count
+    batch_size: Count
+    tokens_trained: Count
+    unique_tokens: Count
+    passes: Number
+    train_seconds: Number
+    resampled: Count
+    warnings: Annotated[list[str] | None, or_null(list_of(TEXT))]
+
+
+class SAERecord(AboutSAE):
+    """A line of records.jsonl: one SAE's or control's numbers (docs/records.md)."""
+
+    tokens_evaluated: Number
+    sequences_evaluated: Number
+    l0: Number
+    l0_median: Number
+    l0_p5: Number
+    l0_p95: Number
+    l1: Number
+    mse: Number
+    fvu: Number
+    cosine: Number
+    reconstruction_bias: Number
+    ce_clean: Number
+    ce_spliced: Number
+    ce_zero: Number
+    ce_mean: Number
+    delta_ce: Number
+    kl: Number
+    loss_recovered: Number
+    loss_recovered_mean: Number
+    frac_alive: Number
+    frac_dense: Number
+    intervals: Annotated[dict[str, list[float] | None] | None, or_null(object_of(or_null(list_of(NUMBER, 2))))]
+    density_histogram: Annotated[DensityHistogram | None, or_null(_HISTOGRAM)]
+
+
+_KINDS: dict[str, Kind] = {
+    key: declared.__metadata__[0] for key, declared in get_type_hints(SAERecord, include_extras=True).items()
+}
+_NEEDED = tuple(key for key, kind in _KINDS.items() if not kind.fits(None))
+
+
+def about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> AboutSAE:
+    """Return the part of a record that is not measured; what `metadata` does not say is None."""
+    known = {key: metadata.get(key) for key in AboutSAE.__annotations__}
+    return cast("AboutSAE", {**known, "arch": arch, "d_in": d_in, "d_sae": d_sae})
+
+
+def checked_record(row: Mapping[str, Any], where: str) -> SAERecord:
+    """Return a row of a file as a record. A key that is missing is None; keys of other programs are kept.
+
+    Args:
+        row: The row.
+        where: Its file and line, for the error.
+
+    Raises:
+        FileError: a value has the wrong type, or name, architecture or site is missing.
+    """
+    check_keys(row, _KINDS, where, needed=_NEEDED)
+    return cast("SAERecord", {**row, **{key: None for key in _KINDS if key not in row}})
