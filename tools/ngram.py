@@ -1,5 +1,5 @@
-"""An n-gram language model with interpolated modified Kneser-Ney smoothing: the yardstick for the
-embedded language model.
+"""An n-gram language model with interpolated modified Kneser-Ney smoothing, the baseline of the embedded
+language model.
 
     P_k(w | u) = max(c(uw) - D(c(uw)), 0) / c(u) + gamma(u) P_{k-1}(w | u without its oldest token)
 

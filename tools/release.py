@@ -1,4 +1,4 @@
-"""Write a trained model into a folder as Hugging Face `transformers` reads it, and judge the result."""
+"""Write a trained model into a folder in the format of Hugging Face `transformers`, and check the result."""
 
 import json
 import shutil
@@ -10,12 +10,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 BOS = "<|bos|>"
 PROMPT = "class"
 MAX_BYTES = 8_000_000
-"""Most bytes that the folder inside the package may hold."""
+"""The largest size of the folder inside the package, in bytes."""
 
 
 @torch.no_grad()
 def sample_of(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> str:
-    """PROMPT and the 200 tokens that the model writes after it, at temperature 0.8."""
+    """PROMPT and the 200 tokens that the model generates after it, at temperature 0.8."""
     generator = torch.Generator().manual_seed(0)
     tokens = [tokenizer.bos_token_id, *tokenizer.encode(PROMPT, add_special_tokens=False)]
     for _ in range(200):
@@ -25,7 +25,7 @@ def sample_of(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> st
 
 
 def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the model in half precision and its tokenizer as `transformers` reads them."""
+    """Write the model in half precision, and its tokenizer, in the format of `transformers`."""
     shutil.rmtree(folder, ignore_errors=True)
     model.half().save_pretrained(folder)
     (folder / "generation_config.json").unlink()

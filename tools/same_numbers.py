@@ -1,11 +1,11 @@
-"""Print what a tiny sweep and its studies come to, as one SHA-256 a line: a refactoring changes none of them.
+"""Print SHA-256 digests of the results of a tiny sweep and its studies, which a refactoring must not change.
 
     python tools/same_numbers.py > /tmp/before; edit; python tools/same_numbers.py | diff /tmp/before -
 
 There is a line for each tensor of each SAE, for each kind of sum, and for each key of the records, of the comparison
-and of the studies' records, so the diff names what changed. What depends on the clock, the place or the version is left
-out. Two architectures, two recipes, resampling and a target L0, on the embedded language model with one thread: about a
-minute. Digests are equal on one machine with one set of libraries; another processor rounds in another way.
+and of the studies' records, so the diff shows what changed. Values that depend on time, path or version are left out.
+The sweep has two architectures, two recipes, resampling and a target L0, on the embedded language model with one
+thread, and takes about a minute. Digests are only equal on the same machine with the same libraries.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ STUDIES = {
     "dictionaries": DictionariesConfig(most_apart=4.0),
     "concepts": ConceptsConfig(min_firings=5, most_apart=4.0),
 }
-"""Those that train no SAEs and measure no time, made small."""
+"""Small settings of the studies that neither train SAEs nor measure time."""
 
 VARYING = ("seconds", "date", "started", "version", "path", "command")
 """A key with one of these words in it is left out."""

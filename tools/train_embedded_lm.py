@@ -2,11 +2,11 @@
 
     python tools/train_embedded_lm.py --out src/penstock/language_models/embedded
 
-A byte-level BPE tokenizer, then a small Llama (Hugging Face format, half precision), then a 5-gram
-model on the same tokens as the yardstick. Everything that is claimed of the model is measured here
-and written to its MODEL_CARD.md. Stop it at any time and run it again: it goes on from its last
-checkpoint in `--work` (also with more `--tokens`: the learning rate is flat until the last 40%). Once
-all tokens are trained on, running it again only measures and writes the card anew.
+Trains a byte-level BPE tokenizer, then a small Llama (Hugging Face format, half precision), then a
+5-gram model on the same tokens as the baseline. Measures all numbers in MODEL_CARD.md and writes it.
+After an interruption, the same command continues from the last checkpoint in `--work`, also with more
+`--tokens`, because the learning rate is constant until the last 40%. When all tokens are trained on,
+the command only measures again and writes the card.
 """
 
 import dataclasses
