@@ -1,4 +1,4 @@
-"""How much memory activations take, compared with what a device has free."""
+"""The memory that activations need, and the free memory of a device."""
 
 import os
 from pathlib import Path
@@ -15,43 +15,43 @@ _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-"""Where a container finds its limit and its use, in version 2 and version 1."""
+"""The files with a container's memory limit and use, for cgroups version 2 and version 1."""
 
 
 def activation_bytes(data: ResolvedData, width: int) -> int:
-    """The most memory that a run's activations take at once.
+    """The peak memory of a run's activations, in bytes.
 
     A cache is harvested in parts, and exists twice while they are joined. A buffer exists three times while it is
     refilled: the old one, its unused rows with the fresh ones, and the new one.
 
     Args:
         data: The run's settings.
-        width: Sum of the d_in of its sites.
+        width: The sum of the d_in of its sites.
     """
     copies = 3 if data.cache_tokens is None else 2
     return BYTES_PER_NUMBER * copies * data.buffer_tokens * width
 
 
 def free_bytes(device: str) -> int | None:
-    """Memory that is free on a device now, in bytes; None where this cannot be found out."""
+    """The free memory of a device in bytes, or None if it is not known."""
     kind = torch.device(device).type
     if kind == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # PyTorch reuses what it holds without using it.
+        # PyTorch reuses memory that it has reserved but not allocated.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return _free_on_host() if kind == "cpu" else None
 
 
 def check_activations_fit(data: ResolvedData, width: int, device: str) -> None:
-    """Refuse a cache or a shuffle buffer that the device has no room for.
+    """Check that a cache or shuffle buffer fits into the free memory of a device.
 
     Args:
         data: The run's settings.
-        width: Sum of the d_in of its sites.
-        device: Where the activations are kept.
+        width: The sum of the d_in of its sites.
+        device: The device of the activations.
 
     Raises:
-        ValueError: they need more than is free; names the setting, the need, what is free and the remedy.
+        ValueError: the activations need more memory than is free.
     """
     needed, free = activation_bytes(data, width), free_bytes(device)
     if free is None or needed <= free:
@@ -67,18 +67,18 @@ def check_activations_fit(data: ResolvedData, width: int, device: str) -> None:
 
 
 def _free_on_host() -> int | None:
-    """What the machine has available, or what is left of a container's limit if that is less."""
+    """The available memory of the machine in bytes, or what is left of a container's limit if that is less."""
     found = [free for group in _CGROUPS if (free := _left_of_limit(*group)) is not None]
     if _MEMINFO.is_file():
         found.append(1024 * _counts(_MEMINFO)["MemAvailable"])
     elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        # macOS does not say how much is available; more than there is at all never fits.
+        # macOS does not report available memory, so total memory is the limit.
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)
 
 
 def _left_of_limit(folder: Path, limit: str, used: str) -> int | None:
-    """What a container may still use, cached files not counted as used; None if it has no limit."""
+    """The bytes that a container may still use, without counting cached files as used; None if it has no limit."""
     try:
         allowed = (folder / limit).read_text().strip()
         if allowed == "max":
@@ -91,6 +91,6 @@ def _left_of_limit(folder: Path, limit: str, used: str) -> int | None:
 
 
 def _counts(path: Path) -> dict[str, int]:
-    """A system file of lines such as `MemFree:  12 kB` or `active_file 12`."""
+    """The numbers in a system file with lines such as `MemFree:  12 kB` or `active_file 12`."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}

@@ -1,4 +1,4 @@
-"""Settings that say which activations are harvested, and how many."""
+"""Settings of the text and of the activations that are harvested from it."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from penstock.settings import MAX_SEED, at_least, between, values_of
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which text is read, and how its activations reach the SAEs."""
+    """The text, the number of activations, and how they are shuffled."""
 
     text: str = "embedded"
     """`embedded` (the source of Python's standard library), a .txt, .jsonl or .parquet file, a folder of such files, or
@@ -20,26 +20,27 @@ class DataConfig:
     text_field: str | None = None
     """Column of the text in .jsonl, .parquet and datasets; by default `text`."""
     packing: Literal["packed", "truncated"] = "packed"
-    """Documents joined with a BOS (or EOS) between them, or one row per document cut at `context`."""
+    """`packed` joins documents with a BOS (or EOS) between them. `truncated` makes one sequence per document, cut at
+    `context`."""
     context: int | None = None
-    """Tokens in a row, BOS included; by default the model's maximum, at most 1,024."""
+    """Tokens per sequence, including BOS; by default the model's maximum, at most 1,024."""
     tokens: int = 20_000_000
-    """Number of activations to train each SAE on, all passes over the text together."""
+    """Number of activations to train each SAE on, over all passes."""
     cache_tokens: int | None = None
-    """Harvest this many activations once, keep them in memory, and pass over them until `tokens` are trained on. By
-    default activations are streamed: each one is new until the texts end."""
+    """Harvest this many activations once, keep them in memory, and pass over them until `tokens` are used. By default
+    activations are streamed, and none is repeated until the text ends."""
     buffer_tokens: int | None = None
-    """Activations in the shuffle buffer when streaming, by default 2^18 or `tokens`; mixed token by token."""
+    """Activations in the shuffle buffer when streaming; by default 2^18, or `tokens` if that is less."""
     model_batch_rows: int = 32
-    """Rows in one forward pass of the language model."""
+    """Sequences per forward pass of the language model."""
     shuffle_seed: int = 0
-    """Decides the order of the activations."""
+    """Seed of the order of the activations."""
     mask_special_tokens: bool = False
     """Leave special tokens inside the texts (such as those of chat templates) out of training and evaluation."""
     max_norm_multiple: float | None = None
-    """Leave out tokens whose activation is more than so many times as long as the median at one of the sites."""
+    """Leave out tokens whose activation norm, at one of the sites, is more than this multiple of the median."""
     skip_nonfinite: bool = False
-    """Leave out and count tokens whose activations are NaN or infinite, which end the run otherwise."""
+    """Leave out and count tokens whose activations are NaN or infinite. Otherwise such tokens end the run."""
 
     def __post_init__(self) -> None:
         at_least("tokens", self.tokens, 1)
@@ -63,11 +64,11 @@ class DataConfig:
         if self.text_field is not None and not self.has_columns:
             raise ValueError(
                 f"text_field={self.text_field!r} has no effect with text={self.text!r}, which has no "
-                "columns. Leave it out, or name a text that has some (.jsonl, .parquet, datasets:NAME)."
+                "columns. Leave it out, or name a text with columns (.jsonl, .parquet, datasets:NAME)."
             )
 
     def located(self) -> "DataConfig":
-        """The same with the path of a file or folder absolute, so that it is found from every directory."""
+        """The same settings, with the path of a file or folder made absolute, so that it works in every directory."""
         path = Path(self.text).expanduser()
         if self.text == "embedded" or not path.exists():
             return self
@@ -75,15 +76,15 @@ class DataConfig:
 
     @property
     def has_columns(self) -> bool:
-        """Whether a column of the text can be named."""
+        """Whether the text has columns."""
         return self.text != "embedded" and re.search(r"\.txt(\.\w+)?$", self.text.lower()) is None
 
     def resolve(self, context: Callable[[], int], *, buffer_tokens: int) -> "ResolvedData":
-        """Decide what is open.
+        """Fill in every default.
 
         Args:
-            context: Returns the tokens in a row; called only if that is open.
-            buffer_tokens: Activations in the shuffle buffer, if that is open and the run streams.
+            context: Returns the default `context`; called only if it is not set.
+            buffer_tokens: The default size of the shuffle buffer.
         """
         decided = values_of(
             self,
@@ -96,8 +97,11 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedData(DataConfig):
-    """The same, decided. `text_field` is None where the text has no columns, `cache_tokens` where the run streams."""
+    """`DataConfig` with every default filled in.
+
+    `text_field` is None if the text has no columns, and `cache_tokens` is None if the run streams.
+    """
 
     context: int = field()
     buffer_tokens: int = field()
-    """Activations that are mixed: those in the shuffle buffer, or all of the cache."""
+    """The number of activations that are shuffled together: the size of the shuffle buffer, or of the cache."""

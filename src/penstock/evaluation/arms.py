@@ -1,10 +1,10 @@
-"""Which SAEs are one arm, and which records are controls: the one key and the one test that everything uses."""
+"""The key by which SAEs are grouped into arms, and the test that tells controls from SAEs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 CONTROLS = {"identity": "Identity", "zero": "Zero ablation", "mean": "Mean ablation", "pca": "PCA"}
-"""What stands as `arch` in the records of controls, and their names."""
+"""The values of `arch` in the records of controls, and their display names."""
 
 
 def is_control(record: Mapping[str, Any]) -> bool:

@@ -1,9 +1,9 @@
-"""How many firing latents two arms need for the same quality: the paper's "half as many" as a ratio.
+"""The ratio of firing latents that two arms need for the same quality; in the paper, "half as many".
 
-Along an arm log L0 is close to linear in log(1 - loss recovered), so it is interpolated in these
-coordinates, for each seed on its own, and averaged over seeds. Nothing is extrapolated: the arms are
-compared over the quality that both reach. Seeds that both arms have are pairs: from two of them on only
-these count, and the bootstrap draws pairs as well as sequences, so that intervals cover both.
+Along an arm log L0 is close to linear in log(1 - loss recovered). So it is interpolated in these coordinates, for each
+seed separately, and averaged over seeds. Nothing is extrapolated: arms are compared over the quality that both reach.
+Seeds that both arms have are pairs. If there are two or more pairs, only these are used, and the bootstrap draws pairs
+as well as sequences, so that intervals cover both.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from penstock.metrics import metrics_of
 from penstock.saes import baseline_of
 
 GRID = 5
-"""Qualities, evenly spaced in log(1 - loss recovered), at which the arms are compared."""
+"""The number of qualities, evenly spaced in log(1 - loss recovered), at which arms are compared."""
 
 Floats = np.ndarray
 
@@ -32,7 +32,7 @@ class Point(NamedTuple):
     arm: Arm
     site: str
     seed: int
-    """0 for an SAE that does not say its seed."""
+    """The seed; 0 if the SAE's metadata does not have one."""
     l0: Floats
     loss_recovered: Floats
 
@@ -41,8 +41,8 @@ def point_of(record: SAERecord, sums: Mapping[str, Tensor], weights: Tensor) -> 
     """The point of an SAE.
 
     Args:
-        record: Says what SAE it is.
-        sums: Its sums [sequences] (`Evaluation.sums`).
+        record: The SAE's record.
+        sums: The SAE's sums [sequences] (see `Evaluation.sums`).
         weights: Bootstrap weights [resamples, sequences]; the same for all points that are compared.
     """
     on_all = metrics_of({name: value.sum() for name, value in sums.items()})
@@ -52,17 +52,18 @@ def point_of(record: SAERecord, sums: Mapping[str, Tensor], weights: Tensor) -> 
 
 
 def compare(points: Sequence[Point], *, baseline: str | None = None) -> list[dict[str, Any]]:
-    """Compare every arm with those of the baseline, at every site, for every recipe and width they were trained with.
+    """Compare every arm with every arm of the baseline, at each site.
 
     Args:
         points: The SAEs of a run.
-        baseline: The architecture to compare with; see `penstock.saes.baseline_of` if left out.
+        baseline: The architecture to compare with; default: see `penstock.saes.baseline_of`.
 
     Returns:
-        For each pair of arms: site, names, `ratio` of L0 arm / baseline averaged (geometrically) over the
-        quality that both reach, its bootstrap `interval`, the ratios `by_seed` where two or more seeds are pairs
-        (the interval then covers seeds, too), the `overlap` in loss recovered, and a `grid`
-        of single values. `ratio` is None with a `reason` where the arms cannot be compared.
+        An entry for each pair of arms, with these keys: site, the arms' names, the `ratio` of L0 arm / baseline as a
+        geometric mean over the quality that both reach, and its bootstrap `interval`. `by_seed` has the ratios of pairs
+        of seeds if there are two or more; the interval then covers seeds, too. `overlap` is the common range of loss
+        recovered, and `grid` has the single values. If the arms cannot be compared, `ratio` is None and `reason` is
+        set.
     """
     baseline = baseline or baseline_of(point.arm.arch for point in points)
     by_site: dict[str, dict[Arm, list[Point]]] = defaultdict(lambda: defaultdict(list))
@@ -191,7 +192,7 @@ def _interval(values: Floats) -> list[float]:
 
 
 def warnings_of(records: Sequence[SAERecord], comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader of the whole sweep should know beyond the single records."""
+    """Warnings about a sweep as a whole: arms that cannot be compared, and different numbers of training tokens."""
     found = [
         f"{c['site']}: {c['arm']} and {c['baseline']} cannot be compared: {c['reason']}"
         for c in comparisons

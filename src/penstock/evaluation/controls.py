@@ -1,4 +1,4 @@
-"""Controls that every sweep is read against: what costs nothing, what destroys everything, and PCA."""
+"""Controls of every sweep: identity, zero and mean ablation, and PCA."""
 
 import torch
 from jaxtyping import Float
@@ -10,11 +10,11 @@ from penstock.sparse import SparseCode
 
 
 def controls(site: str, acts: Acts, pca_components: tuple[int, ...]) -> list[Candidate]:
-    """Identity, zero, mean, and PCA with k components.
+    """The controls identity, zero, mean, and PCA with k components.
 
     Args:
-        site: Where they stand in for an SAE.
-        acts: Training activations [tokens, d_in], raw units: PCA and the mean are fitted on them.
+        site: The site at which they take the place of an SAE.
+        acts: Training activations [tokens, d_in] in raw units, on which PCA and the mean are fitted.
         pca_components: Values of k, each between 1 and d_in.
 
     Returns:

@@ -26,7 +26,7 @@ def log_lost(point: Point) -> Floats:
 
 
 def frontier_of(arm: Sequence[Point]) -> Frontier:
-    """By least squares; level where one SAE is all there is."""
+    """The frontier of an arm by least squares; its slope is 0 if there is only one SAE."""
     points = [point for point in arm if point.l0[0] > 0 and point.loss_recovered[0] < 1]
     l0s = [float(point.l0[0]) for point in points]
     if len(set(l0s)) < 2:

@@ -79,5 +79,5 @@ def _groups(described: Iterable[Described], max_bytes: int | None) -> Iterator[l
 
 
 def _weight_bytes(candidate: Candidate) -> int:
-    """Of an encoder and a decoder in float32."""
+    """The bytes of a candidate's encoder and decoder in float32."""
     return 2 * 4 * candidate.d_in * len(candidate.decoder_norm)

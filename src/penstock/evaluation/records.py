@@ -69,7 +69,7 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: AboutSAE, vocab_si
 
 
 def _undefined(metrics: Mapping[str, float | None]) -> list[str]:
-    """Which metrics are undefined, and why."""
+    """Warnings that name the undefined metrics and the reasons."""
     warnings = []
     if metrics["mse"] is None or metrics["delta_ce"] is None:
         warnings.append("Some reconstructions or losses are not finite; metrics made of them are undefined.")

@@ -1,4 +1,4 @@
-"""The record of an SAE or a control: its keys, what each value is, and the check of records that come from a file."""
+"""The record of an SAE or a control: its keys, the kinds of their values, and the check of records from a file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
@@ -97,7 +97,7 @@ _NEEDED = tuple(key for key, kind in _KINDS.items() if not kind.fits(None))
 
 
 def about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> AboutSAE:
-    """Return the part of a record that is not measured; what `metadata` does not say is None."""
+    """Return the part of a record that is not measured. Keys that `metadata` does not have are None."""
     known = {key: metadata.get(key) for key in AboutSAE.__annotations__}
     return cast("AboutSAE", {**known, "arch": arch, "d_in": d_in, "d_sae": d_sae})
 

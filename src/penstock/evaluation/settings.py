@@ -7,14 +7,14 @@ from penstock.settings import MAX_SEED, at_least, between
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How SAEs are evaluated: on how many held-out tokens, with how many bootstrap resamples."""
+    """The number of held-out tokens and of bootstrap resamples, and their seed."""
 
     eval_tokens: int = 100_000
     """Held-out tokens to evaluate on (the paper uses more than a million)."""
     bootstrap: int = 1000
-    """Resamples of the held-out sequences for the 95% intervals."""
+    """Bootstrap resamples of the held-out sequences, for the 95% intervals."""
     eval_seed: int = 0
-    """Decides which held-out rows are used, and the bootstrap."""
+    """Seed of the choice of held-out sequences, and of the bootstrap."""
 
     def __post_init__(self) -> None:
         at_least("eval_tokens", self.eval_tokens, 1)

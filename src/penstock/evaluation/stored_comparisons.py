@@ -38,7 +38,7 @@ _POINT: Mapping[str, Kind] = {
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
-    """What a comparison.json holds: the list `comparisons`, and for a run the list `warnings`.
+    """The contents of a comparison.json: the list `comparisons`, and for a run the list `warnings`.
 
     Raises:
         FileError: the file is damaged, or a value has the wrong type.

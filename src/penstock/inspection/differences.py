@@ -1,4 +1,4 @@
-"""Differences between arms in what their dictionaries hold, each with its 95% bootstrap interval.
+"""Differences between the dictionaries of two arms, with 95% bootstrap intervals.
 
 A difference counts as shown if its interval excludes 0. If no true difference exists, about one in twenty is shown by
 chance, and more with few seeds or groups.

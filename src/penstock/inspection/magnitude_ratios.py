@@ -1,4 +1,4 @@
-"""How much weaker one dictionary's latents are than another's, over the latents that the two share."""
+"""Ratios of magnitudes between two dictionaries, for the latents that they share."""
 
 from typing import Any
 
@@ -38,14 +38,14 @@ def matched_magnitudes(sae_a: SAE, sae_b: SAE, x: Acts) -> MagnitudeSums:
 
 
 def ratio_summary(sums: MagnitudeSums, min_together: int, resamples: int, seed: int) -> dict[str, Any]:
-    """How much weaker b's latents are than a's, over the pairs that fire together on at least `min_together` tokens.
+    """Statistics of the magnitude ratios b / a, over pairs of latents that fire together on `min_together` tokens.
 
     The bootstrap is over latents: its interval covers neither the choice of tokens nor the spread between seeds.
 
     Returns:
         `latents` (pairs of latents compared), `ratios` (4 digits), their `median` with its 95% bootstrap interval over
         latents (`low`, `high`), `q25`, `q75`, `share_below_1`, and the medians of the slopes (`slope_b_on_a_median`,
-        `slope_a_on_b_median`). None where no latent is compared.
+        `slope_a_on_b_median`). Statistics are None if no latents are compared.
     """
     enough = sums.tokens >= min_together
     ab, aa, bb = (values[enough] for values in (sums.ab, sums.aa, sums.bb))

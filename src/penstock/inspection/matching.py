@@ -21,7 +21,7 @@ Pairs = Int[Tensor, "matches 2"]
 
 
 class BestCosines(NamedTuple):
-    """For each row of one dictionary, the row of another that is nearest in direction."""
+    """The nearest row of another dictionary, by cosine, for each row of one dictionary."""
 
     cosine: Float[Tensor, " d_a"]
     """Best cosine of each row, from -1 to 1, float32."""
@@ -39,7 +39,7 @@ class Matching(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """How strongly one code fires compared with another, for each pair of latents."""
+    """The slope of one code's magnitudes on another's, for each pair of latents."""
 
     slope: Float[Tensor, " matches"]
     """Slope of each pair, float64; NaN if the two latents never fire together."""

@@ -1,4 +1,4 @@
-"""Settings that say which language model is used, and where it lives."""
+"""Settings of the language model."""
 
 import os
 from dataclasses import dataclass, replace
@@ -11,38 +11,40 @@ from penstock.devices import AUTO, resolve_device
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
-    """Which language model is read, on which device and in which precision."""
+    """The language model, its device and its precision."""
 
     model: str = "embedded"
     """`embedded`, a local folder, or a name on the Hugging Face Hub."""
     dtype: str = "float32"
     """Precision of the language model; SAEs always train in float32."""
     device: str = AUTO
-    """Where the language model and the SAEs live: cpu, cuda or cuda:1; auto is cuda on a machine with a GPU."""
+    """Device of the language model and the SAEs: cpu, cuda or cuda:1; auto is cuda on a machine with a GPU."""
     device_map: str | None = None
-    """Passed to transformers to spread a large model, e.g. `auto`; SAEs stay on `device`."""
+    """Passed to transformers to spread a large model over devices, e.g. `auto`; SAEs stay on `device`."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for sources you trust."""
 
     def resolve(self, loaded_on: torch.device | None = None) -> "LanguageModelConfig":
-        """Decide the device, and make the path of a local folder absolute, so that it is found from every directory.
+        """Fill in the device, and make the path of a local folder absolute, so that it works in every directory.
 
         Args:
-            loaded_on: Where the language model lives, if it is loaded. `auto` then means this device.
+            loaded_on: The language model's device, if it is loaded. `auto` then means this device.
 
         Raises:
-            ValueError: a setting would have no effect; or the model lives on another device than the settings say.
+            ValueError: a setting would have no effect, or the model is on another device than the settings say.
         """
         decided = replace(self, device=self._device(loaded_on))
         if self.model == "embedded":
-            self._refuse("in the package", revision=self.revision, trust_remote_code=self.trust_remote_code or None)
+            self._refuse(
+                "part of the package", revision=self.revision, trust_remote_code=self.trust_remote_code or None
+            )
             return decided
         folder = Path(self.model).expanduser()
         if not folder.is_dir():
             return decided
-        self._refuse("in a local folder", revision=self.revision)
+        self._refuse("a local folder", revision=self.revision)
         return replace(decided, model=os.path.abspath(folder))
 
     def _device(self, loaded_on: torch.device | None) -> str:
@@ -51,17 +53,17 @@ class LanguageModelConfig:
         if self.device == AUTO:
             return str(loaded_on)
         asked = torch.device(resolve_device(self.device))
-        # With a device_map the model is spread out, and `device` says where the SAEs live.
+        # With a device_map the model is spread over devices, and `device` is that of the SAEs.
         if self.device_map is None and (asked.type != loaded_on.type or asked.index not in (None, loaded_on.index)):
             raise ValueError(
                 f"device={self.device!r}, but the language model was loaded on {loaded_on}. Load it on that device, or "
-                "leave device out to train where the model is."
+                "leave device out to train on the model's device."
             )
         return self.device
 
-    def _refuse(self, where: str, **idle: object) -> None:
+    def _refuse(self, kind: str, **idle: object) -> None:
         for name, value in idle.items():
             if value is not None:
                 raise ValueError(
-                    f"{name}={value!r} has no effect with model={self.model!r}, which lies {where}. Leave it out."
+                    f"{name}={value!r} has no effect with model={self.model!r}, which is {kind}. Leave it out."
                 )

@@ -292,7 +292,7 @@ NO_EFFECT: list[tuple[Callable[[], object], tuple[str, ...]]] = [
     (lambda: sae(lr_rule="mine"), ("lr_rule='mine' has no effect without lr", "Leave it out")),
     (
         lambda: resolved(language_model=LanguageModelConfig(revision="main")),
-        ("revision='main' has no effect with model='embedded', which lies in the package", "Leave it out"),
+        ("revision='main' has no effect with model='embedded', which is part of the package", "Leave it out"),
     ),
     (
         lambda: resolved(language_model=LanguageModelConfig(trust_remote_code=True)),
@@ -300,7 +300,7 @@ NO_EFFECT: list[tuple[Callable[[], object], tuple[str, ...]]] = [
     ),
     (
         lambda: resolved(language_model=LanguageModelConfig(model=str(Path(__file__).parent), revision="main")),
-        ("revision='main' has no effect with model=", "lies in a local folder", "Leave it out"),
+        ("revision='main' has no effect with model=", "is a local folder", "Leave it out"),
     ),
 ]
 

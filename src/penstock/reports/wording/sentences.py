@@ -183,14 +183,14 @@ def bias_ranges(records: Sequence[SAERecord], arms: Sequence[ArmLook]) -> list[R
 
 
 def warning_groups(run: RunData) -> list[WarningGroup]:
-    """Warnings of the run and of its records, those of one kind together."""
+    """The warnings of the run and of its records, grouped by kind."""
     of_run = [("", str(text)) for text in (run.comparison or {}).get("warnings", [])]
     of_records = [(str(one.get("name")), str(text)) for one in run.records for text in one.get("warnings") or []]
     return grouped_warnings([*of_run, *of_records])
 
 
 def grouped_warnings(warnings: Sequence[tuple[str, str]]) -> list[WarningGroup]:
-    """Pairs of an SAE's name and a text, those of one kind (the words before the colon) together."""
+    """Pairs of an SAE's name and a warning, grouped by kind, which is the text before the colon."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for name, text in warnings:
         _add_warning(groups, name, text)
