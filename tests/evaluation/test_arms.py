@@ -1,8 +1,11 @@
 """The key of an arm, from every kind of record, and what is a control."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 
 from penstock.evaluation.arms import CONTROLS, Arm, is_control
+from penstock.saes import ARCHITECTURES, LearningRate, Settings, Training
 
 ABOUT = {"arch": "gated", "recipe": "paper", "d_sae": 64, "lr": 1e-3, "lr_rule": "given", "seed": 3, "site": "s.0"}
 RULE = {**ABOUT, "lr_rule": "0.0045 * sqrt(...)"}
@@ -34,3 +37,33 @@ def test_controls_are_told_by_their_arch(arch: str) -> None:
 
 def test_an_sae_that_does_not_say_its_recipe_is_no_control() -> None:
     assert not is_control({"arch": "relu", "recipe": None}) and not is_control({})
+
+
+def test_own_settings_set_arms_apart_unless_they_decide_l0(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class GroupedSettings(Settings):
+        k: int = 8
+        groups: tuple[int, ...] = (2, 4)
+
+    training = Training(
+        learning_rate=LearningRate(base=1e-3), aims=(), own_l0=lambda settings: settings.k, l0_settings=("k",)
+    )
+    architecture = replace(ARCHITECTURES["relu"], settings=GroupedSettings, training=training)
+    monkeypatch.setitem(ARCHITECTURES, "grouped", architecture)
+    about = {**RULE, "arch": "grouped"}
+    arm = Arm.of({**about, "settings": GroupedSettings(k=16)})
+    assert arm == Arm.of({**about, "settings": {"k": 8, "groups": [2, 4]}})
+    assert arm != Arm.of({**about, "settings": GroupedSettings(groups=(4,))})
+    assert arm.settings == "groups [2, 4]"
+    assert Arm.at_side(arm.side_keys("a"), "a") == Arm.in_role(arm.role_keys("arm"), "arm") == arm
+    without_k = replace(training, l0_settings=None)
+    monkeypatch.setitem(ARCHITECTURES, "grouped", replace(architecture, training=without_k))
+    assert Arm.of({**about, "settings": GroupedSettings(groups=(4,))}).settings is None
+    steered = Training(learning_rate=LearningRate(base=1e-3), initial_coef=0.1)
+    monkeypatch.setitem(ARCHITECTURES, "grouped", replace(architecture, training=steered))
+    assert Arm.of({**about, "settings": GroupedSettings()}).settings == "k 8, groups [2, 4]"
+
+
+def test_arms_with_and_without_a_rate_can_be_sorted() -> None:
+    arms = [Arm("gated", "paper", 64, 1e-3), Arm("gated", "paper", 64), Arm("gated", None, None)]
+    assert sorted(arms, key=lambda arm: arm.order)[0] == arms[2]

@@ -43,7 +43,7 @@ def write_fake_run(
         for record in records[:2]:
             record["warnings"] = ["still improving: loss fell by 4.1% over the last tenth of the run"]
     records += [control for site in sites for control in control_records(model, site)]
-    records = [record | {key: None for key in SAERecord.__annotations__ if key not in record} for record in records]
+    records = [record | {key: None for key in SAERecord.__required_keys__ if key not in record} for record in records]
     write_lines(run_dir / "records.jsonl", records)
     if metrics:
         saes = [record for record in records if record["seed"] is not None]

@@ -79,12 +79,14 @@ def looks_of(keys: Sequence[Arm]) -> list[ArmLook]:
     looks = []
     for arch in archs:
         mine = {key for key in keys if key.arch == arch}
-        recipes, widths, rates = ({getattr(key, name) for key in mine} for name in ("recipe", "d_sae", "lr"))
-        ordered = sorted(mine, key=lambda key: (str(key.recipe), key.d_sae or 0, key.lr or 0))
+        fields = ("recipe", "d_sae", "lr", "settings")
+        recipes, widths, rates, settings = ({getattr(key, name) for key in mine} for name in fields)
+        ordered = sorted(mine, key=lambda key: key.order)
         for variant, key in enumerate(ordered):
             details = [str(key.recipe)] if len(recipes) > 1 else []
             details += [f"d_sae {key.d_sae:,}"] if len(widths) > 1 and key.d_sae is not None else []
             details += [f"lr {key.lr:g}"] if len(rates) > 1 and key.lr is not None else []
+            details += [key.settings] if len(settings) > 1 and key.settings is not None else []
             label = arch_name(arch) + (f" ({', '.join(details)})" if details else "")
             looks.append(ArmLook(key=key, label=label, slot=_slot(arch, archs), variant=variant))
     return looks

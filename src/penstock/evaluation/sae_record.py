@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
-from penstock.json_files import COUNT, NUMBER, TEXT, Kind, check_keys, list_of, object_of, or_null
+from penstock.json_files import COUNT, NUMBER, OBJECT, TEXT, Kind, check_keys, list_of, object_of, or_null
+from penstock.saes import NO_SETTINGS, Settings
 
 Text = Annotated[str | None, or_null(TEXT)]
 Count = Annotated[int | None, or_null(COUNT)]
@@ -35,7 +36,13 @@ _HISTOGRAM = Kind(
 )
 
 
-class AboutSAE(TypedDict):
+class _AboutOwnSettings(TypedDict, total=False):
+    """The part of a record that only an architecture with settings of its own has."""
+
+    settings: Annotated[dict[str, Any] | None, or_null(OBJECT)]
+
+
+class AboutSAE(_AboutOwnSettings):
     """The part of a record that is not measured (docs/records.md), in the order in which it is written."""
 
     name: Annotated[str, TEXT]
@@ -96,10 +103,13 @@ _KINDS: dict[str, Kind] = {
 _NEEDED = tuple(key for key, kind in _KINDS.items() if not kind.fits(None))
 
 
-def about_sae(arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any]) -> AboutSAE:
+def about_sae(
+    arch: str, d_in: int, d_sae: int, metadata: Mapping[str, Any], settings: Settings = NO_SETTINGS
+) -> AboutSAE:
     """Return the part of a record that is not measured. Keys that `metadata` does not have are None."""
-    known = {key: metadata.get(key) for key in AboutSAE.__annotations__}
-    return cast("AboutSAE", {**known, "arch": arch, "d_in": d_in, "d_sae": d_sae})
+    known = {key: metadata.get(key) for key in AboutSAE.__annotations__ if key in AboutSAE.__required_keys__}
+    own = {"settings": settings.to_json()} if settings.names() else {}
+    return cast("AboutSAE", {**known, "arch": arch, "d_in": d_in, "d_sae": d_sae, **own})
 
 
 def checked_record(row: Mapping[str, Any], where: str) -> SAERecord:
@@ -113,4 +123,4 @@ def checked_record(row: Mapping[str, Any], where: str) -> SAERecord:
         FileError: a value has the wrong type, or name, architecture or site is missing.
     """
     check_keys(row, _KINDS, where, needed=_NEEDED)
-    return cast("SAERecord", {**row, **{key: None for key in _KINDS if key not in row}})
+    return cast("SAERecord", {**row, **dict.fromkeys(sorted(SAERecord.__required_keys__ - row.keys()))})

@@ -20,7 +20,10 @@ from penstock.json_files import (
 _INTERVAL = or_null(list_of(NUMBER, 2))
 _KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("site", "metric", "arm", "baseline"), TEXT),
-    **dict.fromkeys(("arm_recipe", "baseline_recipe", "arm_curve", "baseline_curve", "reason"), or_null(TEXT)),
+    **dict.fromkeys(
+        ("arm_recipe", "baseline_recipe", "arm_settings", "baseline_settings", "arm_curve", "baseline_curve", "reason"),
+        or_null(TEXT),
+    ),
     **dict.fromkeys(("arm_label", "baseline_label"), TEXT),
     **dict.fromkeys(("arm_d_sae", "baseline_d_sae"), or_null(COUNT)),
     **dict.fromkeys(("arm_lr", "baseline_lr"), or_null(NUMBER)),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from penstock.evaluation.arms import Arm
 from penstock.files import write_whole
 from penstock.language_models.loading import LanguageModel
 from penstock.runs.estimate import Estimate, estimate
@@ -158,9 +159,9 @@ def _compared(saes: Sequence[ResolvedSAE]) -> list[list[ResolvedSAE]]:
     Sites are in the order of the run. Arms may have target L0s or coefficients, which cannot be compared. So SAEs are
     ordered by their relative position in the list of their arm, from sparse to dense.
     """
-    groups: dict[tuple[str, int], dict[tuple[object, ...], list[ResolvedSAE]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, int], dict[Arm, list[ResolvedSAE]]] = defaultdict(lambda: defaultdict(list))
     for sae in saes:
-        groups[sae.site, sae.seed][sae.arch, sae.recipe, sae.d_sae].append(sae)
+        groups[sae.site, sae.seed][Arm.of(vars(sae))].append(sae)
     sites = list(dict.fromkeys(site for site, _ in groups))
     ordered = []
     # The seeds of a site follow each other, so that a part harvests at few sites.

@@ -102,6 +102,6 @@ def read_saes(folders: Sequence[Path], *, device: str) -> TrainedSAEs:
         name = facts.metadata.get("name", folder.name)
         name = str(folder) if name in by_name else name
         by_name[name] = folder
-        about[name] = about_sae(facts.arch, facts.d_in, facts.d_sae, {**facts.metadata, "name": name})
+        about[name] = about_sae(facts.arch, facts.d_in, facts.d_sae, {**facts.metadata, "name": name}, facts.settings)
         metadata[name] = facts.metadata
     return TrainedSAEs(LazySAEs(by_name, device), about, metadata, {})

@@ -70,4 +70,4 @@ def test_a_key_that_a_record_lacks_is_none(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text('{"name": "a", "arch": "relu", "site": "resid_post.2", "mine": 1}\n')
     (record,) = read_run(tmp_path).records
     assert record["l0"] is None and record["warnings"] is None
-    assert set(record) == {*SAERecord.__annotations__, "mine"}
+    assert set(record) == {*SAERecord.__required_keys__, "mine"}

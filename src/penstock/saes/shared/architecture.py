@@ -62,6 +62,9 @@ class Training:
     settings decide it: then `own_l0` returns the L0, and the loss has no penalty."""
     initial_coef: float | None = None
     """The sparsity coefficient from which steering towards a `target_l0` starts."""
+    l0_settings: tuple[str, ...] | None = None
+    """The architecture's own settings that decide L0; SAEs that differ only in these are one arm. By default all of
+    them if there is an `own_l0`, and none if there is not."""
     own_l0: Callable[[Any], float] | None = None
     """Returns the L0 that the architecture's own settings request, e.g. `lambda settings: settings.k`."""
     default_recipe: str = "paper_clipped"
@@ -124,6 +127,15 @@ class Architecture:
         if self.training is None or not issubclass(self.sae, TrainableSAE):
             raise ValueError(f"{self.label} SAEs cannot be trained, only converted or loaded.")
         return self.sae
+
+    @property
+    def l0_settings(self) -> tuple[str, ...]:
+        """Names of its own settings that decide L0."""
+        if self.training is None:
+            return ()
+        if self.training.l0_settings is not None:
+            return self.training.l0_settings
+        return () if self.training.own_l0 is None else self.settings.names()
 
     @property
     def is_offered(self) -> bool:

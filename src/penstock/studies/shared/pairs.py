@@ -78,7 +78,7 @@ class Sides(NamedTuple):
 
 def sides_of(run: FinishedRun, a: str, b: str) -> Sides:
     """The arms of two SAEs; an arm of the baseline comes last."""
-    arms = sorted([arm_in(run, a), arm_in(run, b)], key=lambda arm: (arm.arch == BASELINE, arm))
+    arms = sorted([arm_in(run, a), arm_in(run, b)], key=lambda arm: (arm.arch == BASELINE, arm.order))
     return Sides(run.about[a]["site"], *arms)
 
 

@@ -178,6 +178,7 @@ def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[s
     details = [str(arm.recipe)] if len({other.recipe for other in alike}) > 1 else []
     details += [f"{arm.d_sae:,} latents"] if len({other.d_sae for other in alike}) > 1 else []
     details += [f"lr {arm.lr:g}"] if arm.lr is not None and len({other.lr for other in alike}) > 1 else []
+    details += [arm.settings] if arm.settings is not None and len({other.settings for other in alike}) > 1 else []
     label = f"{arm.arch} ({', '.join(details)})" if details else arm.arch
     made = "" if series.curve is None else f" with {series.curve}"
     return {**arm.role_keys(role), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}
