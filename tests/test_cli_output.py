@@ -1,4 +1,4 @@
-"""What the command line prints of records."""
+"""Tables and warnings that the command line prints."""
 
 from typing import Any
 

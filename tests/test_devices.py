@@ -1,4 +1,4 @@
-"""Which device a name means, on machines with and without a GPU."""
+"""The device that a name stands for, on machines with and without a GPU."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What every sweep is read against, checked against its definition."""
+"""Controls of every sweep, checked against their definitions."""
 
 import numpy as np
 import pytest

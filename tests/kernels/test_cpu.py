@@ -1,4 +1,4 @@
-"""What is special to the CPU: threads, buffers that are lent again, and the BLAS they share."""
+"""Features of the CPU kernels: threads, reused buffers, and the BLAS that they share."""
 
 import os
 import shutil

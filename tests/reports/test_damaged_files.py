@@ -36,7 +36,7 @@ VALUES: list[Any] = [
     *(None, [], {}, -1, -2.5, 0, 0.5, True, "x", "", "\ud800", "a\nb", 10**400, math.inf, math.nan, DEEP),
     *([[]], [1, 2], {"a": 1}, {"a": {"b": [None]}}, 1e308, 2**60),
 ]
-"""What a value may have become."""
+"""Replacements for a value in a damaged file."""
 
 SEED = 12
 MUTATIONS = 30

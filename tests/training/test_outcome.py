@@ -1,4 +1,4 @@
-"""What a run's directory says of its SAEs."""
+"""The outcome of each SAE, read from a run's directory."""
 
 from pathlib import Path
 

@@ -23,6 +23,7 @@ from penstock.training.metrics_log import MetricsLog, SAERows
 from penstock.training.run import TrainingRun
 from penstock.training.settings import DataConfig, ResamplingConfig, RunConfig, SAEConfig
 from penstock.training.settings.config_file import config_from_json, config_to_json
+from penstock.training.settings.defaults import PlannedModel
 from penstock.training.trainer import DivergenceError, SAETrainer
 
 MakeRun = Callable[..., RunConfig]
@@ -524,7 +525,8 @@ def test_what_is_left_open_is_decided_once_and_for_all(tiny_run: MakeRun, tiny_l
     assert decided.threads == torch.get_num_threads()
     assert decided.optim.encoder_precision == "float32"
     on_cuda = replace(config, language_model=replace(config.language_model, device="cuda:1"))
-    assert on_cuda.resolve(tiny_lm).optim.encoder_precision == "bfloat16"
+    planned = PlannedModel(tiny_lm.name, tiny_lm.context, {site: tiny_lm.d_in(site) for site in config.sites})
+    assert on_cuda.resolve(planned).optim.encoder_precision == "bfloat16"
     assert decided.resampling.window_tokens == config.data.tokens // 16
     assert decided.resampling.lr_dip_steps == 1000
     assert decided.data.text_field == "text"
