@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from typing import Any, TypeVar
 
 import cattrs
@@ -24,6 +25,12 @@ def strict_converter() -> cattrs.Converter:
     return converter
 
 
+@cache
+def _plain_converter() -> cattrs.Converter:
+    """One for all: each new converter writes and compiles its code for a dataclass anew."""
+    return strict_converter()
+
+
 def structured(values: Any, wanted: type[T], source: str, converter: cattrs.Converter | None = None) -> T:
     """An instance of the dataclass `wanted`.
 
@@ -37,7 +44,7 @@ def structured(values: Any, wanted: type[T], source: str, converter: cattrs.Conv
         ValueError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     try:
-        return (converter or strict_converter()).structure(values, wanted)
+        return (converter or _plain_converter()).structure(values, wanted)
     except cattrs.BaseValidationError as error:
         problems = cattrs.transform_error(error, format_exception=_explained)
         raise ValueError(f"{source}: {'; '.join(problems)} ($ stands for the whole).") from error
