@@ -13,8 +13,9 @@ demo: $(INSTALLED)
 	  --target-l0 8 16 32 --d-sae 1024 --batch-size 512 --tokens 768000 --cache-tokens 384000 --model-batch-rows 8 \
 	  --eval-tokens 50000 --out $(DEMO_OUT)
 
+# On all cores. Idle workers take tests from the end of another's queue, so that a module's stay together with its fixtures.
 test: $(INSTALLED)
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

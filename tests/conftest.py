@@ -1,6 +1,7 @@
 """What tests of several floors share."""
 
 import json
+import os
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,11 @@ from random import Random
 from typing import Any
 
 import pytest
+
+# Beside other workers of pytest-xdist, a library's own threads only wait for one another. Read when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from penstock.language_models.loading import LanguageModel

@@ -27,7 +27,7 @@ def strict_converter() -> cattrs.Converter:
 
 @cache
 def _plain_converter() -> cattrs.Converter:
-    """One for all: each new converter writes and compiles its code for a dataclass anew."""
+    """One for all: each new converter writes and compiles its code for a dataclass again."""
     return strict_converter()
 
 
