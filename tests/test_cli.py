@@ -622,7 +622,7 @@ def test_info_tells_the_state_of_a_run(
     _, out, _ = told("info", run)
     assert f"state: stopped, step 30 is the last one logged. Continue with: penstock train --resume {run}\n" in out
 
-    monkeypatch.setattr("penstock.cli.saved.is_locked", lambda _: True)
+    monkeypatch.setattr("penstock.cli.eval_report_info.is_locked", lambda _: True)
     _, out, _ = told("info", run)
     assert "state: running, step 30 or later\n" in out
     monkeypatch.undo()

@@ -56,7 +56,7 @@ def test_best_cosines_by_hand() -> None:
 
 @pytest.mark.parametrize("block", [1, 15, 2**23])
 def test_best_cosines_are_those_of_a_loop_whatever_the_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "BLOCK", block)
+    monkeypatch.setattr(matching, "COSINES_AT_ONCE", block)
     W_a, W_b = rows(11, 4), rows(7, 4, seed=1)
     cosines = cosine_matrix(W_a, W_b)
     best = best_cosines(W_a, W_b)
@@ -124,7 +124,7 @@ def test_mutual_nearest_neighbours_are_those_of_a_loop() -> None:
 
 @pytest.mark.parametrize(("d_a", "d_b"), [(5, 5), (4, 6), (6, 4)])
 def test_hungarian_is_the_best_of_all_matchings(d_a: int, d_b: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "BLOCK", 2 * d_b)
+    monkeypatch.setattr(matching, "COSINES_AT_ONCE", 2 * d_b)
     W_a, W_b = rows(d_a, 3), rows(d_b, 3, seed=1)
     cosines = cosine_matrix(W_a, W_b)
     if d_a <= d_b:

@@ -142,7 +142,7 @@ def test_a_token_does_not_depend_on_its_block(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         gradient_pursuit, "_largest", lambda products: (sizes.append(len(products)), largest(products))[1]
     )
-    monkeypatch.setitem(reference.BLOCK, "cpu", 60)
+    monkeypatch.setitem(reference.ENTRIES_AT_ONCE, "cpu", 60)
     blocks = pursue(x, W_dec, b_dec, 5)
     assert sizes == 25 * [4] + 5 * [3]
     assert torch.equal(blocks.support.offsets, whole.support.offsets)

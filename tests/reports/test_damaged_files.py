@@ -20,7 +20,7 @@ from penstock.reports.data.run_data import read_published
 from penstock.reports.pages.report import write_report
 from penstock.saes import SAE
 from penstock.studies.shared.ratios_to_run import comparisons_of
-from penstock.studies.shared.study_records import stored
+from penstock.studies.shared.study_records import read_or_make
 from penstock.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from penstock.training.metrics_log import MetricsLog
 from penstock.training.settings import EvalConfig, RunConfig
@@ -114,7 +114,7 @@ def read_log(run: Path) -> None:
 
 
 def read_study(run: Path) -> None:
-    stored(run, "toy", EvalConfig(), lambda: [{"name": "made again"}])
+    read_or_make(run, "toy", EvalConfig(), lambda: [{"name": "made again"}])
 
 
 DOORS = {
@@ -153,7 +153,7 @@ def whole(
     (run / "published.json").write_text(json.dumps(published))
     save_sae(random_sae("gated"), run / "saes" / "a", {"name": "a", "site": "resid_post.0", "lr": 0.1})
     (run / "config.json").write_text(config_to_json(tiny_run().resolve(tiny_lm)))
-    stored(run, "toy", EvalConfig(), lambda: records[:2])
+    read_or_make(run, "toy", EvalConfig(), lambda: records[:2])
     (run / "studies" / "toy" / "comparison.json").write_text((run / "comparison.json").read_text())
     save_checkpoint(run / "checkpoints", 3, {"W": torch.ones(3)}, {"scales": {"a": 1.5}, "saes": {"a": [1, None]}})
     return run

@@ -15,7 +15,7 @@ from penstock.language_models.loading import LanguageModel
 from penstock.runs import sweep
 from penstock.runs.run_evaluation import evaluate_run
 from penstock.runs.run_lock import RunInUseError, locked
-from penstock.studies.shared.study_records import stored
+from penstock.studies.shared.study_records import read_or_make
 from penstock.training.settings import RunConfig
 
 MakeRun = Callable[..., RunConfig]
@@ -140,7 +140,7 @@ def test_all_that_writes_to_a_run_is_refused_while_another_process_works_on_it(
     hold_study.mkdir(parents=True)
     hold(hold_study)
     with pytest.raises(RunInUseError):
-        stored(run, "toy", config.data, lambda: [])
+        read_or_make(run, "toy", config.data, lambda: [])
 
     (tmp_path / "new").mkdir()
     hold(tmp_path / "new")

@@ -11,13 +11,13 @@ import tyro
 
 from penstock.cli.architecture_options import of_many_saes, of_one_sae
 from penstock.cli.conversion import ConvertGelu1L, convert
+from penstock.cli.eval_report_info import Eval, Info, Report, evaluate_again, info, report
 from penstock.cli.help import help_of, help_of_commands
 from penstock.cli.numbers import NUMBERS
 from penstock.cli.option_list import options_of, summary_of
 from penstock.cli.output import Usage
 from penstock.cli.reproduction import Reproduce, run_preset
-from penstock.cli.runs import Sweep, Train, train
-from penstock.cli.saved import Eval, Info, Report, evaluate, info, report
+from penstock.cli.runs import Sweep, Train, train_and_evaluate
 from penstock.cli.studies import StudyCommand, make_study, study_commands
 from penstock.runs.run_lock import RunInUseError
 from penstock.shell import resume_command
@@ -31,9 +31,9 @@ _PROGRAM = "Train, evaluate and compare sparse autoencoders on the activations o
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "sweep": (Sweep, train),
-    "train": (Train, train),
-    "eval": (Eval, evaluate),
+    "sweep": (Sweep, train_and_evaluate),
+    "train": (Train, train_and_evaluate),
+    "eval": (Eval, evaluate_again),
     "report": (Report, report),
     "info": (Info, info),
     "study": (StudyCommand, make_study),

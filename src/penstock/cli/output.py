@@ -39,18 +39,18 @@ def given(options: Any, blank: Any, prefix: str = "--") -> list[str]:
     return found
 
 
-def comparison_sentences(run: Path) -> list[str]:
+def comparison_sentences(run_dir: Path) -> list[str]:
     """One sentence for each comparison of two arms in the run's comparison.json."""
-    data = read_run(run)
+    data = read_run(run_dir)
     found = wording.comparisons(data, find_arms(data.records))
     return [f"{comparison.site}: {comparison.sentence}" for comparison in found]
 
 
-def write_figures(run: Path) -> None:
+def write_figures(run_dir: Path) -> None:
     """Write a run's report and figure, and print their paths."""
-    print(f"report: {write_report(run)}")
+    print(f"report: {write_report(run_dir)}")
     try:
-        files = write_pareto_figure(run)
+        files = write_pareto_figure(run_dir)
         print(f"figure: {files.png}")
     except PlotsNotInstalled as error:
         print(f"no pareto.png: {error}")

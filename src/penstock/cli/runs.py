@@ -207,7 +207,7 @@ def _own_values(options: Train | Sweep) -> dict[str, Any]:
     return {name: getattr(options, name) for name in own_names() if hasattr(options, name)}
 
 
-def train(options: Train | Sweep) -> None:
+def train_and_evaluate(options: Train | Sweep) -> None:
     check_trackers(options.track)
     folder, model = _prepared(options)
     trackers = tuple(TRACKERS[name](folder) for name in options.track)

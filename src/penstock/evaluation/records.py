@@ -45,7 +45,7 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: AboutSAE, vocab_si
     metrics = {name: _or_none(value.item()) for name, value in metrics_of(total).items()}
     resampled = resampled_metrics(evaluation.sums, weights)
     tokens, sequences = int(total["tokens"]), len(evaluation.sums["tokens"])
-    density = evaluation.firing.double() / tokens
+    firing_shares = evaluation.firing.double() / tokens
     warnings = [*(about.get("warnings") or []), *_undefined(metrics)]
     # Controls are as bad as they are meant to be.
     if not is_control(about):
@@ -60,9 +60,9 @@ def record_of(evaluation: Evaluation, weights: Tensor, about: AboutSAE, vocab_si
         "l0_p5": count_quantile(evaluation.l0_histogram, 0.05),
         "l0_p95": count_quantile(evaluation.l0_histogram, 0.95),
         "frac_alive": _or_none((evaluation.firing > 0).double().mean().item()),
-        "frac_dense": _or_none((density > DENSE).double().mean().item()),
+        "frac_dense": _or_none((firing_shares > DENSE).double().mean().item()),
         "intervals": {name: interval(resampled[name]) for name in WITH_INTERVALS},
-        "density_histogram": _density_histogram(density),
+        "density_histogram": _density_histogram(firing_shares),
         "warnings": warnings,
     }
     return cast("SAERecord", record)
@@ -134,13 +134,13 @@ def _doubts(
     return found
 
 
-def _density_histogram(density: Tensor) -> DensityHistogram:
-    fired = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
+def _density_histogram(firing_shares: Tensor) -> DensityHistogram:
+    fired = firing_shares[firing_shares > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
     counts, _ = torch.histogram(fired, torch.tensor(DENSITY_EDGES, dtype=fired.dtype, device=fired.device))
     return {
         "log10_edges": DENSITY_EDGES,
         "counts": [int(count) for count in counts],
-        "never_fired": int((density == 0).sum()),
+        "never_fired": int((firing_shares == 0).sum()),
     }
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, TypedDict, cast, get_type_hints
 from penstock.json_files import COUNT, NUMBER, OBJECT, TEXT, Kind, check_keys, list_of, object_of, or_null
 from penstock.saes import NO_SETTINGS, Settings
 
-Text = Annotated[str | None, or_null(TEXT)]
-Count = Annotated[int | None, or_null(COUNT)]
-Number = Annotated[float | None, or_null(NUMBER)]
+TextOrNone = Annotated[str | None, or_null(TEXT)]
+CountOrNone = Annotated[int | None, or_null(COUNT)]
+NumberOrNone = Annotated[float | None, or_null(NUMBER)]
 
 
 Records = Sequence[Mapping[str, Any]]
@@ -47,52 +47,52 @@ class AboutSAE(_AboutOwnSettings):
 
     name: Annotated[str, TEXT]
     arch: Annotated[str, TEXT]
-    d_in: Count
-    d_sae: Count
-    recipe: Text
-    model: Text
+    d_in: CountOrNone
+    d_sae: CountOrNone
+    recipe: TextOrNone
+    model: TextOrNone
     site: Annotated[str, TEXT]
-    sparsity_coef: Number
-    paper_lambda: Number
-    target_l0: Number
+    sparsity_coef: NumberOrNone
+    paper_lambda: NumberOrNone
+    target_l0: NumberOrNone
     coef_path: Annotated[list[float | None] | None, or_null(list_of(or_null(NUMBER)))]
-    seed: Count
-    lr: Number
-    lr_rule: Text
-    steps: Count
-    batch_size: Count
-    tokens_trained: Count
-    unique_tokens: Count
-    passes: Number
-    train_seconds: Number
-    resampled: Count
+    seed: CountOrNone
+    lr: NumberOrNone
+    lr_rule: TextOrNone
+    steps: CountOrNone
+    batch_size: CountOrNone
+    tokens_trained: CountOrNone
+    unique_tokens: CountOrNone
+    passes: NumberOrNone
+    train_seconds: NumberOrNone
+    resampled: CountOrNone
     warnings: Annotated[list[str] | None, or_null(list_of(TEXT))]
 
 
 class SAERecord(AboutSAE):
     """A line of records.jsonl: one SAE's or control's numbers (docs/records.md)."""
 
-    tokens_evaluated: Number
-    sequences_evaluated: Number
-    l0: Number
-    l0_median: Number
-    l0_p5: Number
-    l0_p95: Number
-    l1: Number
-    mse: Number
-    fvu: Number
-    cosine: Number
-    reconstruction_bias: Number
-    ce_clean: Number
-    ce_spliced: Number
-    ce_zero: Number
-    ce_mean: Number
-    delta_ce: Number
-    kl: Number
-    loss_recovered: Number
-    loss_recovered_mean: Number
-    frac_alive: Number
-    frac_dense: Number
+    tokens_evaluated: NumberOrNone
+    sequences_evaluated: NumberOrNone
+    l0: NumberOrNone
+    l0_median: NumberOrNone
+    l0_p5: NumberOrNone
+    l0_p95: NumberOrNone
+    l1: NumberOrNone
+    mse: NumberOrNone
+    fvu: NumberOrNone
+    cosine: NumberOrNone
+    reconstruction_bias: NumberOrNone
+    ce_clean: NumberOrNone
+    ce_spliced: NumberOrNone
+    ce_zero: NumberOrNone
+    ce_mean: NumberOrNone
+    delta_ce: NumberOrNone
+    kl: NumberOrNone
+    loss_recovered: NumberOrNone
+    loss_recovered_mean: NumberOrNone
+    frac_alive: NumberOrNone
+    frac_dense: NumberOrNone
     intervals: Annotated[dict[str, list[float] | None] | None, or_null(object_of(or_null(list_of(NUMBER, 2))))]
     density_histogram: Annotated[DensityHistogram | None, or_null(_HISTOGRAM)]
 

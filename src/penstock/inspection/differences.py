@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from penstock.evaluation.comparison import Floats
 from penstock.evaluation.statistics import few_groups_factor, interval
 from penstock.inspection.concept_rules import KINDS, Kinds
-
-Floats = np.ndarray
 
 DIFFERENCE = "difference"
 """Value of `kind` in a record that holds a difference."""

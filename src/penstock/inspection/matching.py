@@ -11,7 +11,7 @@ from torch import Tensor
 
 from penstock.sparse import SparseCode
 
-BLOCK = 2**23
+COSINES_AT_ONCE = 2**23
 """Cosines held in memory at once, 32 MiB."""
 
 MAX_HUNGARIAN = 20_000
@@ -237,7 +237,7 @@ def _firings(code: SparseCode) -> _Firings:
 
 
 def _rows_at_once(d_b: int) -> int:
-    return max(1, BLOCK // max(1, d_b))
+    return max(1, COSINES_AT_ONCE // max(1, d_b))
 
 
 def _unit(rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:

@@ -25,7 +25,7 @@ __all__ = [
     "weight_gradient",
 ]
 
-BLOCK = {"cpu": 2**23, "cuda": 2**27}
+ENTRIES_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
 """Entries of a dense block [rows, d_sae], by device type."""
 
 
@@ -85,7 +85,7 @@ def sum_by_latent(support: Support, values: Values) -> PerLatent:
 
 
 def _blocks(batch: int, d_sae: int, device: torch.device) -> Iterator[slice]:
-    rows = max(1, BLOCK.get(device.type, 2**23) // d_sae)
+    rows = max(1, ENTRIES_AT_ONCE.get(device.type, 2**23) // d_sae)
     return (slice(start, min(batch, start + rows)) for start in range(0, batch, rows))
 
 

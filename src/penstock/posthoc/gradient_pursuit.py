@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from penstock.evaluation.evaluate import Candidate
-from penstock.kernels.reference import BLOCK
+from penstock.kernels.reference import ENTRIES_AT_ONCE
 from penstock.saes import SAE
 from penstock.shapes import Acts, PerInput
 from penstock.sparse import SparseCode, Support
@@ -69,7 +69,7 @@ def pursue(x: Acts, W_dec: Dictionary, b_dec: PerInput, num_latents: int) -> Spa
     """
     _check(W_dec, num_latents)
     d_sae = len(W_dec)
-    rows = min(len(x), max(1, BLOCK.get(x.device.type, BLOCK["cpu"]) // d_sae))
+    rows = min(len(x), max(1, ENTRIES_AT_ONCE.get(x.device.type, ENTRIES_AT_ONCE["cpu"]) // d_sae))
     products = x.new_empty(rows, d_sae)
     counts, latents, values = [], [], []
     for part in x.split(max(1, rows)):

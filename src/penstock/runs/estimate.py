@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from penstock.activations.memory import activation_bytes
-from penstock.kernels.reference import BLOCK
+from penstock.kernels.reference import ENTRIES_AT_ONCE
 from penstock.language_models.pretrained import DTYPES
 from penstock.saes import ARCHITECTURES, TrainableSAE, training_of
 from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
@@ -204,7 +204,7 @@ def _step_bytes(sae: SAEConfig, config: ResolvedRun, d_in: int) -> int:
     batch, device = config.optim.batch_size, _device(config)
     pairs = min(PAIRS_AT_ONCE.get(device, PAIRS_AT_ONCE["cpu"]), batch * sae.d_sae // 2)
     rows = (1 + 2 * training_of(sae.arch).codes_decoded) * batch * d_in
-    block = min(BLOCK.get(device, BLOCK["cpu"]), batch * sae.d_sae)
+    block = min(ENTRIES_AT_ONCE.get(device, ENTRIES_AT_ONCE["cpu"]), batch * sae.d_sae)
     return FLOAT * (parameters(sae, d_in) + TENSORS_OF_PAIRS * pairs + rows + block)
 
 

@@ -21,7 +21,7 @@ from penstock.training.settings import ResolvedRun, ResolvedSAE, SAEConfig
 def _with_recipe(recipe: str) -> Callable[[ResolvedSAE], SAEConfig]:
     """A change to another recipe, including the recipe's optimiser settings."""
     own = dict.fromkeys(("beta1", "optimiser", "grad_clip", "decoder_init_norm", "resample_at"))
-    return lambda sae: sae.asked(recipe=recipe, **own)
+    return lambda sae: sae.as_config(recipe=recipe, **own)
 
 
 def _with_arch(arch: str) -> Callable[[ResolvedSAE], SAEConfig]:

@@ -17,7 +17,7 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.saes import ARCHITECTURES, BASELINE, baseline_first
 from penstock.studies.shared.declaration import Study
 from penstock.studies.shared.measured_saes import about_changed, check_fit_tokens, measured_records
-from penstock.studies.shared.study_records import asked, study_folder
+from penstock.studies.shared.study_records import settings_json, study_folder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def refit(run: FinishedRun, config: RefitStudyConfig) -> Records:
             "architecture with --archs, or train one."
         )
     acts = run.activations(config.fit_tokens)
-    digest = hashlib.sha256(asked(run.run_dir, config).encode()).hexdigest()
+    digest = hashlib.sha256(settings_json(run.run_dir, config).encode()).hexdigest()
     _make_room(study_folder(run.run_dir, "refit"), {f"{name}-{method}" for name, method in product(chosen, METHODS)})
 
     def made() -> Iterator[Described]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELS = {
+SETTING_TITLES = {
     "lr": "learning rate",
     "sparsity_coef": "sparsity coefficient",
     "d_sae": "width, d_sae",
@@ -258,11 +258,11 @@ def draw_sensitivity(records: Records) -> "Figure":
     sites = list(dict.fromkeys(str(record["site"]) for record in records))
     arms = find_arms([{"arch": record["arch"]} for record in records])
     figure = Figure(figsize=(11, 2.4 * len(SHOWN_METRICS) * len(sites) + 0.8), layout="constrained")
-    axes = figure.subplots(len(SHOWN_METRICS) * len(sites), len(LABELS), squeeze=False, sharey="row")
+    axes = figure.subplots(len(SHOWN_METRICS) * len(sites), len(SETTING_TITLES), squeeze=False, sharey="row")
     rows = [(site, metric) for site in sites for metric in SHOWN_METRICS]
     for panels, (site, metric) in zip(axes, rows, strict=True):
         panels[0].set_ylabel(f"{SHOWN_METRICS[metric]}\n(centre = 1), {site}", fontsize=7.5, parse_math=False)
-        for ax, (setting, title) in zip(panels, LABELS.items(), strict=True):
+        for ax, (setting, title) in zip(panels, SETTING_TITLES.items(), strict=True):
             ax.set_title(title)
             ax.set_xlabel("factor")
             measured = [r for r in records if r["site"] == site and (r[metric] or 0) > 0]
@@ -279,11 +279,11 @@ def draw_sensitivity(records: Records) -> "Figure":
 
 
 def _draw_line(ax: "Axes", mine: Records, arm: ArmLook, setting: str, metric: str) -> None:
-    factors = [{**dict.fromkeys(LABELS, 1.0), **record["factors"]} for record in mine]
+    factors = [{**dict.fromkeys(SETTING_TITLES, 1.0), **record["factors"]} for record in mine]
     shown = [
         (off[setting], record)
         for off, record in zip(factors, mine, strict=True)
-        if all(off[name] == 1 for name in LABELS if name != setting)
+        if all(off[name] == 1 for name in SETTING_TITLES if name != setting)
     ]
     shown.sort(key=lambda one: one[0])
     y = [record[metric] for _, record in shown]

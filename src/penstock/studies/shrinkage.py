@@ -44,7 +44,7 @@ RATIO_TICKS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 5.0, 10.0)
 TOY_STEPS, TOY_RATE = 50, 0.2
 """Steps and learning rate of gradient descent on the toy, which bring its error below 1e-9."""
 
-ROWS = 4096
+ROWS_AT_ONCE = 4096
 """The number of tokens whose reconstructions are summed at once, in float64."""
 
 
@@ -178,7 +178,7 @@ def _compared(run: FinishedRun, l0: dict[str, float], most_apart: float) -> list
 def _gamma(sae: SAE, x: Acts) -> float | None:
     """The reconstruction bias on these activations (paper, equation 10)."""
     mean = x.double().mean(dim=0)
-    parts = [token_terms(rows, sae(rows), mean) for rows in x.split(ROWS)]
+    parts = [token_terms(rows, sae(rows), mean) for rows in x.split(ROWS_AT_ONCE)]
     square_x_hat, dot = (sum(part[name].sum().item() for part in parts) for name in ("square_x_hat", "dot"))
     return square_x_hat / dot if dot > 0 else None
 

@@ -11,7 +11,7 @@ from penstock.paper.presets import PRESETS
 from penstock.paper.tables import PublishedRun
 from penstock.reports.data.run_data import read_published
 from penstock.reports.figures.pareto_figure import PANELS
-from penstock.reports.pages.published import COLUMNS, headline_table, published_table, write_published
+from penstock.reports.pages.published import PUBLISHED_COLUMNS, headline_table, published_table, write_published
 
 
 def arm(arch: str, d_sae: int, *runs: PublishedRun) -> ArmPreset:
@@ -44,8 +44,8 @@ def preset_site(preset: str, name: str) -> SitePreset:
 def rows_of(*records: dict[str, Any]) -> list[list[str]]:
     table = published_table(SITE, records)
     assert table is not None
-    assert table.columns == COLUMNS
-    assert all(len(row) == len(COLUMNS) for row in table.rows)
+    assert table.columns == PUBLISHED_COLUMNS
+    assert all(len(row) == len(PUBLISHED_COLUMNS) for row in table.rows)
     return table.rows
 
 

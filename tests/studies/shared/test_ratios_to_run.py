@@ -20,7 +20,7 @@ from penstock.runs.finished_run import FinishedRun
 from penstock.studies.pruning import PruningConfig, pruning
 from penstock.studies.pursuit import PursuitConfig, pursuit
 from penstock.studies.shared.ratios_to_run import Made, compare_study, series_comparisons
-from penstock.studies.shared.study_records import stored
+from penstock.studies.shared.study_records import read_or_make
 
 RESAMPLES = 50
 
@@ -210,7 +210,7 @@ def test_sums_on_disk_give_the_records_numbers_and_the_same_rows_as_the_runs(cop
 
 
 def test_a_study_on_disk_is_compared_from_its_records_and_sums(copied: FinishedRun) -> None:
-    stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
+    read_or_make(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
     found = compare_study(copied.run_dir, "pursuit")
     assert json.loads((copied.run_dir / "studies" / "pursuit" / "comparison.json").read_text()) == {
         "comparisons": found
@@ -312,7 +312,7 @@ def test_a_curve_of_pruning_goes_through_the_saes_that_were_pruned_alike(copied:
 
 
 def test_a_study_on_other_tokens_is_not_compared(copied: FinishedRun) -> None:
-    stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
+    read_or_make(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
     other = replace(copied, config=replace(copied.config, eval=replace(copied.config.eval, eval_seed=1)))
     pursuit(other, PURSUIT)
     with pytest.raises(ValueError, match="was measured on other held-out tokens than the run"):
@@ -320,9 +320,11 @@ def test_a_study_on_other_tokens_is_not_compared(copied: FinishedRun) -> None:
 
 
 def test_new_sums_are_not_vouched_for_by_an_earlier_study(copied: FinishedRun) -> None:
-    stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
+    read_or_make(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))
     # As if killed between the sums of another study and its records.
     pursuit(copied, PursuitConfig(num_latents=(3,)))
     assert not (copied.run_dir / "studies" / "pursuit" / "settings.json").exists()
-    assert len(stored(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))) == 3 * len(copied.saes)
+    assert len(read_or_make(copied.run_dir, "pursuit", PURSUIT, lambda: pursuit(copied, PURSUIT))) == 3 * len(
+        copied.saes
+    )
     assert len(read_sums(copied.run_dir / "studies" / "pursuit" / SUMS_FILE)) == 3 * len(copied.saes)

@@ -372,8 +372,8 @@ def test_what_an_sae_leaves_open_is_the_recipes_and_what_it_sets_stays(recipe: s
     assert decided.lr is not None
     assert decided.lr_rule not in (None, "given")
     assert resolve_sae(decided, MODEL, num_steps=100, warmup_share=0.05) == decided
-    assert decided.asked() == replace(open_sae, **{name: getattr(decided, name) for name in vars(open_sae)})
-    assert resolve_sae(decided.asked(lr=None, lr_rule=None), MODEL, num_steps=100, warmup_share=0.05) == decided
+    assert decided.as_config() == replace(open_sae, **{name: getattr(decided, name) for name in vars(open_sae)})
+    assert resolve_sae(decided.as_config(lr=None, lr_rule=None), MODEL, num_steps=100, warmup_share=0.05) == decided
 
     own = replace(open_sae, lr=0.02, beta1=0.3, grad_clip=2.0, resample_at=(0.4,))
     chosen = resolve_sae(own, MODEL, num_steps=100, warmup_share=0.05)

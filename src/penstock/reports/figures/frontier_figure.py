@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruction bias γ"}
+FRONTIER_PANELS = {"loss_recovered": "Loss recovered", "reconstruction_bias": "Reconstruction bias γ"}
 
 OFF_AXIS = 0.02
 """Points are not drawn below this share of the run's smallest L0."""
@@ -39,9 +39,9 @@ def draw_frontier(run_records: Records, records: Records) -> "Figure":
     looks = _looks(run_records, records, arms, by_arm)
     rows = _rows(run_records, records, arms, by_arm)
     figure = Figure(figsize=(8.4, 3.2 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots(len(rows), len(PANELS), squeeze=False)
+    axes = figure.subplots(len(rows), len(FRONTIER_PANELS), squeeze=False)
     for row, (title, at_site, shown) in zip(axes, rows, strict=True):
-        for ax, (metric, name) in zip(row, PANELS.items(), strict=True):
+        for ax, (metric, name) in zip(row, FRONTIER_PANELS.items(), strict=True):
             # The name of a site and an arm is long, so only the first panel of a row has it.
             ax.set_title(f"{name}, {title}" if ax is row[0] else name)
             _draw_panel(ax, at_site, shown, metric, arms, looks)

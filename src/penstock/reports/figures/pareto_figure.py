@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-Records = Sequence[SAERecord]
+SAERecords = Sequence[SAERecord]
 
 PANELS = {
     "loss_recovered": "Loss recovered",
@@ -57,7 +57,7 @@ def write_pareto_figure(run_dir: Path) -> ParetoFiles:
     return ParetoFiles(png, png.with_suffix(".svg"), csv)
 
 
-def _draw(run: RunData, published: Records) -> "Figure":
+def _draw(run: RunData, published: SAERecords) -> "Figure":
     """Draw one site in a 2 by 2 grid, or several sites in one row each."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -90,7 +90,7 @@ def _draw(run: RunData, published: Records) -> "Figure":
     return figure
 
 
-def _draw_panel(ax: "Axes", records: Records, published: Records, arms: Sequence[ArmLook], metric: str) -> None:
+def _draw_panel(ax: "Axes", records: SAERecords, published: SAERecords, arms: Sequence[ArmLook], metric: str) -> None:
     saes = [
         record
         for record in records
@@ -130,7 +130,7 @@ def _value(record: Mapping[str, Any], metric: str) -> float:
     return record[metric]
 
 
-def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
+def _draw_levels(ax: "Axes", records: SAERecords, metric: str) -> None:
     """Draw controls without components as dashed levels, if they fit the scale that the SAEs need."""
     low, high = ax.get_ylim()
     middle = 0.5 * (low + high)
@@ -154,7 +154,7 @@ def _draw_levels(ax: "Axes", records: Records, metric: str) -> None:
     ax.set_ylim(low, high)
 
 
-def _lines(saes: Records, arms: Sequence[ArmLook]) -> list[list[SAERecord]]:
+def _lines(saes: SAERecords, arms: Sequence[ArmLook]) -> list[list[SAERecord]]:
     """Group records by arm and seed, in the order of L0 within a group; arms keep their order."""
     groups: dict[tuple[int, str], list[SAERecord]] = {}
     for record in sorted(saes, key=lambda record: _value(record, "l0")):
@@ -162,7 +162,7 @@ def _lines(saes: Records, arms: Sequence[ArmLook]) -> list[list[SAERecord]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def _error_bars(records: Records, metric: str) -> list[list[float]]:
+def _error_bars(records: SAERecords, metric: str) -> list[list[float]]:
     """Return the distances below and above each point; 0 if no interval is recorded."""
     below, above = [], []
     for record in records:
@@ -209,7 +209,7 @@ def _arm_handle(arm: ArmLook) -> "Line2D":
     )
 
 
-def _published_looks(published: Records, arms: Sequence[ArmLook]) -> list[tuple[Records, dict[str, Any]]]:
+def _published_looks(published: SAERecords, arms: Sequence[ArmLook]) -> list[tuple[SAERecords, dict[str, Any]]]:
     """Return the paper's runs by arm and their look: hollow, larger than ours, no line; grey if we lack the arm."""
     looks = []
     theirs = find_arms(published)

@@ -23,7 +23,7 @@ CAPTION = (
 )
 HEADLINE_CAPTION = "The paper's pair of runs that recover nearly the same loss, next to ours."
 
-COLUMNS = (
+PUBLISHED_COLUMNS = (
     *("arm", "paper's lambda", "paper's L0", "paper's loss recovered (%)", "paper's gamma", "paper's alive (%)"),
     *("our L0", "our loss recovered (%)", "our gamma", "our alive (%)", "our SAE"),
 )
@@ -52,8 +52,8 @@ def published_table(site: SitePreset, records: Sequence[Mapping[str, Any]]) -> P
             lambda that an SAE was trained with, None or missing if there is none.
 
     Returns:
-        Rows of COLUMNS in the order of the arms, each arm with the smallest L0 first. The paper's numbers are as
-        printed (the middle of a range), ours have four digits; an en dash stands for a missing number. None if the
+        Rows of PUBLISHED_COLUMNS in the order of the arms, each arm with the smallest L0 first. The paper's numbers are
+        as printed (the middle of a range), ours have four digits; an en dash stands for a missing number. None if the
         paper has no table for the site.
     """
     rows = []
@@ -62,7 +62,7 @@ def published_table(site: SitePreset, records: Sequence[Mapping[str, Any]]) -> P
         for run in sorted(arm.published.value, key=lambda run: run.l0):
             paper = (run.l0, run.loss_recovered, run.gamma, run.alive)
             rows.append([_label(arm), _lambda(run), *map(_as_there, paper), *_our_cells(_beside(run, ours))])
-    return PublishedTable(CAPTION, COLUMNS, rows) if rows else None
+    return PublishedTable(CAPTION, PUBLISHED_COLUMNS, rows) if rows else None
 
 
 def headline_table(site: SitePreset, comparisons: Sequence[Mapping[str, Any]]) -> PublishedTable | None:

@@ -66,14 +66,14 @@ def _frontier(folder: Path, site: SitePreset) -> dict[str, Any]:
     }
 
 
-def _part(run: Path, study: Study) -> dict[str, Any]:
+def _part(run_dir: Path, study: Study) -> dict[str, Any]:
     """Return one run's part of a section."""
-    folder = study_folder(run, study.name)
+    folder = study_folder(run_dir, study.name)
     records = read_rows(folder / "records.jsonl").rows
-    compared = comparison_table(comparisons_of(run, study.name))
+    compared = comparison_table(comparisons_of(run_dir, study.name))
     return {
-        "name": run.name,
-        "folder": f"{run.name}/studies/{study.name}",
+        "name": run_dir.name,
+        "folder": f"{run_dir.name}/studies/{study.name}",
         "figure": _data_uri(folder / "figure.svg"),
         "answers": [table for table in (compared, difference_table(records)) if table.rows],
         "table": study_table(study, records),

@@ -19,7 +19,7 @@ def measured_records(run: FinishedRun, study: str, described: Iterable[Described
     measured = run.measure(described)
     folder = study_folder(run.run_dir, study)
     folder.mkdir(parents=True, exist_ok=True)
-    # settings.json marks a finished study, including its sums. So it is deleted first (see `stored`).
+    # settings.json marks a finished study, including its sums. So it is deleted first (see `read_or_make`).
     (folder / "settings.json").unlink(missing_ok=True)
     write_sums(folder / SUMS_FILE, measured.evaluations)
     return measured.records

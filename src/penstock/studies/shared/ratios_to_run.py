@@ -45,11 +45,11 @@ class Made(NamedTuple):
     """The new SAE's numbers, with the arm and seed of the original."""
 
 
-def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
+def compare_study(run_dir: Path, study: str) -> list[dict[str, Any]]:
     """Compare the SAEs of a study with the arms of its run, and write the result to the study's comparison.json.
 
     Args:
-        run: The directory of an evaluated run.
+        run_dir: The directory of an evaluated run.
         study: The name of a study that measures SAEs; its records and sums are in RUN/studies/NAME.
 
     Returns:
@@ -59,11 +59,11 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
         FileNotFoundError: the records or sums of the run or of the study are missing.
         ValueError: the study was measured on other tokens than the run.
     """
-    folder = study_folder(run, study)
-    own_sums, made_sums = read_sums(run / SUMS_FILE), read_sums(folder / SUMS_FILE)
-    _check_same_rows(run, folder, [*own_sums.values(), *made_sums.values()])
-    weights = _weights(run, own_sums)
-    own = _points(run, own_sums, weights)
+    folder = study_folder(run_dir, study)
+    own_sums, made_sums = read_sums(run_dir / SUMS_FILE), read_sums(folder / SUMS_FILE)
+    _check_same_rows(run_dir, folder, [*own_sums.values(), *made_sums.values()])
+    weights = _weights(run_dir, own_sums)
+    own = _points(run_dir, own_sums, weights)
     made: dict[str, list[Made]] = defaultdict(list)
     for record in read_lines(folder / "records.jsonl"):
         checked = checked_record(record, str(folder / "records.jsonl"))
@@ -74,34 +74,34 @@ def compare_study(run: Path, study: str) -> list[dict[str, Any]]:
     return found
 
 
-def comparisons_of(run: Path, study: str) -> list[dict[str, Any]]:
+def comparisons_of(run_dir: Path, study: str) -> list[dict[str, Any]]:
     """The comparisons that `compare_study` has written; empty for a study that does not measure SAEs."""
-    path = study_folder(run, study) / "comparison.json"
+    path = study_folder(run_dir, study) / "comparison.json"
     return read_comparison(path)["comparisons"] if path.is_file() else []
 
 
-def own_points(run: Path) -> dict[str, Point]:
+def own_points(run_dir: Path) -> dict[str, Point]:
     """The points of an evaluated run's SAEs by name, with the bootstrap resamples of its evaluation.
 
     Raises:
         FileNotFoundError: the run's records or sums are missing.
     """
-    sums = read_sums(run / SUMS_FILE)
-    return _points(run, sums, _weights(run, sums))
+    sums = read_sums(run_dir / SUMS_FILE)
+    return _points(run_dir, sums, _weights(run_dir, sums))
 
 
 def _points(
-    run: Path, sums: Mapping[str, SequenceSums], weights: Float[Tensor, "resamples sequences"]
+    run_dir: Path, sums: Mapping[str, SequenceSums], weights: Float[Tensor, "resamples sequences"]
 ) -> dict[str, Point]:
     return {
         record["name"]: point_of(record, sums[record["name"]], weights)
-        for line in read_lines(run / "records.jsonl")
-        if not is_control(record := checked_record(line, str(run / "records.jsonl")))
+        for line in read_lines(run_dir / "records.jsonl")
+        if not is_control(record := checked_record(line, str(run_dir / "records.jsonl")))
     }
 
 
-def _weights(run: Path, sums: Mapping[str, SequenceSums]) -> Float[Tensor, "resamples sequences"]:
-    settings = read_config(run).eval
+def _weights(run_dir: Path, sums: Mapping[str, SequenceSums]) -> Float[Tensor, "resamples sequences"]:
+    settings = read_config(run_dir).eval
     sequences = len(next(iter(sums.values()))["tokens"])
     return resample_weights(sequences, settings.bootstrap, settings.eval_seed)
 
@@ -184,12 +184,12 @@ def _named(role: str, series: _Series, at_site: Mapping[_Series, Any]) -> dict[s
     return {**arm.role_keys(role), f"{role}_curve": series.curve, f"{role}_label": f"{label}{made}"}
 
 
-def _check_same_rows(run: Path, folder: Path, sums: Sequence[SequenceSums]) -> None:
+def _check_same_rows(run_dir: Path, folder: Path, sums: Sequence[SequenceSums]) -> None:
     """Raise ValueError if the sequences are not the same, judged by the number of tokens that count in each."""
     first = sums[0]["tokens"]
     if not all(torch.equal(one["tokens"], first) for one in sums):
         raise ValueError(
             f"The study in {folder} was measured on other held-out tokens than the run, so they cannot be compared. "
-            f"The run's text may have changed. Evaluate the run again (penstock eval {run}), delete the study's "
+            f"The run's text may have changed. Evaluate the run again (penstock eval {run_dir}), delete the study's "
             "folder, and make the study again."
         )

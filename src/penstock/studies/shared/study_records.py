@@ -21,9 +21,9 @@ from penstock.version import __version__
 logger = logging.getLogger(__name__)
 
 
-def study_folder(run: Path, name: str) -> Path:
+def study_folder(run_dir: Path, name: str) -> Path:
     """The folder of a study of a run."""
-    return run / "studies" / name
+    return run_dir / "studies" / name
 
 
 def read_lines(path: Path) -> Records:
@@ -39,13 +39,13 @@ def read_lines(path: Path) -> Records:
     return found.rows
 
 
-def stored(run: Path, name: str, settings: Any, compute: Callable[[], Records]) -> Records:
+def read_or_make(run_dir: Path, name: str, settings: Any, compute: Callable[[], Records]) -> Records:
     """The records of a study, read from disk if they were made with these settings on this run, otherwise computed.
 
     Computed records are written to the study's folder.
 
     Args:
-        run: The run's directory.
+        run_dir: The run's directory.
         name: The study's name.
         settings: A dataclass with everything that determines the records, except the run.
         compute: Makes the records.
@@ -54,13 +54,13 @@ def stored(run: Path, name: str, settings: Any, compute: Callable[[], Records]) 
         OSError: the run's directory cannot be written to.
         RunInUseError: another process makes this study of this run.
     """
-    folder = study_folder(run, name)
+    folder = study_folder(run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        return _stored(folder, asked(run, settings), compute)
+        return _read_or_make(folder, settings_json(run_dir, settings), compute)
 
 
-def _stored(folder: Path, text: str, compute: Callable[[], Records]) -> Records:
+def _read_or_make(folder: Path, text: str, compute: Callable[[], Records]) -> Records:
     settings_file, records_file = folder / "settings.json", folder / "records.jsonl"
     if settings_file.is_file() and records_file.is_file() and settings_file.read_bytes() == text.encode():
         logger.info("%s holds this study already; delete it to make it again", folder)
@@ -77,15 +77,15 @@ def _stored(folder: Path, text: str, compute: Callable[[], Records]) -> Records:
     return read_lines(records_file)
 
 
-def asked(run: Path, settings: Any) -> str:
+def settings_json(run_dir: Path, settings: Any) -> str:
     """The text of a study's settings.json: the settings, a hash of the run, and the version of this library."""
-    question = {"settings": dataclasses.asdict(settings), "run": _hash_of(run), "penstock": __version__}
+    question = {"settings": dataclasses.asdict(settings), "run": _hash_of(run_dir), "penstock": __version__}
     return json.dumps(question, indent=1) + "\n"
 
 
-def _hash_of(run: Path) -> str:
+def _hash_of(run_dir: Path) -> str:
     """The hash of the run's settings and of its SAEs' weights."""
-    found = hashlib.sha256((run / "config.json").read_bytes())
-    for weights in sorted(run.glob("saes/*/sae.safetensors")):
+    found = hashlib.sha256((run_dir / "config.json").read_bytes())
+    for weights in sorted(run_dir.glob("saes/*/sae.safetensors")):
         found.update(weights.read_bytes())
     return found.hexdigest()

@@ -175,7 +175,7 @@ class ResolvedSAE(SAEConfig):
     decoder_init_norm: float = field()
     resample_at: tuple[float, ...] = field()
 
-    def asked(self, **changes: Any) -> SAEConfig:
+    def as_config(self, **changes: Any) -> SAEConfig:
         """An `SAEConfig` with these settings and some changes; None resets a setting to its default."""
         return SAEConfig(**values_of(self, **changes))
 

@@ -71,7 +71,7 @@ class Info:
     """Run code that comes with the language model. Only for sources you trust."""
 
 
-def evaluate(options: Eval) -> None:
+def evaluate_again(options: Eval) -> None:
     if not options.path:
         raise Usage("PATH is missing. Give a run's directory or folders of SAEs to evaluate.")
     run = options.path[0]
