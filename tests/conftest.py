@@ -51,11 +51,11 @@ def diverge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(part_of_name: str, step: int) -> None:
         original = SAETrainer.step
 
-        def poisoned(trainer: SAETrainer, x: torch.Tensor, now: int) -> dict[str, float]:
+        def poisoned(trainer: SAETrainer, x: torch.Tensor, now: int, *validation: Any) -> dict[str, float]:
             if part_of_name in trainer.config.folder and now == step:
                 with torch.no_grad():
                     trainer.sae.b_dec[0] = float("nan")
-            return original(trainer, x, now)
+            return original(trainer, x, now, *validation)
 
         monkeypatch.setattr(SAETrainer, "step", poisoned)
 

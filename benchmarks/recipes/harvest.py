@@ -1,4 +1,4 @@
-"""Write an activations file for this comparison: one site of a language model, train and held-out tokens.
+"""Write an activations file for this comparison: one site of a language model, train, validation and held-out tokens.
 
 python harvest.py --model embedded --site resid_post.2 --tokens 1000000 --held-out 50000 --out acts.safetensors
 """
@@ -6,12 +6,11 @@ python harvest.py --model embedded --site resid_post.2 --tokens 1000000 --held-o
 import argparse
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
-from penstock.activations.harvest import Text, TrainingStream, fill_cache, masked_acts
+from penstock.activations.harvest import Text, TrainingStream, fill_cache, rows_acts
 from penstock.language_models.loading import LanguageModel
-from penstock.language_models.tokens import TokenRows
+from penstock.training.batches import VALIDATION_TOKENS
 
 
 def main() -> None:
@@ -33,13 +32,15 @@ def main() -> None:
     )
     stream = TrainingStream(text=text, sites=(options.site,), batch_rows=32, device="cpu")
     train = fill_cache(stream, options.tokens, seed=0).acts[options.site]
-    rows = text.held_out(options.held_out, seed=0)
-    parts = [
-        masked_acts(model, TokenRows(tokens, mask), (options.site,), "cpu")[options.site]
-        for tokens, mask in zip(rows.tokens.split(32), rows.mask.split(32), strict=True)
-    ]
-    save_file({"train": train.contiguous(), "held_out": torch.cat(parts).contiguous()}, options.out)
-    print(f"{options.out}: train {list(train.shape)}, held_out {sum(map(len, parts))} tokens")
+    rows = {
+        "validation": text.validation(VALIDATION_TOKENS, seed=0),
+        "held_out": text.held_out(options.held_out, seed=0),
+    }
+    acts = {"train": train} | {
+        name: rows_acts(model, part, (options.site,), "cpu")[options.site] for name, part in rows.items() if part
+    }
+    save_file({name: values.contiguous() for name, values in acts.items()}, options.out)
+    print(f"{options.out}: {', '.join(f'{name} {list(values.shape)}' for name, values in acts.items())}")
 
 
 if __name__ == "__main__":

@@ -13,18 +13,21 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from common import Activations, append_line, batches, load_activations, measure, scale_to
 
+from penstock.activations.sources import ActivationCache
 from penstock.training.schedules import Schedule
 from penstock.training.settings import DataConfig, OptimConfig, RunConfig, SAEConfig
 from penstock.training.settings.defaults import PlannedModel
 from penstock.training.trainer import SAETrainer
 
 MEASURED_TOKENS = 40_000
-"""Tokens on which the trained SAE is measured, of those it was trained on and of the held-out ones."""
+"""Training tokens on which the trained SAE is measured, evenly spread over those that it was trained on."""
 
 
 def make_trainer(sae: SAEConfig, *, steps: int, batch_size: int, d_in: int) -> SAETrainer:
@@ -52,7 +55,7 @@ def make_trainer(sae: SAEConfig, *, steps: int, batch_size: int, d_in: int) -> S
     )
 
 
-def train(acts: Activations, cell: str, d_sae: int) -> dict[str, object]:
+def train(acts: Activations, validation: Tensor, cell: str, d_sae: int) -> dict[str, object]:
     """Train one cell and measure it."""
     arch, recipe, steps, batch_size, aim = cell.split(":")
     steps, batch_size = int(steps), int(batch_size)
@@ -60,6 +63,7 @@ def train(acts: Activations, cell: str, d_sae: int) -> dict[str, object]:
     sae = SAEConfig(arch=arch, recipe=recipe, site="resid_post.2", d_sae=d_sae, **given)
     trainer = make_trainer(sae, steps=steps, batch_size=batch_size, d_in=acts.train.shape[1])
     scale = scale_to(acts.train, 1.0)
+    set_aside = ActivationCache({"here": validation * scale}, seed=0)
     l0s = []
     stream = batches(acts.train, batch_size=batch_size, steps=steps, seed=0, scale=scale)
     for step, x in enumerate(stream):
@@ -67,14 +71,15 @@ def train(acts: Activations, cell: str, d_sae: int) -> dict[str, object]:
             generator = torch.Generator().manual_seed(step)
             candidates = acts.train[torch.randperm(len(acts.train), generator=generator)[:100_000]] * scale
             trainer.resample(candidates, generator)
-        l0s.append(trainer.step(x, step)["l0"])
+        compared = set_aside.next_batch(min(batch_size, len(validation)))["here"] if trainer.compares_l0(step) else None
+        l0s.append(trainer.step(x, step, compared)["l0"])
     last = l0s[-max(1, steps // 100) :]
     trend = trainer.loss_trend.trend()
     seen = acts.train[: min(len(acts.train), steps * batch_size)]
     stride = max(1, len(seen) // MEASURED_TOKENS)
     quality = {
         name: measure(trainer.sae.encode, trainer.sae.decode, x * scale)._asdict()
-        for name, x in (("train", seen[::stride]), ("held_out", acts.held_out[:MEASURED_TOKENS]))
+        for name, x in (("train", seen[::stride]), ("held_out", acts.held_out))
     }
     return {
         "cell": cell,
@@ -82,6 +87,7 @@ def train(acts: Activations, cell: str, d_sae: int) -> dict[str, object]:
         "train_tokens": len(acts.train),
         "l0_last_steps": sum(last) / len(last),
         "sparsity_coef": trainer.trained_coef,
+        "validation_l0_ratio": trainer.controller.validation_ratio if trainer.controller else None,
         "coef_path": trainer.controller.path if trainer.controller else None,
         **quality,
         "trend": trend._asdict() if trend else None,
@@ -99,9 +105,10 @@ def main() -> None:
     parser.add_argument("cells", nargs="+")
     options = parser.parse_args()
     acts = load_activations(options.activations)
+    validation = load_file(options.activations)["validation"]
     acts = acts._replace(train=acts.train[: options.train_tokens])
     for cell in options.cells:
-        row = train(acts, cell, options.d_sae)
+        row = train(acts, validation, cell, options.d_sae)
         append_line(options.out, row)
         print(row, flush=True)
 

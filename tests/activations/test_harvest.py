@@ -11,6 +11,7 @@ import torch
 from penstock.activations.harvest import BEGINNING, Text, TrainingStream, fill_cache, masked_acts
 from penstock.activations.screening import LeftOutTokens, check_finite, outlier_warning, passes_warning
 from penstock.language_models.loading import LanguageModel
+from penstock.language_models.stdlib_corpus import Split
 from penstock.language_models.texts import documents
 from penstock.language_models.tokens import Layout, TokenRows
 
@@ -92,14 +93,17 @@ def test_a_cache_holds_the_first_activations_of_the_stream(text: MakeText) -> No
     assert fill_cache(stream, 10**9, seed=0).num_tokens == len(whole)
 
 
-def test_held_out_rows_follow_the_seed_and_share_no_document_with_training(text: MakeText) -> None:
+@pytest.mark.parametrize("split", ["held_out", "validation"])
+def test_rows_of_the_other_splits_follow_the_seed_and_share_no_document(text: MakeText, split: Split) -> None:
     read = text(context=32)
-    rows = read.held_out(200, seed=0)
+    sample = getattr(read, split)
+    rows = sample(200, seed=0)
     assert 200 <= int(rows.mask.sum()) < 200 + 31
-    assert torch.equal(rows.tokens, read.held_out(200, seed=0).tokens)
-    assert not torch.equal(rows.tokens, read.held_out(200, seed=1).tokens)
+    assert torch.equal(rows.tokens, sample(200, seed=0).tokens)
+    assert not torch.equal(rows.tokens, sample(200, seed=1).tokens)
 
-    train = "".join(document.text for document in documents(read.source, split="train"))
+    others: set[Split] = {"train", "held_out", "validation"} - {split}
+    train = "".join(document.text for other in others for document in documents(read.source, split=other))
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     for row, mask in zip(rows.tokens, rows.mask, strict=True):
         run = "".join(letters[token - 3] if counts else " " for token, counts in zip(row, mask, strict=True))
@@ -118,6 +122,14 @@ def test_held_out_reaches_its_size_with_documents_much_shorter_than_a_row(text: 
     short = write_corpus(tmp_path / "short.jsonl", distinct(length=3, count=2000))
     rows = text(short, context=200, packing="truncated").held_out(300, seed=0)
     assert int(rows.mask.sum()) == 300
+
+
+def test_a_text_of_few_documents_has_no_validation_rows(text: MakeText, tmp_path: Path) -> None:
+    every = write_corpus(tmp_path / "all.jsonl", distinct(length=30, count=60))
+    splits: list[Split] = ["train", "held_out"]
+    kept = [document.text for split in splits for document in documents(every, split=split)]
+    assert len(kept) < 60
+    assert text(write_corpus(tmp_path / "few.jsonl", kept)).validation(100, seed=0) is None
 
 
 def test_a_fair_text_passes_the_check(text: MakeText) -> None:

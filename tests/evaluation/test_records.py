@@ -171,7 +171,7 @@ def test_a_control_without_latents_has_a_record_too(fake_evaluation: MakeEvaluat
 def test_a_target_that_does_not_hold_on_held_out_tokens_is_said(fake_evaluation: MakeEvaluation) -> None:
     evaluation = fake_evaluation()
     l0 = record(evaluation)["l0"]
-    assert record(evaluation, ABOUT | {"target_l0": l0 / 1.2})["warnings"] == []
+    assert record(evaluation, ABOUT | {"target_l0": l0 / 1.08})["warnings"] == []
     (warning,) = record(evaluation, ABOUT | {"target_l0": l0 / 1.3})["warnings"]
     assert warning.startswith("target missed on held-out tokens")
     assert f"the target was {l0 / 1.3:g}" in warning

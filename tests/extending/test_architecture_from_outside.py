@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,10 +99,10 @@ def test_it_resumes_to_the_same_bits(
 
     step = SAETrainer.step
 
-    def broken(trainer: SAETrainer, x: torch.Tensor, number: int) -> dict[str, float]:
+    def broken(trainer: SAETrainer, x: torch.Tensor, number: int, *validation: Any) -> dict[str, float]:
         if number == 20:
             raise OSError("stopped on purpose")
-        return step(trainer, x, number)
+        return step(trainer, x, number, *validation)
 
     command = ["--model", str(tiny_lm_folder), "--text", str(corpus), "--checkpoint-steps", "10", *COMMON]
     with monkeypatch.context() as patch:

@@ -2,10 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from penstock.language_models.stdlib_corpus import HELD_OUT_SHARE, Document, split_of, stdlib_documents
+from penstock.language_models.stdlib_corpus import (
+    HELD_OUT_SHARE,
+    VALIDATION_SHARE,
+    Document,
+    Split,
+    split_of,
+    stdlib_documents,
+)
 
 NAMES = [f"package_{i % 7}/module_{i}.py" for i in range(300)]
 
@@ -17,23 +25,24 @@ def write_library(root: Path, names: list[str], text: str = "import os\n") -> Pa
     return root
 
 
-def names_of(root: Path) -> tuple[list[str], list[str]]:
-    train = [document.name for document in stdlib_documents("train", root)]
-    return train, [document.name for document in stdlib_documents("held_out", root)]
+def names_of(root: Path) -> dict[Split, list[str]]:
+    splits: tuple[Split, ...] = get_args(Split)
+    return {split: [document.name for document in stdlib_documents(split, root)] for split in splits}
 
 
 def test_every_file_is_in_exactly_one_split_and_about_a_tenth_is_held_out(tmp_path: Path) -> None:
-    train, held_out = names_of(write_library(tmp_path, NAMES))
-    assert sorted(train + held_out) == sorted(NAMES)
-    assert len(held_out) / len(NAMES) == pytest.approx(HELD_OUT_SHARE, abs=0.04)
+    found = names_of(write_library(tmp_path, NAMES))
+    assert sorted(sum(found.values(), [])) == sorted(NAMES)
+    assert len(found["held_out"]) / len(NAMES) == pytest.approx(HELD_OUT_SHARE, abs=0.04)
+    assert len(found["validation"]) / len(NAMES) == pytest.approx(VALIDATION_SHARE, abs=0.03)
 
 
 def test_the_split_depends_on_the_relative_path_alone(tmp_path: Path) -> None:
     first = write_library(tmp_path / "python3.10", NAMES)
     second = write_library(tmp_path / "elsewhere" / "python3.12", NAMES[:100] + ["new.py"], "another text")
-    (_, held_out), (train_later, held_out_later) = names_of(first), names_of(second)
-    assert set(held_out_later) - {"new.py"} == set(held_out) & set(NAMES[:100])
-    assert not set(train_later) & set(held_out)
+    before, later = names_of(first), names_of(second)
+    for split in before:
+        assert set(later[split]) - {"new.py"} == set(before[split]) & set(NAMES[:100])
 
 
 def test_the_split_of_known_files_never_changes() -> None:
@@ -54,25 +63,25 @@ def test_the_order_is_the_same_whatever_the_order_on_disk(tmp_path: Path) -> Non
     first = write_library(tmp_path / "a", NAMES)
     second = write_library(tmp_path / "b", NAMES[::-1])
     assert names_of(first) == names_of(second)
-    assert names_of(first)[0] != sorted(names_of(first)[0])
+    assert names_of(first)["train"] != sorted(names_of(first)["train"])
 
 
 def test_installed_packages_caches_and_other_files_are_left_out(tmp_path: Path) -> None:
     strangers = ["site-packages/numpy/core.py", "dist-packages/apt.py", "__pycache__/os.py", "README.txt"]
-    train, held_out = names_of(write_library(tmp_path, [*NAMES[:20], *strangers]))
-    assert sorted(train + held_out) == sorted(NAMES[:20])
+    found = names_of(write_library(tmp_path, [*NAMES[:20], *strangers]))
+    assert sorted(sum(found.values(), [])) == sorted(NAMES[:20])
 
 
 def test_a_library_that_itself_lies_in_site_packages_is_read(tmp_path: Path) -> None:
-    train, held_out = names_of(write_library(tmp_path / "site-packages" / "lib", NAMES[:20]))
-    assert len(train + held_out) == 20
+    found = names_of(write_library(tmp_path / "site-packages" / "lib", NAMES[:20]))
+    assert len(sum(found.values(), [])) == 20
 
 
 def test_files_that_are_not_utf_8_and_empty_files_are_left_out(tmp_path: Path) -> None:
     write_library(tmp_path, NAMES[:20], "name = 'Grüße'\n")
     (tmp_path / NAMES[0]).write_bytes("name = 'Grüße'\n".encode("latin-1"))
     (tmp_path / NAMES[1]).write_text("")
-    documents = [*stdlib_documents("train", tmp_path), *stdlib_documents("held_out", tmp_path)]
+    documents = [document for split in names_of(tmp_path) for document in stdlib_documents(split, tmp_path)]
     assert sorted(document.name for document in documents) == sorted(NAMES[2:20])
     assert {document.text for document in documents} == {"name = 'Grüße'\n"}
 

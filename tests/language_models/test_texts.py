@@ -12,20 +12,22 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from penstock.language_models import text_datasets
-from penstock.language_models.stdlib_corpus import Place, split_of, stdlib_documents
+from penstock.language_models.stdlib_corpus import Place, Split, split_of, stdlib_documents
 from penstock.language_models.texts import documents, text_fingerprint
+
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 MANY = [f"Document number {number}." for number in range(300)]
 
 
 def texts(source: str | Path, **options: str) -> list[str]:
-    """The texts of both splits together."""
-    return [document.text for split in ("train", "held_out") for document in documents(source, split=split, **options)]
+    """The texts of all splits together."""
+    return [document.text for split in SPLITS for document in documents(source, split=split, **options)]
 
 
 @pytest.fixture
@@ -47,10 +49,9 @@ def test_the_embedded_corpus_is_the_standard_library() -> None:
 def test_a_jsonl_file_is_one_document_a_line(write_jsonl: Callable[..., Path]) -> None:
     path = write_jsonl([{"text": text, "source": "a test"} for text in MANY])
 
-    train = list(documents(path, split="train"))
-    held_out = list(documents(path, split="held_out"))
+    train, validation, held_out = (list(documents(path, split=split)) for split in SPLITS)
 
-    assert sorted(document.text for document in train + held_out) == sorted(MANY)
+    assert sorted(document.text for document in train + validation + held_out) == sorted(MANY)
     assert 10 < len(held_out) < 60
     assert train[0].name in (f"{path}:1", f"{path}:2")
 
@@ -259,9 +260,6 @@ def test_an_unknown_split_is_an_error(tmp_path: Path) -> None:
         untyped(tmp_path, split="test")
 
 
-SPLITS = ("train", "held_out")
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
 def test_a_compressed_file_reads_like_the_plain_one(tmp_path: Path, kind: str, suffix: str) -> None:
@@ -334,7 +332,7 @@ def texts_of(source: Path, split: Any) -> list[str]:
         return []
 
 
-def test_one_long_line_is_cut_between_words_and_has_both_splits(tmp_path: Path) -> None:
+def test_one_long_line_is_cut_between_words_and_has_all_splits(tmp_path: Path) -> None:
     path = tmp_path / "line.txt"
     path.write_text(" ".join(f"word{number}" for number in range(100_000)))
 
@@ -362,8 +360,11 @@ def test_neighbouring_pieces_of_a_text_are_in_one_split(tmp_path: Path) -> None:
 
     held_out = [int(text[:5]) for text in texts_of(path, "held_out")]
 
-    assert len(texts_of(path, "train")) + len(held_out) == 1000
+    validation = [int(text[:5]) for text in texts_of(path, "validation")]
+
+    assert len(texts_of(path, "train")) + len(held_out) + len(validation) == 1000
     assert 0.05 < len(held_out) / 1000 < 0.15
+    assert 0.03 < len(validation) / 1000 < 0.07
     # A span is over where the next number is not the successor.
     borders = sum(b != a + 1 for a, b in zip(held_out, held_out[1:], strict=False)) + 1
     assert borders <= 12
@@ -374,10 +375,10 @@ def test_a_short_file_is_in_one_split_as_a_whole(tmp_path: Path, pieces: int) ->
     path = tmp_path / "short.txt"
     path.write_text("".join(f"{number} " + "word " * 800 + "\n\n" for number in range(pieces)))
 
-    assert sorted(len(texts_of(path, split)) for split in SPLITS) == [0, pieces]
+    assert sorted(len(texts_of(path, split)) for split in SPLITS) == [0, 0, pieces]
 
 
-def test_ten_pieces_are_enough_for_both_splits(tmp_path: Path) -> None:
+def test_ten_pieces_are_enough_to_train_and_evaluate(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("".join(f"{number} " + "word " * 800 + "\n\n" for number in range(10)))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import torch
 from penstock.formats import load_sae, save_sae
 from penstock.kernels import buffers
 from penstock.language_models.loading import LanguageModel
+from penstock.language_models.stdlib_corpus import Split
 from penstock.language_models.texts import documents
 from penstock.runs import sweep
 from penstock.runs.load_model import load_language_model
@@ -204,7 +205,7 @@ def test_saes_of_different_models_are_not_evaluated_together(
 def test_the_column_and_packing_of_a_text_are_remembered(
     tiny_run: MakeRun, tiny_lm: LanguageModel, corpus: Path, tmp_path: Path
 ) -> None:
-    texts = [document.text for split in ("train", "held_out") for document in documents(corpus, split=split)]
+    texts = [document.text for split in get_args(Split) for document in documents(corpus, split=split)]
     body = write_corpus(tmp_path / "body.jsonl", texts, field="body")
     config = tiny_run(steps=10)
     data = replace(config.data, text=str(body), text_field="body", packing="truncated")

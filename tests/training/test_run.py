@@ -217,10 +217,10 @@ def test_an_error_in_the_middle_of_a_step_saves_no_half_step_and_names_the_last_
     folder = tmp_path / "run"
     step = SAETrainer.step
 
-    def no_memory(trainer: SAETrainer, x: torch.Tensor, now: int) -> dict[str, float]:
+    def no_memory(trainer: SAETrainer, x: torch.Tensor, now: int, *validation: Any) -> dict[str, float]:
         if now == 33 and trainer.config.arch == "relu":
             raise MemoryError("out of memory")
-        return step(trainer, x, now)
+        return step(trainer, x, now, *validation)
 
     monkeypatch.setattr(SAETrainer, "step", no_memory)
     with pytest.raises(MemoryError):

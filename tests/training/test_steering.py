@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from penstock.training.schedules import Schedule
+from penstock.training.settings import DataConfig, OptimConfig, RunConfig, SAEConfig
+from penstock.training.settings.defaults import PlannedModel
 from penstock.training.steering import LARGEST_GAIN, L0Controller
+from penstock.training.trainer import SAETrainer
 
 
 class Plant:
@@ -120,3 +123,85 @@ def test_a_restored_controller_goes_on_with_the_same_coefficients() -> None:
                 restored.update(step, l0, lr=5e-3, applied=restored.coef)
         assert restored.state() == whole.state()
         assert restored.coef == whole.coef != 0.3
+
+
+def test_the_ratio_is_the_mean_of_the_first_comparisons_and_then_follows_the_newest() -> None:
+    controller = L0Controller(8.0, 0.3, num_steps=2000, steer_from=0, lr=5e-3)
+    assert controller.validation_ratio == 1
+    for validation in (4.0, 16.0):
+        controller.compare(8.0, validation)
+    assert controller.validation_ratio == pytest.approx(1.0)
+    controller.compare(8.0, 64.0)
+    assert controller.validation_ratio == pytest.approx(2.0)  # the cube root of 8
+    for _ in range(17):
+        controller.compare(8.0, 16.0)
+    before = controller.log_ratio
+    controller.compare(8.0, 8.0)
+    assert controller.log_ratio == pytest.approx(0.95 * before)
+    controller.compare(0.0, 0.0)  # an SAE that is silent
+    assert math.isfinite(controller.log_ratio)
+
+
+def test_l0_is_compared_about_a_hundred_times_or_at_every_tenth_step_from_the_start_of_the_steering() -> None:
+    def steps(num_steps: int) -> list[int]:
+        controller = L0Controller(8.0, 0.3, num_steps=num_steps, steer_from=num_steps // 20, lr=5e-3)
+        return [step for step in range(num_steps) if controller.compares(step)]
+
+    assert steps(60) == list(range(3, 60))
+    assert steps(500) == list(range(25, 500, 5))
+    assert steps(20_000) == list(range(1000, 20_000, 10))
+
+
+def test_the_target_is_between_training_and_validation_tokens() -> None:
+    """More latents fire on validation tokens, by 21% in the second half of the run."""
+    plant = Plant(a=5.0, b=1.0, drift=0.3)
+    schedule = Schedule(num_steps=1000, warmup=50, decay=200, sparsity_warmup=50)
+    controller = L0Controller(16.0, 0.3, num_steps=1000, steer_from=50, lr=5e-3)
+    for step in range(1000):
+        factor = schedule.lr_factor(step)
+        l0 = plant.step(controller.coef, 5e-3, factor)
+        if controller.compares(step):
+            controller.compare(l0, l0 * (1 + 0.21 * min(1, step / 500)))
+        controller.update(step, l0, lr=5e-3 * factor, applied=controller.coef)
+    assert math.exp(plant.log_l0) == pytest.approx(16 / 1.1, rel=0.04)
+    assert controller.steered_l0 == pytest.approx(16, rel=0.05)
+
+
+def sparse_mixtures(batch: int, active: float, generator: torch.Generator) -> torch.Tensor:
+    """Activations [batch, 16] of unit mean squared norm: sums of a mean of `active` out of 48 fixed directions."""
+    directions = torch.randn(48, 16, generator=torch.Generator().manual_seed(1))
+    fires = torch.rand(batch, 48, generator=generator) < active / 48
+    x = (fires * (0.5 + torch.rand(batch, 48, generator=generator))) @ directions
+    return x / x.square().sum(dim=1).mean().sqrt()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("arch", ["gated", "relu"])
+def test_a_real_sae_ends_on_its_target_through_the_decay(arch: str) -> None:
+    """Validation tokens have a sixth more directions in them: an SAE has not fitted that text."""
+    sae = SAEConfig(arch=arch, site="here", d_sae=64, target_l0=4.0, recipe="paper_clipped")
+    steps, batch = 300, 256
+    run = RunConfig(saes=(sae,), optim=OptimConfig(batch_size=batch), data=DataConfig(tokens=steps * batch))
+    decided = run.resolve(PlannedModel("", 128, {"here": 16}))
+    trainer = SAETrainer(
+        decided.saes[0],
+        Schedule.of(decided, decided.saes[0]),
+        d_in=16,
+        beta2=decided.optim.beta2,
+        encoder_precision="float32",
+        dead_window=decided.resampling.window_tokens,
+        encoder_scale=decided.resampling.encoder_scale,
+        device="cpu",
+    )
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        validation = sparse_mixtures(batch, 3.5, generator) if trainer.compares_l0(step) else None
+        trainer.step(sparse_mixtures(batch, 3.0, generator), step, validation)
+    trained, validation = (
+        (trainer.sae.encode(sparse_mixtures(20_000, active, generator)) > 0).sum(dim=1).double().mean().item()
+        for active in (3.0, 3.5)
+    )
+    ratio = validation / trained
+    assert trainer.controller is not None and ratio == pytest.approx(trainer.controller.validation_ratio, rel=0.03)
+    assert ratio > 1.02
+    assert validation / math.sqrt(ratio) == pytest.approx(4.0, rel=0.05)

@@ -19,6 +19,9 @@ from penstock.shapes import Mask, SequenceActs
 
 BEGINNING = Position()
 
+MODEL_ROWS = 8
+"""Rows in a forward pass of the language model over a sample of rows."""
+
 NORM_ROWS = 64
 """Rows at the start of a text over which the median norm of its activations is measured."""
 
@@ -131,12 +134,30 @@ class Text:
         Raises:
             ValueError: no position counts.
         """
+        rows = self._sample("held_out", num_tokens, 20 * num_tokens, seed)
+        if rows is None:
+            raise ValueError(
+                f"The held-out split of {self.source!r} has no tokens to evaluate on (BOS and padding do not "
+                "count). Give a text with more documents, or longer ones."
+            )
+        return rows
+
+    def validation(self, num_tokens: int, *, seed: int) -> TokenRows | None:
+        """Return validation rows with at least `num_tokens` positions that count, or all rows if there are fewer.
+
+        The rows are drawn at random from the first 30 times as many. Returns None if the split is empty, as in a
+        text of a few documents.
+        """
+        return self._sample("validation", num_tokens, 30 * num_tokens, seed)
+
+    def _sample(self, split: Split, num_tokens: int, pool_tokens: int, seed: int) -> TokenRows | None:
+        """Return random rows of the first `pool_tokens` of a split; None if no position counts."""
         rows: list[TokenRows] = []
         pool = 0
-        for row, _ in self.rows("held_out", batch_rows=1):
+        for row, _ in self.rows(split, batch_rows=1):
             rows.append(row)
             pool += int(row.mask.sum())
-            if pool >= 20 * num_tokens:
+            if pool >= pool_tokens:
                 break
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
         chosen: list[int] = []
@@ -147,10 +168,7 @@ class Text:
             chosen.append(index)
             counted += int(rows[index].mask.sum())
         if not counted:
-            raise ValueError(
-                f"The held-out split of {self.source!r} has no tokens to evaluate on (BOS and padding do not "
-                "count). Give a text with more documents, or longer ones."
-            )
+            return None
         picked = [rows[index] for index in sorted(chosen)]
         return self._screened_rows(
             TokenRows(torch.cat([row.tokens for row in picked]), torch.cat([row.mask for row in picked]))
@@ -175,6 +193,15 @@ def masked_acts(model: LanguageModel, rows: TokenRows, sites: Sequence[str], dev
     acts = model.activations(rows.tokens, sites)
     check_finite(model, rows, acts)
     return _counted(acts, rows.mask, device)
+
+
+def rows_acts(model: LanguageModel, rows: TokenRows, sites: Sequence[str], device: str) -> dict[str, Tensor]:
+    """Return the same as `masked_acts`, running the language model on a few rows at a time."""
+    parts = [
+        masked_acts(model, TokenRows(tokens, mask), sites, device)
+        for tokens, mask in zip(rows.tokens.split(MODEL_ROWS), rows.mask.split(MODEL_ROWS), strict=True)
+    ]
+    return {site: torch.cat([part[site] for part in parts]) for site in sites}
 
 
 def _counted(acts: Mapping[str, SequenceActs], mask: Mask, device: str) -> dict[str, Tensor]:

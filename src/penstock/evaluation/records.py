@@ -22,7 +22,7 @@ DENSE = 0.1
 SILENT = 0.05
 """Firing latents per token below which an SAE counts as silent."""
 
-MISSED_ON_HELD_OUT = 0.25
+MISSED_ON_HELD_OUT = 0.1
 """Relative distance of the held-out L0 from its target that draws a warning."""
 
 DENSITY_EDGES = [round(-6 + 0.25 * step, 2) for step in range(25)]

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "validation", "held_out"]
 
 HELD_OUT_SHARE = 0.1
-"""Share of the files that is held out, chosen by a hash of the file's relative path."""
+"""Share of the files that is held out for evaluation, chosen by a hash of the file's relative path."""
+
+VALIDATION_SHARE = 0.05
+"""Share of the files that is set aside to steer L0 on, chosen in the same way."""
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -45,7 +48,10 @@ class Document(NamedTuple):
 
 def split_of(name: str) -> Split:
     """Return the split of a file, which depends only on its relative path."""
-    return "held_out" if _path_hash(name) < HELD_OUT_SHARE else "train"
+    place = _path_hash(name)
+    if place < HELD_OUT_SHARE:
+        return "held_out"
+    return "validation" if place < HELD_OUT_SHARE + VALIDATION_SHARE else "train"
 
 
 def stdlib_documents(split: Split, root: Path | None = None) -> Iterator[Document]:
@@ -55,7 +61,7 @@ def stdlib_documents(split: Split, root: Path | None = None) -> Iterator[Documen
     Files that are not valid UTF-8 (the library's tests include a few on purpose) are left out.
 
     Args:
-        split: "train" (about 90% of the files) or "held_out".
+        split: "train" (about 85% of the files), "validation" (5%) or "held_out" (10%).
         root: Folder of the library; default: the running interpreter's.
 
     Raises:

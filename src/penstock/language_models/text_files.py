@@ -30,7 +30,8 @@ TXT_LONGEST_DOCUMENT_CHARACTERS = 16_000
 """... or at the first line end after this many; a longer line is cut between two words."""
 
 SPANS = 10
-"""A .txt file is divided into blocks of this many spans of neighbouring documents; each last span is held out."""
+"""A .txt file is divided into blocks of this many spans of neighbouring documents. Each last span is held out, and
+half of the span before it is for validation."""
 
 LONGEST_SPAN = 16
 """Most documents in a span. The spans of a file begin with one document and double up to this, so that a short file
@@ -253,8 +254,12 @@ def _in_spans(pieces: Iterable[str]) -> Iterator[tuple[str, Split]]:
     for number, piece in enumerate(chain(first, pieces)):
         if number == start + SPANS * span:
             start, span = number, min(2 * span, LONGEST_SPAN)
-        split: Split = "held_out" if number >= start + (SPANS - 1) * span else "train"
-        yield piece, split
+        in_last_span = number - start - (SPANS - 1) * span
+        if in_last_span >= 0:
+            yield piece, "held_out"
+        else:
+            # The half span before it, from the second block on, where a span has two documents or more.
+            yield piece, "validation" if in_last_span >= -(span // 2) else "train"
 
 
 def _jsonl_documents(path: Path, text_field: str, skip: int) -> Reader:

@@ -40,9 +40,10 @@ def documents(
 ) -> Iterator[Document]:
     """Return the documents of one split of a text source.
 
-    The embedded corpus is split by file. A .txt file is split into spans of neighbouring documents, and as a whole
-    if it has fewer than ten. Everywhere else a tenth of the documents is held out by a hash of the document's own
-    text, so that a document is in the same split wherever it occurs.
+    A tenth of a text is held out for evaluation, a twentieth is for validation, and the rest is trained on. The
+    embedded corpus is split by file. A .txt file is split into spans of neighbouring documents, and as a whole if it
+    has fewer than ten. Everywhere else a hash of the document's own text decides, so that a document is in the same
+    split wherever it occurs.
 
     A row without text, or with text that is not valid Unicode, is left out and counted. So is the rest of a damaged
     file. The log reports the first one, and their number at the end.
@@ -56,7 +57,7 @@ def documents(
             a folder: all of these files in it and below, in the order of their paths, hidden ones left out;
             "datasets:NAME", "datasets:NAME:CONFIG" or "datasets:NAME:CONFIG:SPLIT": a part of a dataset on the Hub,
             "train" unless named, streamed; for example "datasets:allenai/c4:en".
-        split: "train" or "held_out".
+        split: "train", "validation" or "held_out".
         text_field: The field or column that holds the text, in everything but .txt.
         start: Place of the document to begin with (see `Document.place`).
 
@@ -66,8 +67,8 @@ def documents(
     Raises:
         FileNotFoundError: no such file or folder, or a folder without texts.
         ImportError: an optional package is needed.
-        ValueError: unknown split or kind of source. While reading from the beginning: the split has no document, or
-            the first hundred cannot be read.
+        ValueError: unknown split or kind of source. While reading from the beginning: the split has no document (a
+            short text may have none for validation), or the first hundred cannot be read.
         ConnectionError: while reading, the connection to a dataset broke and could not be restored.
     """
     if split not in get_args(Split):
@@ -135,7 +136,7 @@ def _in_split(parts: list[_Part], source: str, split: Split, start: Place) -> It
                 is_empty = False
                 yield item._replace(place=Place(file, number))
     tally.finish()
-    if is_empty and tally.from_the_beginning:
+    if is_empty and tally.from_the_beginning and split != "validation":
         raise ValueError(
             f"No documents in split {split!r} of {source!r}. A tenth of the documents is held out, so a text needs "
             "some tens of documents; in a .txt file blank lines separate them." + tally.summary()

@@ -5,9 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from penstock.activations.harvest import fill_cache, masked_acts
+from penstock.activations.harvest import fill_cache, rows_acts
 from penstock.evaluation.measuring import Described, Measured, measure
 from penstock.evaluation.sae_record import AboutSAE
 from penstock.language_models.loading import LanguageModel
@@ -19,9 +17,6 @@ from penstock.saes import SAE
 from penstock.shapes import Acts
 from penstock.training.batches import training_stream, training_text
 from penstock.training.settings import ResolvedRun
-
-MODEL_ROWS = 8
-"""The number of sequences in one forward pass of the language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +94,7 @@ class FinishedRun:
 
     def held_out_activations(self) -> dict[str, Acts]:
         """The activations [tokens, d_in] at the held-out positions that count, by site, in their order."""
-        rows, device = self.held_out(), self.config.language_model.device
-        parts = [
-            masked_acts(self.model, TokenRows(tokens, mask), self.config.sites, device)
-            for tokens, mask in zip(rows.tokens.split(MODEL_ROWS), rows.mask.split(MODEL_ROWS), strict=True)
-        ]
-        return {site: torch.cat([part[site] for part in parts]) for site in self.config.sites}
+        return rows_acts(self.model, self.held_out(), self.config.sites, self.config.language_model.device)
 
     def measure(self, described: Iterable[Described]) -> Measured:
         """Measure candidates on the run's held-out tokens, so that they can be compared with the run's SAEs."""

@@ -2,14 +2,17 @@
 
 import logging
 
-from penstock.activations.harvest import Text, TrainingStream, fill_cache
+from penstock.activations.harvest import Text, TrainingStream, fill_cache, rows_acts
 from penstock.activations.memory import check_activations_fit
-from penstock.activations.sources import ActivationSource, ShuffleBuffer
+from penstock.activations.sources import ActivationCache, ActivationSource, ShuffleBuffer
 from penstock.language_models.loading import LanguageModel
 from penstock.training.settings import ResolvedRun
 from penstock.training.settings.defaults import ModelFacts
 
 logger = logging.getLogger(__name__)
+
+VALIDATION_TOKENS = 2**14
+"""Activations set aside to steer L0 on."""
 
 
 def activation_source(config: ResolvedRun, model: LanguageModel) -> ActivationSource:
@@ -28,6 +31,23 @@ def activation_source(config: ResolvedRun, model: LanguageModel) -> ActivationSo
         return fill_cache(stream, data.cache_tokens, seed=data.shuffle_seed)
     device = config.language_model.device
     return ShuffleBuffer(stream, capacity=data.buffer_tokens, seed=data.shuffle_seed, device=device)
+
+
+def validation_cache(config: ResolvedRun, model: LanguageModel) -> ActivationCache | None:
+    """Return activations of text that is not trained on, to steer L0 on.
+
+    Returns None if no SAE of the run has a target L0, or if the text is too short for a validation split.
+    """
+    if all(sae.target_l0 is None for sae in config.saes):
+        return None
+    seed = config.data.shuffle_seed
+    rows = training_text(config, model).validation(VALIDATION_TOKENS, seed=seed)
+    if rows is None:
+        logger.warning(
+            "%s is too short for a validation split: L0 is steered on the training tokens.", config.data.text
+        )
+        return None
+    return ActivationCache(rows_acts(model, rows, config.sites, config.language_model.device), seed=seed)
 
 
 def check_memory(config: ResolvedRun, model: ModelFacts) -> None:

@@ -21,7 +21,7 @@ from penstock.kernels.buffers import single_threaded_blas
 from penstock.kernels.threads import workers_for
 from penstock.language_models.loading import LanguageModel
 from penstock.shell import resume_command
-from penstock.training.batches import activation_source, training_text
+from penstock.training.batches import activation_source, training_text, validation_cache
 from penstock.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -68,6 +68,7 @@ class TrainingRun:
         self.saved_step: int | None = None
         self.between_steps = True
         self.source = source
+        self.validation = validation_cache(config, model)
         self.scales = dict(scales)
         self.outliers = dict(outliers)
         # Computed before training, so that a checkpoint cannot fail because of it.
@@ -116,6 +117,8 @@ class TrainingRun:
         self._check_text(checkpoint.numbers["text_fingerprint"])
         self.step = self.saved_step = checkpoint.step
         self.source.load_state(checkpoint.tensors.under("source/"))
+        if self.validation:
+            self.validation.load_state(checkpoint.tensors.under("validation/"))
         self.seconds = checkpoint.numbers["seconds"]
         self._leave_out(checkpoint.numbers["diverged"])
         for trainer in self.trainers:
@@ -180,6 +183,8 @@ class TrainingRun:
             CheckpointError: the checkpoint cannot be written.
         """
         tensors: dict[str, Tensor | PickedRows] = {f"source/{key}": v for key, v in self.source.state().items()}
+        if self.validation:
+            tensors |= {f"validation/{key}": v for key, v in self.validation.state().items()}
         numbers: dict[str, Any] = {"scales": self.scales, "seconds": self.seconds, "saes": {}}
         numbers |= {"diverged": self.diverged, "outliers": self.outliers, "text_fingerprint": self.text_fingerprint}
         for trainer in self.trainers:
@@ -221,8 +226,8 @@ class TrainingRun:
         batch = self.source.next_batch(self.config.optim.batch_size)
         # Until all SAEs have taken the step, the state cannot be saved as a checkpoint.
         self.between_steps = False
-        scaled = {site: acts * self.scales[site] for site, acts in batch.items()}
-        results = list(self.workers.map(lambda trainer: self._train_one(trainer, scaled), self.trainers))
+        scaled, validation = self._scaled(batch), self._validation_batch()
+        results = list(self.workers.map(lambda trainer: self._train_one(trainer, scaled, validation), self.trainers))
         named = {trainer.config.folder: result for trainer, result in zip(self.trainers, results, strict=True)}
         self._leave_out({name: str(result) for name, result in named.items() if isinstance(result, DivergenceError)})
         if not self.trainers:
@@ -231,10 +236,25 @@ class TrainingRun:
         self.between_steps = True
         return {name: result for name, result in named.items() if not isinstance(result, DivergenceError)}
 
-    def _train_one(self, trainer: SAETrainer, scaled: Mapping[str, Tensor]) -> dict[str, float] | DivergenceError:
+    def _scaled(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {site: acts * self.scales[site] for site, acts in batch.items()}
+
+    def _validation_batch(self) -> dict[str, Tensor]:
+        """Return the validation batch of this step, scaled; empty if no SAE wants one."""
+        if self.validation is None or not any(trainer.compares_l0(self.step) for trainer in self.trainers):
+            return {}
+        batch_size = min(self.config.optim.batch_size, self.validation.num_tokens)
+        return self._scaled(self.validation.next_batch(batch_size))
+
+    def _train_one(
+        self, trainer: SAETrainer, scaled: Mapping[str, Tensor], validation: Mapping[str, Tensor]
+    ) -> dict[str, float] | DivergenceError:
         started = time.perf_counter()
         try:
-            row = trainer.step(scaled[trainer.config.site], self.step)
+            site = trainer.config.site
+            row = trainer.step(
+                scaled[site], self.step, validation.get(site) if trainer.compares_l0(self.step) else None
+            )
         except DivergenceError as error:
             # Returned rather than raised, because the other SAEs must take their step.
             return error
@@ -322,6 +342,7 @@ class TrainingRun:
             "paper_lambda": sae.paper_lambda,
             "target_l0": sae.target_l0,
             "coef_path": trainer.controller.path if trainer.controller else None,
+            "validation_l0_ratio": trainer.controller.validation_ratio if trainer.controller else None,
             "lr": sae.lr,
             "lr_rule": sae.lr_rule,
             "scale": self.scales[sae.site],

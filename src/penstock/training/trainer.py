@@ -107,12 +107,18 @@ class SAETrainer:
         """The coefficient to record: the given one, or if it is steered, the mean over the last tenth of the run."""
         return self.controller.trained_coef if self.controller else self.coef
 
-    def step(self, x: Acts, step: int) -> dict[str, float]:
+    def compares_l0(self, step: int) -> bool:
+        """Whether a step wants a validation batch: one in a few of a steered SAE, from the start of the steering on."""
+        controller = self.controller
+        return controller is not None and controller.compares(step)
+
+    def step(self, x: Acts, step: int, validation: Acts | None = None) -> dict[str, float]:
         """Take one optimiser step.
 
         Args:
             x: Scaled activations [batch, d_in].
             step: The number of the step.
+            validation: Scaled activations [tokens, d_in] that are not trained on, to steer L0 on; see `compares_l0`.
 
         Returns:
             The step's loss terms and their sum `loss`, `l0`, `dead_share`, `sparsity_coef` (as applied) and `lr`.
@@ -122,6 +128,7 @@ class SAETrainer:
         """
         coef = (self.sparsity_coef or 0.0) * self.schedule.sparsity_factor(step)
         lr = self.lr * self.schedule.lr_factor(step)
+        validation_l0 = None if validation is None else self._mean_l0(validation)
         try:
             passed = self._backward(x, coef, step)
             for group in self.optimiser.param_groups:
@@ -134,6 +141,8 @@ class SAETrainer:
         l0 = passed.firing.sum().item() / len(x)
         self.dead_counter.update(passed.firing > 0, len(x))
         if self.controller:
+            if validation_l0 is not None:
+                self.controller.compare(l0, validation_l0)
             self.controller.update(step, l0, lr=lr, applied=coef)
         dead = self.dead_counter.dead(self.dead_window)
         self.loss_trend.add(step, passed.terms, coef)
@@ -186,9 +195,9 @@ class SAETrainer:
         dead = self.dead_counter.dead(self.dead_window).double().mean().item()
         if dead > MANY_DEAD:
             found.append(f"dead latents: {dead:.0%} have not fired on the last {self.dead_window:,} tokens.")
-        if self.controller and abs(self.controller.smoothed / self.controller.target_l0 - 1) > MISSED_IN_TRAINING:
+        if self.controller and abs(self.controller.steered_l0 / self.controller.target_l0 - 1) > MISSED_IN_TRAINING:
             found.append(
-                f"target missed: the mean L0 at the end is {self.controller.smoothed:.3g}, but the target is "
+                f"target missed: the mean L0 at the end is {self.controller.steered_l0:.3g}, but the target is "
                 f"{self.controller.target_l0:g}. Train for more steps."
             )
         return found
@@ -219,8 +228,7 @@ class SAETrainer:
         nothing = torch.zeros_like(self.dead_counter.tokens_since)
         passed = _Passed({}, firing=nothing, reached=nothing.bool())
         pairs = 0
-        limit = PAIRS_AT_ONCE.get(x.device.type, 2**23)
-        for part in x.split(max(1, int(limit / (self.density * self.config.d_sae)))):
+        for part in self._parts(x):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rounded):
                 loss = self.sae.loss(part, coef, self.rule)
             share = len(part) / len(x)
@@ -232,6 +240,20 @@ class SAETrainer:
             pairs += len(loss.acts.values)
         self.density = max(1, pairs) / (len(x) * self.config.d_sae)
         return passed
+
+    def _parts(self, x: Acts) -> tuple[Acts, ...]:
+        """Cut a batch so that the support of each part fits into memory."""
+        limit = PAIRS_AT_ONCE.get(x.device.type, PAIRS_AT_ONCE["cpu"])
+        return x.split(max(1, int(limit / (self.density * self.config.d_sae))))
+
+    @torch.no_grad()
+    def _mean_l0(self, x: Acts) -> float:
+        """Return the mean number of latents that fire."""
+        firing = 0.0
+        for part in self._parts(x):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rounded):
+                firing += self.sae.encode_sparse(part).firing.sum().item()
+        return firing / len(x)
 
     def _finite(self, name: str, term: float, step: int) -> float:
         if not math.isfinite(term):
