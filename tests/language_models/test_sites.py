@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_families import FAMILIES, KINDS, NUM_LAYERS, Family
 from torch import Tensor, nn
 
@@ -248,6 +249,8 @@ def test_names_of_transformer_lens_without_a_counterpart_say_so(gpt2: LanguageMo
 def test_a_router_is_told_to_have_no_effect(
     load_tiny: Callable[..., LanguageModel], caplog: pytest.LogCaptureFixture
 ) -> None:
+    if transformers.__version__ < "5":
+        pytest.skip("before transformers 5, nothing but the router's output chose the experts")
     model = load_tiny("mixtral")
 
     with caplog.at_level(logging.WARNING):

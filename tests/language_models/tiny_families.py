@@ -24,6 +24,8 @@ class Family(NamedTuple):
     """Whether the block adds attention and MLP to the residual stream and does nothing else to it."""
     lacks: tuple[str, ...] = ()
     """The kinds of site, or single sites, that the model does not have."""
+    since: str = "4.57.1"
+    """The transformers in which it works; older ones leave its tests out."""
 
     @property
     def sites(self) -> list[str]:
@@ -128,7 +130,8 @@ FAMILIES = {
     ),
     "gptj": Family("GPTJConfig", _GPT2 | {"rotary_dim": 2}, *_GPTJ_PARTS),
     "codegen": Family("CodeGenConfig", _GPT2 | {"rotary_dim": 2, "n_ctx": 32}, *_GPTJ_PARTS),
-    "gpt_bigcode": Family("GPTBigCodeConfig", _GPT2, *_GPT2_PARTS),
+    # Before, it needed torch.jit.script, of which new versions of torch warn.
+    "gpt_bigcode": Family("GPTBigCodeConfig", _GPT2, *_GPT2_PARTS, since="5.0"),
     "mixtral": Family("MixtralConfig", _EXPERTS, *_EXPERT_PARTS, lacks=("mlp_act",)),
     "qwen2_moe": Family(
         "Qwen2MoeConfig", _EXPERTS | {"mlp_only_layers": [0]}, *_EXPERT_PARTS, lacks=("mlp_act.1", "mlp_act.2")
@@ -138,7 +141,9 @@ FAMILIES = {
     "gpt_oss": Family("GptOssConfig", _EXPERTS | _SLIDING | {"head_dim": 8}, *_EXPERT_PARTS, lacks=("mlp_act",)),
     "deepseek_v3": Family("DeepseekV3Config", _DEEPSEEK, *_EXPERT_PARTS, lacks=("mlp_act.1", "mlp_act.2")),
     "qwen3_next": Family("Qwen3NextConfig", _EXPERTS | _HYBRID, *_EXPERT_PARTS, lacks=("mlp_act", *_WITHOUT_ATTENTION)),
-    "qwen3_5_text": Family("Qwen3_5TextConfig", _GROUPED | _HYBRID, *_LLAMA_PARTS, lacks=_WITHOUT_ATTENTION),
+    "qwen3_5_text": Family(
+        "Qwen3_5TextConfig", _GROUPED | _HYBRID, *_LLAMA_PARTS, lacks=_WITHOUT_ATTENTION, since="5.2"
+    ),
     "phi": Family("PhiConfig", _COMMON, "model.layers", "self_attn.dense", "mlp.fc2"),
     "falcon": Family("FalconConfig", _FALCON | {"parallel_attn": True, "alibi": False}, *_FALCON_PARTS),
     "falcon_sequential": Family("FalconConfig", _FALCON | {"parallel_attn": False, "alibi": True}, *_FALCON_PARTS),
@@ -171,6 +176,7 @@ FAMILIES = {
         | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
         *_LLAMA_PARTS,
         is_sum=False,
+        since="5.5",
     ),
     "llama4_text": Family(
         "Llama4TextConfig",
@@ -192,6 +198,7 @@ FAMILIES = {
         | {"layers_block_type": ["mamba", "hybrid", "hybrid"]},
         "model.layers",
         lacks=_ONLY_BLOCKS,
+        since="5.0",  # before, its shared weights could not be saved
     ),
     "lfm2": Family("Lfm2Config", _GROUPED | {"full_attn_idxs": [1]}, "model.layers", lacks=_ONLY_BLOCKS),
 }
