@@ -192,3 +192,46 @@ def run_folder(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="session")
 def finished(run_folder: Path) -> FinishedRun:
     return FinishedRun.load(run_folder)
+
+
+# No two are the same, so that none can stand for another.
+GELU_1L_SIZES = {"n_layers": 1, "d_model": 6, "n_heads": 2, "d_head": 3, "d_mlp": 10, "n_ctx": 130, "d_vocab": 7}
+
+
+def _gelu_1l_state() -> dict[str, torch.Tensor]:
+    """A random TransformerLens state dict."""
+    d_model, heads, d_head, d_mlp = (GELU_1L_SIZES[name] for name in ("d_model", "n_heads", "d_head", "d_mlp"))
+    block: dict[str, tuple[int, ...]] = {
+        **{f"attn.W_{kind}": (heads, d_model, d_head) for kind in "QKV"},
+        **{f"attn.b_{kind}": (heads, d_head) for kind in "QKV"},
+        **{"attn.W_O": (heads, d_head, d_model), "attn.b_O": (d_model,)},
+        **{"mlp.W_in": (d_model, d_mlp), "mlp.b_in": (d_mlp,), "mlp.W_out": (d_mlp, d_model), "mlp.b_out": (d_model,)},
+        **{f"{norm}.{kind}": (d_model,) for norm in ("ln1", "ln2") for kind in "wb"},
+    }
+    shapes = {
+        **{"embed.W_E": (GELU_1L_SIZES["d_vocab"], d_model), "pos_embed.W_pos": (GELU_1L_SIZES["n_ctx"], d_model)},
+        **{f"blocks.0.{name}": shape for name, shape in block.items()},
+        **{"ln_final.w": (d_model,), "ln_final.b": (d_model,), "unembed.W_U": (d_model, GELU_1L_SIZES["d_vocab"])},
+    }
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def write_gelu_1l() -> Callable[[Path], dict[str, torch.Tensor]]:
+    """Writes weights, config.json and tokenizer into one folder, as gelu-1l is downloaded; gives the weights."""
+
+    def write(folder: Path) -> dict[str, torch.Tensor]:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        folder.mkdir()
+        tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(["<|BOS|>", *"abct"])}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|BOS|>").save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps(GELU_1L_SIZES | {"act_fn": "gelu"}))
+        state = _gelu_1l_state()
+        torch.save(state, folder / "model_final.pth")
+        return state
+
+    return write
