@@ -22,57 +22,72 @@ MakeRun = Callable[..., RunConfig]
 
 HOLD = """
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from penstock.runs.run_lock import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
+with ExitStack() as held:
+    for folder in map(str.strip, sys.stdin):
+        held.enter_context(locked(Path(folder))) if folder else held.close()
+        print("done", flush=True)
 """
 
 
 class Holder:
-    """Another process that holds the lock of a directory until its input ends or it is killed."""
+    """Another process that holds locks of directories until it is told to release them, or is killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert self.popen.stdout is not None
-        assert self.popen.stdout.readline() == "held\n"
+
+    def hold(self, folder: Path) -> None:
+        self._tell(str(folder))
+
+    def release(self) -> None:
+        self._tell("")
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.communicate()
+
+    def _tell(self, line: str) -> None:
+        assert self.popen.stdin is not None and self.popen.stdout is not None
+        self.popen.stdin.write(f"{line}\n")
+        self.popen.stdin.flush()
+        assert self.popen.stdout.readline() == "done\n"
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Holder]:
+    """One for all tests: it imports penstock for seconds."""
+    holder = Holder()
+    yield holder
+    holder.kill()
 
 
 @pytest.fixture
-def hold() -> Iterator[Callable[[Path], Holder]]:
-    holders = []
-
-    def make(folder: Path) -> Holder:
-        holders.append(Holder(folder))
-        return holders[-1]
-
-    yield make
-    for holder in holders:
-        holder.popen.kill()
-        holder.popen.communicate()
+def holder(process: Holder) -> Iterator[Holder]:
+    yield process
+    process.release()
 
 
-def test_the_second_process_is_refused_with_host_process_and_how_to_look(
-    tmp_path: Path, hold: Callable[[Path], Holder]
-) -> None:
-    holder = hold(tmp_path)
+def test_the_second_process_is_refused_with_host_process_and_how_to_look(tmp_path: Path, holder: Holder) -> None:
+    holder.hold(tmp_path)
     with pytest.raises(RunInUseError) as caught, locked(tmp_path):
         pass
     message = str(caught.value)
     assert message.startswith(f"{tmp_path} is in use by process {holder.popen.pid} on {os.uname().nodename} (")
     assert f"`ps -p {holder.popen.pid}` on {os.uname().nodename} shows whether it is still running" in message
-    holder.popen.communicate()
+    holder.release()
     with locked(tmp_path):
         pass
 
 
-def test_a_killed_process_does_not_block(tmp_path: Path, hold: Callable[[Path], Holder]) -> None:
-    holder = hold(tmp_path)
-    holder.popen.send_signal(signal.SIGKILL)
-    holder.popen.wait()
+def test_a_killed_process_does_not_block(tmp_path: Path) -> None:
+    killed = Holder()
+    killed.hold(tmp_path)
+    killed.kill()
+    assert killed.popen.returncode == -signal.SIGKILL
     assert (tmp_path / ".lock_owner.json").exists()
     with locked(tmp_path):
         pass
@@ -80,10 +95,8 @@ def test_a_killed_process_does_not_block(tmp_path: Path, hold: Callable[[Path], 
 
 
 @pytest.mark.parametrize("owner", ["", "[1]", "{}", '{"host": '])
-def test_an_owner_that_is_not_said_or_damaged_is_another_process(
-    tmp_path: Path, hold: Callable[[Path], Holder], owner: str
-) -> None:
-    hold(tmp_path)
+def test_an_owner_that_is_not_said_or_damaged_is_another_process(tmp_path: Path, holder: Holder, owner: str) -> None:
+    holder.hold(tmp_path)
     (tmp_path / ".lock_owner.json").write_text(owner)
     with pytest.raises(RunInUseError, match="is in use by another process. Wait until it ends"), locked(tmp_path):
         pass
@@ -118,13 +131,13 @@ def test_all_that_writes_to_a_run_is_refused_while_another_process_works_on_it(
     tiny_run: MakeRun,
     tiny_lm: LanguageModel,
     tmp_path: Path,
-    hold: Callable[[Path], Holder],
+    holder: Holder,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
     config = sweep.prepare(tiny_run(), run, tiny_lm)
     before = sorted(path.name for path in run.iterdir())
-    hold(run)
+    holder.hold(run)
     for attempt in (
         lambda: sweep.train(run, tiny_lm),
         lambda: evaluate_run(run, tiny_lm),
@@ -138,12 +151,12 @@ def test_all_that_writes_to_a_run_is_refused_while_another_process_works_on_it(
 
     hold_study = run / "studies" / "toy"
     hold_study.mkdir(parents=True)
-    hold(hold_study)
+    holder.hold(hold_study)
     with pytest.raises(RunInUseError):
         read_or_make(run, "toy", config.data, lambda: [])
 
     (tmp_path / "new").mkdir()
-    hold(tmp_path / "new")
+    holder.hold(tmp_path / "new")
     with pytest.raises(RunInUseError):
         sweep.prepare(tiny_run(), tmp_path / "new", tiny_lm)
 

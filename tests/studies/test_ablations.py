@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock.runs.finished_run import FinishedRun
-from penstock.studies.ablations import ABLATIONS, AblationsConfig, ablations
+from penstock.studies.ablations import ABLATIONS, AblationsConfig, ablation_variants, ablations
 from penstock.studies.shared.ratios_to_run import comparisons_of
 from penstock.studies.study_run import study_run
 from penstock.training.settings.config_file import read_config
@@ -24,10 +24,18 @@ def without_folders(run: FinishedRun, tmp_path: Path) -> FinishedRun:
     return replace(run, run_dir=tmp_path)
 
 
-def test_every_gated_sae_is_trained_once_more_for_each_ablation(finished: FinishedRun, tmp_path: Path) -> None:
-    records = ablations(without_folders(finished, tmp_path), AblationsConfig())
+def test_every_gated_sae_has_a_variant_for_each_ablation(finished: FinishedRun) -> None:
     gated = [sae.folder for sae in finished.config.saes if sae.arch == "gated"]
-    assert {(record["ablation"], record["of"]) for record in records} == {(a, of) for a in ABLATIONS for of in gated}
+    variants = ablation_variants(finished.config, AblationsConfig(), finished.coef_of)
+    assert len(gated) == 2 and len(variants) == 2 * len(ABLATIONS)
+    assert {(one.change, one.of) for one in variants} == {(a, of) for a in ABLATIONS for of in gated}
+
+
+def test_a_gated_sae_is_trained_once_more_for_each_ablation(finished: FinishedRun, tmp_path: Path) -> None:
+    of_one = replace(finished.config, saes=finished.config.saes[:1])
+    records = ablations(replace(finished, run_dir=tmp_path, config=of_one), AblationsConfig())
+    (gated,) = (sae.folder for sae in of_one.saes)
+    assert {(record["ablation"], record["of"]) for record in records} == {(a, gated) for a in ABLATIONS}
     trained = read_config(next((tmp_path / "studies" / "ablations").glob("run-*")))
     assert trained.data == finished.config.data
     by_name = {sae.folder: sae for sae in trained.saes}
