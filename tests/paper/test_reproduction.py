@@ -137,7 +137,7 @@ def test_what_studies_train_is_foreseen_and_divided_like_the_run(small: RunConfi
 
 def test_a_study_that_does_not_fit_its_run_is_foreseen(small: RunConfig) -> None:
     plan = Plan(small, {"sensitivity": SensitivityConfig(target_l0=7.0)})
-    with pytest.raises(ValueError, match=r"target_l0=7 is not .* any arm of the run: its targets are 2, 3\."):
+    with pytest.raises(ValueError, match=r"target_l0=7 is not .* any arm of the run\. Its targets are 2, 3\."):
         foreseen(plan, MODEL)
 
 

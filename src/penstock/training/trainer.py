@@ -241,7 +241,7 @@ class SAETrainer:
         self.density = max(1, pairs) / (len(x) * self.config.d_sae)
         return passed
 
-    def _parts(self, x: Acts) -> tuple[Acts, ...]:
+    def _parts(self, x: Acts) -> tuple[Tensor, ...]:
         """Cut a batch so that the support of each part fits into memory."""
         limit = PAIRS_AT_ONCE.get(x.device.type, PAIRS_AT_ONCE["cpu"])
         return x.split(max(1, int(limit / (self.density * self.config.d_sae))))
