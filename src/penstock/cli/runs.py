@@ -246,7 +246,7 @@ def _prepared(options: Train | Sweep) -> tuple[Path, LanguageModel]:
         if options.from_ is not None:
             config = config_from_file(options.from_)
             if device != AUTO:
-                config = replace(config, language_model=replace(config.language_model, device=device, device_map=None))
+                config = replace(config, language_model=config.language_model.on_device(device))
             model = load_model(config, trust_remote_code=trusted)
         else:
             model = load_language_model(options.language_model)

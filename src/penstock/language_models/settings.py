@@ -47,6 +47,10 @@ class LanguageModelConfig:
         self._refuse("a local folder", revision=self.revision)
         return replace(decided, model=os.path.abspath(folder))
 
+    def on_device(self, device: str) -> "LanguageModelConfig":
+        """Return the same settings with language model and SAEs on one device."""
+        return replace(self, device=device, device_map=None)
+
     def _device(self, loaded_on: torch.device | None) -> str:
         if loaded_on is None:
             return resolve_device(self.device)

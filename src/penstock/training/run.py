@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from penstock.activations.screening import outlier_warning, passes_warning
-from penstock.activations.sources import SCALE_TOKENS, ActivationSource, measure_scale
+from penstock.activations.sources import SCALE_TOKENS, ActivationCache, ActivationSource, measure_scale
 from penstock.files import PickedRows
 from penstock.kernels.buffers import single_threaded_blas
 from penstock.kernels.threads import workers_for
@@ -48,6 +48,7 @@ class TrainingRun:
         run_dir: Path,
         model: LanguageModel,
         source: ActivationSource,
+        validation: ActivationCache | None,
         scales: Mapping[str, float],
         outliers: Mapping[str, str | None],
     ) -> None:
@@ -58,6 +59,7 @@ class TrainingRun:
             run_dir: The run's directory, which must exist.
             model: The language model of `config.language_model`, loaded.
             source: The source of the batches.
+            validation: Activations to steer L0 on, or None to steer on the training batches alone.
             scales: The factor for each site that gives its activations unit mean squared norm.
             outliers: For each site a warning if a few tokens have most of its squared norm, otherwise None.
         """
@@ -68,7 +70,7 @@ class TrainingRun:
         self.saved_step: int | None = None
         self.between_steps = True
         self.source = source
-        self.validation = validation_cache(config, model)
+        self.validation = validation
         self.scales = dict(scales)
         self.outliers = dict(outliers)
         # Computed before training, so that a checkpoint cannot fail because of it.
@@ -91,7 +93,7 @@ class TrainingRun:
             CheckpointError: the checkpoint is damaged.
             ValueError: the model does not have a site, or the text or its activations cannot be used.
         """
-        source = activation_source(config, model)
+        source, validation = activation_source(config, model), validation_cache(config, model)
         path = latest_checkpoint(run_dir / "checkpoints")
         if path is None:
             if config.data.cache_tokens is None:
@@ -100,11 +102,11 @@ class TrainingRun:
             sample = source.sample(SCALE_TOKENS, _generator(config.data.shuffle_seed, 0))
             scales = {site: measure_scale([sample[site]]) for site in config.sites}
             outliers = {site: outlier_warning(sample[site], site) for site in config.sites}
-            return cls(config, run_dir, model, source, scales, outliers)
+            return cls(config, run_dir, model, source, validation, scales, outliers)
         checkpoint = load_checkpoint(path)
         try:
             numbers = checkpoint.numbers
-            run = cls(config, run_dir, model, source, numbers["scales"], numbers["outliers"])
+            run = cls(config, run_dir, model, source, validation, numbers["scales"], numbers["outliers"])
             run._go_on_from(checkpoint)
         except (KeyError, TypeError) as error:
             raise CheckpointError(

@@ -216,9 +216,7 @@ class SAETrainer:
         self.dead_counter.tokens_since = tensors["tokens_since_fired"].to(self.sae.W_dec.device)
         if self.controller and numbers["controller"]:
             self.controller.load_state(numbers["controller"])
-        # Checkpoints of before there was a trend do not have it.
-        if "loss_trend" in numbers:
-            self.loss_trend.load_state(numbers["loss_trend"])
+        self.loss_trend.load_state(numbers["loss_trend"])
         self.coef = numbers["coef"]
         self.resampled = int(numbers["resampled"])
         self.density = float(numbers["density"])

@@ -142,7 +142,7 @@ class ResolvedRun(RunConfig):
 
     def on_device(self, device: str) -> "ResolvedRun":
         """The same settings, with language model and SAEs on another device."""
-        return replace(self, language_model=replace(self.language_model, device=device, device_map=None))
+        return replace(self, language_model=self.language_model.on_device(device))
 
     def with_saes(self, saes: Sequence[SAEConfig], model: ModelFacts) -> "ResolvedRun":
         """The same settings with other SAEs, whose defaults are filled in.
